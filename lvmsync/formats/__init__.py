@@ -1,0 +1,1 @@
+"""Bytes that the kernel keeps, and their values: one module a mechanism, no I/O."""

@@ -1,0 +1,179 @@
+"""How the words of the command line are read: SOURCE, TARGET, HOST and sizes; one grammar everywhere.
+
+    vg/snap  /dev/vg/snap                     an LVM volume, or a device by its path
+    snapshot:COW,origin=PATH[,size=S]         a dm-snapshot COW store and its origin
+    [USER@]HOST:NAME                          a target on another machine
+
+A word with exactly one slash and no leading ``/`` or ``./`` is VG/LV, always; a file needs ``./`` or ``/``.
+A SOURCE is split at the first ``:``, then at each ``,`` before ``key=``; a literal comma is doubled.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lvmsync.errors import UsageError
+
+KINDS = ("snapshot", "thin", "era", "dattobd", "blksnap", "compare", "full")
+"""Every word that is a kind of source, and so cannot be a bare host name."""
+
+_KEYS = {"snapshot": ("origin", "size")}  # the kinds that this version reads, and their keys
+
+_LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
+_HOST = re.compile(
+    r"(?:(?P<user>[^@\s:/]+)@)?(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^@\s:/\[\]]+)):(?P<name>.*)", re.DOTALL
+)
+_SIZE = re.compile(r"(?P<number>\d+)(?:(?P<unit>[KMGTPE])(?:iB)?|[Bb])?", re.IGNORECASE)
+_UNITS = " KMGTPE"
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a far side is: an address, and who to be there."""
+
+    user: str | None
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.address}" if self.user else self.address
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume or file of this machine, as the user named it: ``vg/lv`` or a path."""
+
+    word: str
+
+    @property
+    def path(self) -> str:
+        """The path to open: of an LVM volume, the link that LVM makes."""
+        return f"/dev/{self.word}" if self.is_lvm_name else self.word
+
+    @property
+    def is_lvm_name(self) -> bool:
+        """Whether the word is VG/LV, not a path."""
+        return not self.word.startswith(("/", "./", "../"))
+
+
+@dataclass(frozen=True)
+class SnapshotStore:
+    """``snapshot:COW,origin=PATH``: a dm-snapshot store and its origin, by path.
+
+    Attributes:
+        store: path of the COW store (device or file).
+        origin: path of the origin; where changed data is read, unless told otherwise.
+        size: the origin's size in bytes; None: taken from the origin.
+    """
+
+    store: Volume
+    origin: Volume | None
+    size: int | None
+
+
+SourceName = Volume | SnapshotStore
+
+
+@dataclass(frozen=True)
+class TargetName:
+    """Where changes go: ``name`` on ``host``, or on this machine where ``host`` is None."""
+
+    host: Host | None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.name}" if self.host else self.name
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``text`` names: digits with K, M, G, T, P or E (powers of 1024), as in 64M or 1GiB.
+
+    Raises:
+        UsageError: it is not a size, or 2**63 bytes or more.
+    """
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise UsageError(f"not a size: '{text}'; write bytes, or a number with K, M, G, T, P or E, as in 64M or 1GiB")
+    size = int(match["number"]) << 10 * _UNITS.index((match["unit"] or " ").upper())
+    if size >= 1 << 63:
+        raise UsageError(f"size '{text}' is out of range: a device has less than 8 EiB")
+    return size
+
+
+def parse_volume(word: str) -> Volume:
+    """Read a word as a volume of this machine.
+
+    Raises:
+        UsageError: neither VG/LV nor a path, or not a name that LVM allows.
+    """
+    if not word:
+        raise UsageError("an empty name: give VG/LV, or a path that starts with / or ./")
+    if "\0" in word:
+        raise UsageError("a name cannot hold a NUL byte")
+    if word.startswith(("/", "./", "../")):
+        return Volume(word)
+    if word.count("/") != 1:
+        raise UsageError(f"'{word}' is neither VG/LV nor a path: a file needs ./ or / in front, as in ./{word}")
+    for part in word.split("/"):
+        if not _LVM_NAME.fullmatch(part) or part in (".", ".."):
+            raise UsageError(f"'{word}' is not VG/LV: '{part}' is not a name that LVM allows; a file needs ./ in front")
+    return Volume(word)
+
+
+def parse_source(word: str) -> SourceName:
+    """Read a SOURCE.
+
+    Raises:
+        UsageError: an unknown kind or key, a missing or bad value, or a source on another machine.
+    """
+    kind, colon, rest = word.partition(":")
+    if colon and kind in KINDS:
+        if kind not in _KEYS:
+            raise UsageError(f"source kind '{kind}' is not supported by this version; it reads: {', '.join(_KEYS)}")
+        path, values = _split_keys(rest, kind)
+        origin = values.get("origin")
+        if origin is None:
+            raise UsageError(f"'{word}' names no origin: write snapshot:COW,origin=PATH")
+        return SnapshotStore(
+            store=parse_volume(path),
+            origin=parse_volume(origin),
+            size=parse_size(values["size"]) if "size" in values else None,
+        )
+    if not word.startswith(("/", "./", "../")) and _HOST.fullmatch(word):
+        raise UsageError(f"'{word}' is a source on another machine: run lvmsync there")
+    return parse_volume(word)
+
+
+def _split_keys(text: str, kind: str) -> tuple[str, dict[str, str]]:
+    """Split ``PATH,key=value,...``; doubled commas are literal, and so is one that no ``key=`` follows."""
+    path, *pieces = re.split(r",(?=[a-z-]+=)", text.replace(",,", "\0"))  # no name holds a NUL
+    values: dict[str, str] = {}
+    for piece in pieces:
+        key, _, value = piece.partition("=")
+        if key not in _KEYS[kind]:
+            raise UsageError(f"unknown key '{key}' in a '{kind}:' source; known are: {', '.join(_KEYS[kind])}")
+        if key in values:
+            raise UsageError(f"key '{key}' is given twice in a '{kind}:' source")
+        values[key] = value.replace("\0", ",")
+    return path.replace("\0", ","), values
+
+
+def parse_target(word: str) -> TargetName:
+    """Read a TARGET: ``[USER@]HOST:NAME``, VG/LV, or a path.
+
+    Raises:
+        UsageError: none of these, or a kind of source where a host should be.
+    """
+    if word.startswith(("/", "./", "../")):
+        return TargetName(None, parse_volume(word).word)
+    match = _HOST.fullmatch(word)
+    if not match:
+        return TargetName(None, parse_volume(word).word)
+    if match["user"] is None and match["host"] in KINDS:
+        raise UsageError(f"'{word}' is a source, not a target; a host called '{match['host']}' is written USER@{word}")
+    address = match["six"] or match["host"]
+    if address.startswith("-") or (match["user"] or "").startswith("-"):
+        raise UsageError(f"'{word}': a host or user cannot start with '-'")
+    if not match["name"]:
+        raise UsageError(f"'{word}' names a host but no volume: write {word}VG/LV or {word}/dev/...")
+    return TargetName(Host(match["user"], address), match["name"])

@@ -1,0 +1,127 @@
+"""The frames of a stream: what both formats are decoded to and encoded from.
+
+Changes carry a table of extents, an array of shape ``(n, 2)``: offset and length in bytes. Data, zeros
+and holes are three different things, told by the sender and never guessed by the receiver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lvmsync.extents import Offsets
+from lvmsync.history import Point
+
+DELTA = "delta"
+SNAPBACK = "snapback"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a stream is about. Whatever the format does not say is None.
+
+    Attributes:
+        size: bytes of the device that the changes are of.
+        extents: how many extents the stream will carry.
+        changed_bytes: how many bytes those cover.
+        map_digest: digest of the change map (`ChangeMap.digest`).
+        source: kind of the source ("snapshot").
+        name: the source as its user named it.
+        base: the state that the changes start from.
+        head: the state that they lead to.
+        host: name of the sender's machine.
+        time: when the stream was begun, UTC, ISO 8601.
+        version: version of the sender's program.
+        intent: ``DELTA``, or ``SNAPBACK`` for what a receive overwrote.
+        stream: a random word, so that no two streams are alike.
+    """
+
+    size: int | None = None
+    extents: int | None = None
+    changed_bytes: int | None = None
+    map_digest: str | None = None
+    source: str | None = None
+    name: str | None = None
+    base: Point | None = None
+    head: Point | None = None
+    host: str | None = None
+    time: str | None = None
+    version: str | None = None
+    intent: str = DELTA
+    stream: str | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Data:
+    """Bytes for many extents: a table, and the bytes of all of them one behind the other."""
+
+    table: Offsets
+    payload: memoryview
+
+    @property
+    def changed_bytes(self) -> int:
+        """Bytes of the device that it changes."""
+        return len(self.payload)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Zero:
+    """Extents that hold zeros."""
+
+    table: Offsets
+
+    @property
+    def changed_bytes(self) -> int:
+        """Bytes of the device that it changes."""
+        return int(self.table[:, 1].sum())
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Hole:
+    """Extents that are unmapped at the source, and read as zeros."""
+
+    table: Offsets
+
+    @property
+    def changed_bytes(self) -> int:
+        """Bytes of the device that it changes."""
+        return int(self.table[:, 1].sum())
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place where the receiver makes everything so far durable.
+
+    Attributes:
+        extents: how many extents came before it.
+        changed_bytes: how many bytes those cover.
+    """
+
+    extents: int
+    changed_bytes: int
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a whole stream, and the only success.
+
+    Attributes:
+        extents: how many extents the stream carried.
+        changed_bytes: how many bytes those cover.
+        digest: 16 bytes over the checksums of all frames before it; empty in a format without one.
+    """
+
+    extents: int
+    changed_bytes: int
+    digest: bytes = b""
+
+
+@dataclass(frozen=True)
+class Abort:
+    """The sender gave up; nothing of the stream may stay."""
+
+    reason: str
+
+
+Changes = Data | Zero | Hole
+Frame = Header | Data | Zero | Hole | Mark | End | Abort
+Buffer = bytes | bytearray | memoryview
