@@ -3,6 +3,7 @@
     LvmsyncError                    the root; never raised itself
     ├── UsageError          2       fix the command line
     ├── DeviceError         3       fix the machine: a device, a file, space, permission
+    │   └── SyncFailed      3       the same, and what the target holds is not known
     ├── CommandError        3       fix the machine: another program failed
     ├── FormatError         4       wrong or damaged metadata
     ├── ChangesLost         5       the tracker lost track: compare the whole device
@@ -46,6 +47,10 @@ class DeviceError(LvmsyncError):
     """A device, file, permission or amount of space is not as needed."""
 
     exit_code = 3
+
+
+class SyncFailed(DeviceError):
+    """The kernel could not make writes durable; what the device holds is not known, and a retry proves nothing."""
 
 
 class CommandError(LvmsyncError):

@@ -70,12 +70,14 @@ class ChangeMap:
     def from_arrays(cls, offsets: Offsets, lengths: Offsets) -> Self:
         """Build from arrays of offsets and lengths (bytes) in any order, overlapping or empty ones included."""
         keep = lengths > 0
-        starts, ends = offsets[keep], offsets[keep] + lengths[keep]
-        order = np.argsort(starts, kind="stable")
-        starts, ends = starts[order], np.maximum.accumulate(ends[order]) if len(order) else ends
+        starts = offsets[keep]
+        ends = starts + lengths[keep]
+        # Sorted each for itself: a gap is where as many ranges have ended as have begun.
+        starts.sort()
+        ends.sort()
         first = np.ones(len(starts), bool)
-        first[1:] = starts[1:] > ends[:-1]
         last = np.ones(len(starts), bool)
+        first[1:] = starts[1:] > ends[:-1]
         last[:-1] = first[1:]
         return cls(starts[first], ends[last])
 

@@ -5,7 +5,7 @@ Each has several implementations; nothing else in lvmsync is a Protocol.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from lvmsync.stream.frames import Changes
@@ -37,6 +37,9 @@ class Readable(Protocol):
 
 class Target(Readable, Protocol):
     """A Readable that changes are applied to."""
+
+    def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield ``(offset, end, has_data)`` pieces that cover a range; without data it is known to read as zeros."""
 
     def write(self, batch: Sequence[Changes]) -> None:
         """Apply frames of data, zeros and holes, in order; durable only after ``sync``."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from lvmsync.extents import Offsets
 from lvmsync.history import Point
 
@@ -125,3 +127,29 @@ class Abort:
 Changes = Data | Zero | Hole
 Frame = Header | Data | Zero | Hole | Mark | End | Abort
 Buffer = bytes | bytearray | memoryview
+
+
+def clip(frame: Changes, size: int) -> tuple[Changes | None, list[tuple[int, int]]]:
+    """Hold changes to a device of ``size`` bytes.
+
+    Returns what is left of the frame, and ``(offset, length)`` of each range past the end.
+    """
+    offsets, lengths = frame.table[:, 0], frame.table[:, 1]
+    limit = np.uint64(size)
+    if int((offsets + lengths).max()) <= size:
+        return frame, []
+    inside = np.minimum(np.maximum(offsets, limit) - offsets, lengths)
+    dropped = [
+        (offset + kept, length - kept)
+        for offset, length, kept in zip(offsets.tolist(), lengths.tolist(), inside.tolist(), strict=True)
+        if kept < length
+    ]
+    keep = inside > 0
+    if not keep.any():
+        return None, dropped
+    table = np.stack([offsets[keep], inside[keep]], axis=1)
+    if not isinstance(frame, Data):
+        return type(frame)(table), dropped
+    starts = (np.cumsum(lengths) - lengths).tolist()
+    kept_parts = [frame.payload[at : at + kept] for at, kept in zip(starts, inside.tolist(), strict=True) if kept]
+    return Data(table, memoryview(b"".join(kept_parts))), dropped

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Sequence
 from itertools import repeat
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -121,7 +122,7 @@ class Device:
                     device=self.name,
                     offset=first + got,
                 )
-            got += count if count == len(bounce) - got else count // self.block_size * self.block_size
+            got += count
         out[:] = bounce[offset - first : end - first]
 
     def _failed(self, error: OSError, offset: int) -> DeviceError:
@@ -141,7 +142,7 @@ def open_device(path: str, *, exclusive: bool = False) -> Device:
         DeviceError: no such path, no permission, in use (with ``exclusive``), or not a device or file.
     """
     try:
-        state = os.stat(path)
+        state = Path(path).stat()
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # not to hang on a FIFO
         if stat.S_ISBLK(state.st_mode):
             flags |= os.O_DIRECT | (os.O_EXCL if exclusive else 0)

@@ -1,0 +1,366 @@
+"""One verb, one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvmsync.cli.files import local_target, new_file, open_input, print_text, stream_options, write_new
+from lvmsync.errors import LvmsyncError, UsageError
+from lvmsync.names import parse_source, parse_target
+
+app = typer.Typer(
+    name="lvmsync",
+    help="Move only the changed blocks of Linux block devices, undo it, and prove that the copy is right.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SourceWord = Annotated[str, typer.Argument(metavar="SOURCE", help="vg/snap, a device, or snapshot:COW,origin=PATH")]
+DataSource = Annotated[
+    str | None,
+    typer.Option("-r", "--data-source", metavar="PATH", help="read changed data here: a later snapshot, mostly"),
+]
+Frozen = Annotated[bool, typer.Option("--frozen", help="the origin is open, but nothing writes to it: take my word")]
+Snapback = Annotated[
+    Path | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, to go back to later")
+]
+Format = Annotated[int, typer.Option("--format", metavar="3|4", help="stream format; 3 is the original lvmsync's")]
+Compress = Annotated[str | None, typer.Option("--compress", metavar="none|zstd[:LEVEL]", help="compress the stream")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, and change nothing")]
+State = Annotated[
+    str | None,
+    typer.Option("--state", metavar="DIR", help="state folder  [default: $LVMSYNC_STATE or /var/lib/lvmsync]"),
+]
+ProgressStyle = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="how progress is shown")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but warnings and errors")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="say more")]
+Debug = Annotated[bool, typer.Option("-d", "--debug", help="show a traceback when something fails")]
+NoUndo = Annotated[bool, typer.Option("--no-undo", help="save nothing: a broken stream leaves the target dirty")]
+Create = Annotated[bool, typer.Option("--create", help="make the target, an image file of the source's size")]
+Atomic = Annotated[bool, typer.Option("--atomic", help="stage and verify the whole stream before touching the target")]
+AllowSmaller = Annotated[
+    bool, typer.Option("--allow-smaller-target", help="drop what is past the target's end, and list it")
+]
+IgnoreBase = Annotated[bool, typer.Option("--ignore-base", help="apply a snapback that starts from another point")]
+
+
+@app.command()
+def send(
+    source: SourceWord,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="write to a new file")] = None,
+    stdout: Annotated[bool, typer.Option("-s", "--stdout", help="write to standard output (the default)")] = False,
+    data_source: DataSource = None,
+    frozen: Frozen = False,
+    stream_format: Format = 4,
+    compress: Compress = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Write a source's changes as a stream, to standard output or a file."""
+    from lvmsync.cli import render
+    from lvmsync.jobs.send import Sender
+    from lvmsync.sources import open_source
+    from lvmsync.transport.pipe import Stdio
+
+    if output and stdout:
+        raise UsageError("-o and --stdout are both given; choose one")
+    if as_json and not output and not dry_run:
+        raise UsageError(
+            "--json prints on standard output, which is the stream here; write the stream to a file with -o"
+        )
+    if not output and not dry_run and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal: pipe it to 'lvmsync receive', or write a file with -o")
+    options = stream_options(stream_format, compress)
+    with ExitStack() as stack:
+        report = stack.enter_context(render.progress("none" if quiet else progress))
+        found = stack.enter_context(open_source(parse_source(source), data_source=data_source, frozen=frozen))
+        if dry_run:
+            receipt = Sender(found, lambda _: None, options, report).call_off()
+        elif output:
+            file = stack.enter_context(new_file(output))
+            receipt = Sender(found, file.send_all, options, report).deliver()
+            file.keep()
+        else:
+            stdio = stack.enter_context(Stdio())
+            receipt = Sender(found, stdio.send_all, options, report).deliver()
+            stdio.send_eof()
+    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def receive(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
+    source: Annotated[Path | None, typer.Option("-i", "--input", metavar="FILE", help="read the stream here")] = None,
+    snapback: Snapback = None,
+    no_undo: NoUndo = False,
+    create: Create = False,
+    atomic: Atomic = False,
+    allow_smaller: AllowSmaller = False,
+    ignore_base: IgnoreBase = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    reply: Annotated[bool, typer.Option("--reply", hidden=True)] = False,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Apply a stream from standard input (or a file) to a target: whole, or not at all."""
+    from lvmsync.cli import render
+    from lvmsync.jobs.receive import ReceiveOptions
+    from lvmsync.jobs.receive import receive as run
+    from lvmsync.jobs.sync import READY, RECEIPT
+    from lvmsync.system.ledger import state_folder
+    from lvmsync.transport.pipe import Stdio
+
+    if snapback and no_undo:
+        raise UsageError("--snapback and --no-undo do not go together")
+    options = ReceiveOptions(
+        target=local_target(target),
+        state=state_folder(state),
+        snapback=snapback,
+        undo=not no_undo,
+        create=create,
+        atomic=atomic,
+        allow_smaller=allow_smaller,
+        ignore_base=ignore_base,
+        dry_run=dry_run,
+    )
+    if not source and sys.stdin.isatty():
+        raise UsageError("standard input is a terminal: pipe 'lvmsync send' into it, or name a file with -i")
+    with ExitStack() as stack:
+        report = stack.enter_context(render.progress("none" if quiet or reply else progress))
+        if source:
+            say = print_text
+            receive_some: Callable[[memoryview], int] = stack.enter_context(open_input(source)).readinto
+        else:
+            stdio = stack.enter_context(Stdio())  # keeps standard output for its answers
+            say = lambda text: stdio.send_all([text.encode()])  # noqa: E731
+            receive_some = stdio.receive_some
+        receipt = run(receive_some, options, report, (lambda: say(f"{READY}\n")) if reply else (lambda: None))
+        if reply:
+            say(f"{RECEIPT}{json.dumps(asdict(receipt))}\n")
+        else:
+            render.print_receipt(receipt, as_json=as_json, quiet=quiet, write=say)
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a stream: a snapback, or one that send -o wrote")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
+    snapback: Snapback = None,
+    no_undo: NoUndo = False,
+    create: Create = False,
+    atomic: Atomic = False,
+    allow_smaller: AllowSmaller = False,
+    ignore_base: IgnoreBase = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Apply a stream file to a target: a snapback brings it back to the state before."""
+    receive(
+        target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, as_json, dry_run, state, False,
+        progress, quiet, verbose, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def sync(
+    source: SourceWord,
+    target: Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")],
+    snapback: Annotated[
+        str | None,
+        typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side"),
+    ] = None,
+    data_source: DataSource = None,
+    frozen: Frozen = False,
+    rsh: Annotated[
+        str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
+    ] = None,
+    port: Annotated[int | None, typer.Option("-p", "--port", help="ssh port")] = None,
+    identity: Annotated[
+        str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")
+    ] = None,
+    sudo: Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")] = False,
+    remote_command: Annotated[
+        str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")
+    ] = "lvmsync",
+    no_undo: NoUndo = False,
+    create: Create = False,
+    atomic: Atomic = False,
+    allow_smaller: AllowSmaller = False,
+    ignore_base: IgnoreBase = False,
+    stream_format: Format = 4,
+    compress: Compress = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Bring a copy up to date with one delta, and believe only the receiver's receipt."""
+    from lvmsync.cli import render
+    from lvmsync.jobs.sync import Peer, far_words
+    from lvmsync.jobs.sync import sync as run
+    from lvmsync.sources import open_source
+    from lvmsync.transport import Ssh, open_transport
+
+    place = parse_target(target)
+    if state and place.host:
+        raise UsageError("--state is of this machine; set LVMSYNC_STATE on the far side")
+    if snapback and no_undo:
+        raise UsageError("--snapback and --no-undo do not go together")
+    options = stream_options(stream_format, compress or ("zstd:1" if place.host and stream_format == 4 else None))
+    flags = {
+        "--no-undo": no_undo, "--create": create, "--atomic": atomic, "--allow-smaller-target": allow_smaller,
+        "--ignore-base": ignore_base, "--dry-run": dry_run, "--debug": debug,
+    }  # fmt: skip
+    arguments = [flag for flag, given in flags.items() if given]
+    arguments += ["--snapback", snapback] if snapback else []
+    arguments += ["--state", state] if state else []
+    command = shlex.split(remote_command) if place.host else []
+    words = far_words(command, arguments, place.name, sudo=sudo and place.host is not None)
+    with ExitStack() as stack:
+        report = stack.enter_context(render.progress("none" if quiet else progress))
+        changes = stack.enter_context(open_source(parse_source(source), data_source=data_source, frozen=frozen))
+        peer = Peer(str(place))
+        transport = open_transport(
+            place.host,
+            words,
+            rsh=shlex.split(rsh) if rsh and place.host else None,
+            ssh=Ssh(port=port, identity=identity),
+            on_stderr=lambda line: render.hear(peer, line),
+        )
+        peer.transport = stack.enter_context(transport)
+        receipt = run(changes, peer, options, report, dry_run=dry_run)
+    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def changes(
+    source: SourceWord,
+    data_source: DataSource = None,
+    as_json: Json = False,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="draw the map into a new picture")] = None,
+    width: Annotated[int, typer.Option("--width", help="cells in a row of the map")] = 64,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Show what changed: a map in the terminal, a picture, or JSON. Reads no data."""
+    from lvmsync.cli import render
+    from lvmsync.sources import open_source
+
+    if not 8 <= width <= 1024:
+        raise UsageError(f"--width {width} is out of range: 8 to 1024")
+    # What changed can be asked of a live origin, too: nothing is read from it.
+    with open_source(parse_source(source), data_source=data_source, frozen=True) as found:
+        pass
+    if svg:
+        write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))
+    if as_json:
+        print(json.dumps(render.changes_json(found)))
+    elif not svg:
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        render.print_map(found.changes, found.size, width, color=color)
+        changed = found.changes.total_bytes
+        share = 100 * changed / found.size if found.size else 0
+        print(
+            f"{found.name}: {render.size(changed)} of {render.size(found.size)} changed ({share:.2f} %),"
+            f" {len(found.changes)} extents, chunks of {render.size(found.granularity)}"
+        )
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a stream file")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Explain a stream file, and check every byte of it."""
+    from lvmsync.jobs.inspect import inspect as run
+
+    with open_input(file) as stream:
+        explained = run(stream.readinto, str(file))
+    if as_json:
+        print(json.dumps(explained))
+        return
+    for key, value in explained.items():
+        if value is not None and value != {}:
+            print(f"{key.replace('_', ' '):>15}  {value}")
+
+
+@app.command()
+def recover(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
+    accept: Annotated[
+        bool, typer.Option("--accept", help="no way back: take the target as good, on your word")
+    ] = False,
+    back: Annotated[bool, typer.Option("--back", help="go back, even where it could be finished")] = False,
+    as_json: Json = False,
+    state: State = None,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Finish or undo what a crash has left of a receive, so that the target is wholly old or wholly new."""
+    from lvmsync.cli import render
+    from lvmsync.jobs.recover import recover as run
+    from lvmsync.system.ledger import state_folder
+
+    with render.progress("none" if quiet else progress) as report:
+        receipt = run(local_target(target), state_folder(state), report, accept=accept, back=back)
+    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+
+
+def run_verb(words: Sequence[str]) -> int:
+    """Run a command line that begins with a verb, and return the exit status.
+
+    Raises:
+        UsageError: typer does not accept the words.
+        LvmsyncError: whatever the job raises.
+    """
+    try:
+        result = app(list(words), standalone_mode=False, prog_name="lvmsync")
+    except LvmsyncError:
+        raise
+    except typer.Abort as error:  # how typer passes Ctrl-C on
+        interrupted = KeyboardInterrupt()
+        for note in getattr(error.__context__, "__notes__", ()):
+            interrupted.add_note(note)
+        raise interrupted from error
+    except Exception as error:
+        # Usage errors of typer; the name of their class has moved between its releases.
+        say = getattr(error, "format_message", None)
+        if say is None:
+            raise
+        raise UsageError(f"{say().rstrip('.')}; see 'lvmsync {words[0]} --help'") from error
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,154 @@
+"""The first look at the command line: verbs go to their command, the original's flags are put into verbs.
+
+    lvmsync vg/snap [HOST:]TARGET        sync vg/snap [HOST:]TARGET
+    lvmsync --stdout | --send vg/snap    send vg/snap
+    lvmsync --apply FILE TARGET          apply FILE TARGET
+    lvmsync --apply - TARGET             receive TARGET    (as an original on the other side starts it)
+    lvmsync --receive | --server TARGET  receive TARGET
+
+Other flags go along as they are. Nothing slow is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lvmsync.errors import LvmsyncError, UsageError
+
+VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover")
+
+VALUED = frozenset(
+    (
+        "-a", "--apply", "-b", "--snapback", "-r", "--data-source", "-e", "--rsh", "-o", "--output", "-i", "--input",
+        "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
+        "--remote-command", "--width",
+    )
+)  # fmt: skip
+"""Every option of any verb that takes a value: its next word is not the first bare word."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Carry the command line out and return the exit status."""
+    debug = "-d" in words or "--debug" in words
+    try:
+        if words and words[0] in ("-V", "--version"):
+            from lvmsync import __version__
+
+            print(f"lvmsync {__version__}")
+            return 0
+        from lvmsync.cli.app import run_verb
+
+        return run_verb(translate(words))
+    except LvmsyncError as error:
+        if debug:
+            raise
+        _complain(error, str(error))
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        _complain(error, "interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit finds no broken pipe
+        _complain(None, "the reader of the output is gone")
+        return 7
+    except Exception as error:  # the last resort: one line, and where to get more
+        if debug:
+            raise
+        _complain(
+            error, f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with -d and report it"
+        )
+        return 1
+
+
+def _complain(error: BaseException | None, message: str) -> None:
+    notes = [*getattr(error, "__notes__", ())]
+    text = "; ".join([message, *notes])
+    print(f"lvmsync: {' '.join(text.splitlines())}", file=sys.stderr)
+
+
+def translate(words: Sequence[str]) -> list[str]:
+    """Return the words with a verb in front, whichever way they were written.
+
+    Raises:
+        UsageError: flags of the original that do not go together, or too few words.
+    """
+    bare = _bare_words(words)
+    if bare and words[bare[0]] in VERBS:
+        verb = bare[0]
+        return [words[verb], *words[:verb], *words[verb + 1 :]]
+    if not words or (
+        not bare and any(word in ("-h", "--help", "--install-completion", "--show-completion") for word in words)
+    ):
+        return list(words) or ["--help"]
+    return _translate_flags(words, bare)
+
+
+def _bare_words(words: Sequence[str]) -> list[int]:
+    """Return the indexes of the words that are neither options nor their values."""
+    found: list[int] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--":
+            return found + list(range(at + 1, len(words)))
+        if word in VALUED:
+            at += 1
+        elif not word.startswith("-") or word == "-":
+            found.append(at)
+        at += 1
+    return found
+
+
+def _translate_flags(words: Sequence[str], bare: Sequence[int]) -> list[str]:
+    rest: list[str] = []
+    verb = None
+    file = None
+    at = 0
+    while at < len(words):
+        word = words[at]
+        name, equals, value = word.partition("=")
+        if word == "--":
+            rest += words[at:]
+            break
+        if name in ("-a", "--apply"):
+            verb = _only(verb, "apply")
+            if not equals:
+                at += 1
+                value = words[at] if at < len(words) else ""
+            if not value:
+                raise UsageError("--apply needs a file, or - for standard input")
+            file = value
+        elif word.startswith("-a") and not word.startswith("--"):
+            verb, file = _only(verb, "apply"), word[2:]
+        elif word in ("-s", "--stdout", "--send"):
+            verb = _only(verb, "send")
+        elif word in ("--receive", "--server"):
+            verb = _only(verb, "receive")
+        elif word in VALUED:
+            rest += words[at : at + 2]
+            at += 1
+        else:
+            rest.append(word)
+        at += 1
+    if verb == "apply" and file == "-":
+        verb, file = "receive", None
+    if verb is None:
+        verb = "sync"
+        if len(bare) == 1:
+            raise UsageError(
+                f"'{words[bare[0]]}' alone: name a target as well, or a verb before it ({', '.join(VERBS)})"
+            )
+    return [verb, *([file] if file else []), *rest] if "--" not in rest else _insert(verb, file, rest)
+
+
+def _insert(verb: str, file: str | None, rest: list[str]) -> list[str]:
+    cut = rest.index("--")
+    return [verb, *rest[:cut], "--", *([file] if file else []), *rest[cut + 1 :]]
+
+
+def _only(verb: str | None, new: str) -> str:
+    if verb not in (None, new):
+        raise UsageError(f"'{verb}' and '{new}' are both asked for; choose one")
+    return new

@@ -1,0 +1,121 @@
+"""What the commands share: words into values, and the files that the user names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from lvmsync.errors import DeviceError, UsageError
+from lvmsync.jobs.send import StreamOptions
+from lvmsync.names import Volume, parse_target
+from lvmsync.stream.frames import Buffer
+from lvmsync.system.device import require_storage
+
+
+def local_target(word: str) -> str:
+    """Return the path of a target of this machine.
+
+    Raises:
+        UsageError: it is on another machine, or not a target.
+    """
+    place = parse_target(word)
+    if place.host:
+        raise UsageError(f"'{word}' is on another machine: run this there, or use 'lvmsync sync SOURCE {word}'")
+    return Volume(place.name).path
+
+
+def stream_options(stream_format: int, compress: str | None) -> StreamOptions:
+    """Read ``--format`` and ``--compress``.
+
+    Raises:
+        UsageError: a value out of range, or two that do not go together.
+    """
+    if stream_format not in (3, 4):
+        raise UsageError(f"--format {stream_format}: the formats are 3 (the original's) and 4")
+    name, _, level = (compress or "none").partition(":")
+    if name == "none" and not level:
+        return StreamOptions(stream_format, 0)
+    if name != "zstd" or (level and not (level.isdecimal() and 1 <= int(level) <= 19)):
+        raise UsageError(f"--compress {compress}: write none, zstd, or zstd:LEVEL with a level of 1 to 19")
+    if stream_format == 3:
+        raise UsageError("--compress needs --format 4: PROTO[3] has no compression")
+    return StreamOptions(stream_format, int(level or 1))
+
+
+def open_input(path: Path) -> FileIO:
+    """Open a stream file for reading.
+
+    Raises:
+        DeviceError: it cannot be opened, or is a directory.
+    """
+    try:
+        if path.is_dir():
+            require_storage(str(path), path.stat())
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise DeviceError(f"cannot open {path}: {error.strerror}", device=str(path)) from error
+
+
+class NewFile:
+    """A stream file that is being written; removed again unless it is kept."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self.kept = False
+
+    def send_all(self, buffers: Sequence[Buffer]) -> None:
+        """Append every byte of ``buffers``."""
+        try:
+            for buffer in buffers:
+                self._file.write(buffer)
+        except OSError as error:
+            raise DeviceError(f"cannot write {self._path}: {error.strerror}", device=str(self._path)) from error
+
+    def keep(self) -> None:
+        """Make the file durable, and let it stay."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DeviceError(f"cannot write {self._path}: {error.strerror}", device=str(self._path)) from error
+        self.kept = True
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """Make a file that must not be there yet, only for its owner's eyes, and yield it.
+
+    Raises:
+        DeviceError: it is there already, or cannot be made.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+    except FileExistsError as error:
+        raise DeviceError(f"{path} is there already and is never overwritten; choose another name") from error
+    except OSError as error:
+        raise DeviceError(f"cannot make {path}: {error.strerror}", device=str(path)) from error
+    made = NewFile(path, file)
+    try:
+        with file:
+            yield made
+    finally:
+        if not made.kept:
+            path.unlink(missing_ok=True)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write ``text`` to a file that must not be there yet."""
+    with new_file(path) as file:
+        file.send_all([text.encode()])
+        file.keep()
+
+
+def print_text(text: str) -> None:
+    """Write text to standard output."""
+    sys.stdout.write(text)

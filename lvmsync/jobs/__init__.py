@@ -1,0 +1,1 @@
+"""What lvmsync does: plain blocking code that joins sources, streams, transports and targets."""

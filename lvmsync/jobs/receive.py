@@ -1,0 +1,290 @@
+"""Take a stream and apply it to a target: checked before the first write, undone unless it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError, SyncFailed, UsageError
+from lvmsync.jobs.background import in_background
+from lvmsync.jobs.progress import Receipt, Report, Stopwatch
+from lvmsync.jobs.transaction import Transaction, Undo, read_spool
+from lvmsync.stream.frames import SNAPBACK, Abort, Data, End, Frame, Header, Hole, Zero, clip
+from lvmsync.stream.session import Receiver
+from lvmsync.system.ledger import Ledger, open_ledger
+from lvmsync.targets.block import BlockTarget, open_target
+
+_AHEAD = 6  # frames that are read and checked while others are written
+
+
+@dataclass(frozen=True)
+class ReceiveOptions:
+    """How a stream is to be applied.
+
+    Attributes:
+        target: path of the device or file.
+        state: the state folder.
+        snapback: keep what is overwritten in this file.
+        undo: keep it until the commit at least; without, a broken stream leaves the target dirty.
+        create: make the target, an image file of the source's size.
+        atomic: stage and verify the whole stream before the target is touched.
+        allow_smaller: drop what is past the target's end, and list it.
+        ignore_base: apply a snapback even if the target is not at the point that it starts from.
+        dry_run: read and check everything, and change nothing.
+    """
+
+    target: str
+    state: Path
+    snapback: Path | None = None
+    undo: bool = True
+    create: bool = False
+    atomic: bool = False
+    allow_smaller: bool = False
+    ignore_base: bool = False
+    dry_run: bool = False
+
+
+def receive(
+    receive_some: Callable[[memoryview], int],
+    options: ReceiveOptions,
+    report: Report,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Receipt:
+    """Apply the stream that ``receive_some`` gives to a target, whole or not at all.
+
+    Args:
+        receive_some: fills a buffer and returns how many bytes it put there; 0 at the end.
+        options: what to apply it to, and how.
+        report: takes the progress.
+        on_ready: called when the target is claimed and fits, before any change is read.
+
+    Raises:
+        StreamError: the stream is damaged or cut; the target is as it was (or dirty, without an undo).
+        DeviceError, ConflictError: the target cannot be used, or is not what the stream is for.
+    """
+    watch = Stopwatch()
+    session = Receiver()
+    if options.snapback and options.snapback.exists():
+        raise DeviceError(f"{options.snapback} is there already and is never overwritten; choose another name")
+    with in_background(read_stream(receive_some, session), _AHEAD) as frames:
+        header = next(frames)
+        assert isinstance(header, Header)
+        if options.create and header.size is None:
+            raise UsageError("--create needs a stream that tells its size, and PROTO[3] does not: make the file first")
+        create = options.create and not options.dry_run
+        if options.dry_run and options.create:
+            return _dry_run_create(frames, header, session, options, watch)
+        with (
+            open_target(options.target, create=create) as target,
+            open_ledger(options.state, target.canonical, target.identity, target.size) as ledger,
+        ):
+            job = _Job(options, session, header, target, ledger, report, watch)
+            return job.run(frames, on_ready)
+
+
+class _Job:
+    """One receive, once the target is claimed and the ledger locked."""
+
+    def __init__(
+        self,
+        options: ReceiveOptions,
+        session: Receiver,
+        header: Header,
+        target: BlockTarget,
+        ledger: Ledger,
+        report: Report,
+        watch: Stopwatch,
+    ) -> None:
+        self._options = options
+        self._session = session
+        self._header = header
+        self._target = target
+        self._ledger = ledger
+        self._report = report
+        self._watch = watch
+        self._dropped: list[list[int]] = []
+        self._notes: list[str] = []
+
+    def run(self, frames: Iterator[Frame], on_ready: Callable[[], None]) -> Receipt:
+        """Check, apply and commit; on any error bring the target back."""
+        options, target = self._options, self._target
+        undo = Undo(options.undo and not (target.created and not options.snapback), options.snapback)
+        transaction = Transaction(target, self._ledger, self._header, self._session.version, undo)
+        try:
+            self._check()
+            if target.created and self._header.size is not None:
+                target.resize(self._header.size)
+            frames = self._limited(frames)
+            if options.dry_run:
+                on_ready()
+                for _ in frames:
+                    pass
+                return self._receipt(None)
+            if options.atomic:
+                on_ready()
+                transaction.stage(frames, self._report)
+                transaction.start()
+                frames = read_spool(transaction.spool, transaction.spool_check)
+            else:
+                transaction.start()
+                on_ready()
+            transaction.apply(frames, self._report)
+            transaction.commit()
+        except SyncFailed:
+            self._ledger.write(dirty=True)
+            raise
+        except BaseException as error:
+            if not options.dry_run:
+                self._bring_back(transaction, error)
+            raise
+        return self._receipt(transaction)
+
+    def _check(self) -> None:
+        """Refuse, before anything is written, a target that is not fit for this stream."""
+        header, target, record = self._header, self._target, self._ledger.record
+        if record.transaction:
+            raise ConflictError(
+                f"{target.name} has an unfinished transaction of {record.transaction.began}: run 'lvmsync recover"
+                f" {target.name}' first",
+                device=target.name,
+            )
+        self._ledger.sweep()
+        if header.size is not None and not target.created and target.size < header.size:
+            if not self._options.allow_smaller:
+                raise DeviceError(
+                    f"{target.name} has {target.size} bytes and the source has {header.size}: too small (or the wrong"
+                    " one); extend it, or give --allow-smaller-target to drop what is past its end",
+                    device=target.name,
+                )
+        elif header.size is not None and target.size > header.size:
+            self._notes.append(f"{target.name} is larger than the source; what is past {header.size} is left alone")
+        if self._session.version == 3:
+            self._notes.append(
+                "a PROTO[3] stream has no size, checksums or end mark: whether it is whole cannot be known"
+            )
+        self._check_base()
+
+    def _check_base(self) -> None:
+        """Compare the point that the target is at with the one that the stream starts from."""
+        header, point = self._header, self._ledger.record.point
+        if header.base is None:
+            return
+        if point is None:
+            self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
+        elif header.base.id not in (point.id, point.parent):
+            found = f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}"
+            if header.intent == SNAPBACK and not self._options.ignore_base:
+                raise ConflictError(
+                    f"{found}: this snapback undoes another change; apply the newer snapbacks first, or give"
+                    " --ignore-base if you know better",
+                    device=self._target.name,
+                )
+            self._notes.append(f"{found}: that it holds the base is your word")
+
+    def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Pass frames on, holding changes to the target's size; an ABORT is an error."""
+        size = self._target.size
+        for frame in frames:
+            if isinstance(frame, Abort):
+                raise StreamError(f"the sender gave up: {frame.reason}")
+            if not isinstance(frame, (Data, Zero, Hole)):
+                yield frame
+                continue
+            inside, past = clip(frame, size)
+            if past and not self._options.allow_smaller:
+                raise DeviceError(
+                    f"the stream changes bytes at {past[0][0]}, and {self._target.name} ends at {size}: it is too small"
+                    " (or the wrong one); extend it, or give --allow-smaller-target to drop what is past its end",
+                    device=self._target.name,
+                )
+            for offset, length in past:
+                if self._dropped and sum(self._dropped[-1]) == offset:
+                    self._dropped[-1][1] += length
+                else:
+                    self._dropped.append([offset, length])
+            if inside is not None:
+                yield inside
+
+    def _bring_back(self, transaction: Transaction, error: BaseException) -> None:
+        """Undo what was done; add to the error what the target is now."""
+        name = self._target.name
+        began = self._ledger.record.transaction is not None
+        try:
+            if not transaction.roll_back(self._report):
+                state = f"{name} is half changed and has no undo: do not use it; send the whole again"
+            elif self._target.created:
+                state = f"{name} was removed again"
+            else:
+                state = f"{name} was rolled back: it is as it was"
+        except LvmsyncError as failure:
+            state = f"rolling back failed as well ({failure}): run 'lvmsync recover {name}' before anything uses it"
+        if began:
+            error.add_note(state)
+
+    def _receipt(self, transaction: Transaction | None) -> Receipt:
+        session, seconds = self._session, self._watch.seconds
+        size = self._header.size or self._target.size
+        return Receipt(
+            job="receive",
+            source=self._header.name,
+            target=self._target.name,
+            bytes=session.changed_bytes,
+            extents=session.extents,
+            wire_bytes=session.position or None,
+            seconds=round(seconds, 3),
+            rate=round(session.changed_bytes / seconds),
+            ratio=round(size / session.changed_bytes, 2) if session.changed_bytes else None,
+            size=size,
+            format=session.version,
+            digest=session.digest,
+            durable=transaction is not None,
+            dropped=self._dropped,
+            snapback=str(self._options.snapback) if self._options.snapback else None,
+            point=transaction.after.id if transaction else None,
+            dry_run=self._options.dry_run,
+            notes=self._notes,
+        )
+
+
+def read_stream(receive_some: Callable[[memoryview], int], session: Receiver) -> Iterator[Frame]:
+    """Yield the frames of a stream, up to its END or ABORT; nothing may come behind that.
+
+    Raises:
+        StreamError: it is damaged, cut short, or no stream.
+    """
+    end: End | None = None
+    while True:
+        count = receive_some(session.get_buffer())
+        if count:
+            session.received(count)
+        for frame in session.frames() if count else session.receive_eof():
+            if isinstance(frame, End):
+                end = frame  # held back until the input ends: bytes behind an END are an error
+            else:
+                yield frame
+        if not count:
+            if end:
+                yield end
+            return
+
+
+def _dry_run_create(
+    frames: Iterator[Frame], header: Header, session: Receiver, options: ReceiveOptions, watch: Stopwatch
+) -> Receipt:
+    """Check a stream for a target that is not made."""
+    if Path(options.target).exists():
+        raise DeviceError(f"{options.target} is there already; leave --create away to change it")
+    for frame in frames:
+        if isinstance(frame, Abort):
+            raise StreamError(f"the sender gave up: {frame.reason}")
+    return replace(
+        Receipt(job="receive", source=header.name, target=options.target),
+        bytes=session.changed_bytes,
+        extents=session.extents,
+        seconds=round(watch.seconds, 3),
+        size=header.size,
+        format=session.version,
+        digest=session.digest,
+        dry_run=True,
+    )

@@ -1,0 +1,87 @@
+"""Finish or undo what a crash has left of a receive: the target becomes wholly old or wholly new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lvmsync.errors import DeviceError
+from lvmsync.jobs.progress import Receipt, Report, Stopwatch
+from lvmsync.jobs.transaction import Transaction, Undo, go_back, read_spool, restore
+from lvmsync.stream.frames import Header
+from lvmsync.system.ledger import Ledger, open_ledger
+from lvmsync.targets.block import BlockTarget, open_target
+from lvmsync.targets.durable import read_durable
+
+
+def recover(target_path: str, state: Path, report: Report, *, accept: bool = False, back: bool = False) -> Receipt:
+    """Bring a target out of a transaction that broke off.
+
+    Args:
+        target_path: the target.
+        state: the state folder.
+        report: takes the progress.
+        accept: where there is no way back: take the target as it is, on the user's word.
+        back: go back even if a staged stream is there to go forward with.
+
+    Raises:
+        VerifyError: there is no way back, or its file is damaged.
+    """
+    watch = Stopwatch()
+    if not Path(target_path).exists():
+        return _recover_removed(target_path, state)
+    with (
+        open_target(target_path) as target,
+        open_ledger(state, target.canonical, target.identity, target.size) as ledger,
+    ):
+        note = ledger.record.transaction
+        if note is None:
+            ledger.sweep()
+            said = "nothing to recover: no transaction is open"
+        elif accept and note.phase == "applying" and not note.undo and not note.created:
+            ledger.write(transaction=None, dirty=False, point=None)
+            said = "taken as good, on your word"
+        elif note.spool and note.phase in ("staged", "applying") and not back:
+            _go_forward(target, ledger, report)
+            said = "rolled forward: the staged stream is applied, the target is wholly new"
+        else:
+            go_back(target, ledger, report)
+            said = "rolled back: the target is as it was"
+        point = ledger.record.point
+        return Receipt(
+            job="recover",
+            target=target_path,
+            size=target.size,
+            seconds=round(watch.seconds, 3),
+            durable=True,
+            point=point.id if point else None,
+            notes=[said],
+        )
+
+
+def _recover_removed(path: str, state: Path) -> Receipt:
+    """Close the transaction of a file that it had made, and that is gone."""
+    with open_ledger(state, str(Path(path).resolve()), None, 0) as ledger:
+        note = ledger.record.transaction
+        if note is None or not note.created:
+            raise DeviceError(f"cannot open {path}: there is no such device or file", device=path)
+        ledger.write(transaction=None, dirty=False)
+        ledger.sweep()
+    return Receipt(job="recover", target=path, durable=True, notes=["rolled back: the file was not made"])
+
+
+def _go_forward(target: BlockTarget, ledger: Ledger, report: Report) -> None:
+    """Apply a staged stream whose transaction was cut off: back to the start, so that a new undo is true, then on."""
+    note = ledger.record.transaction
+    assert note is not None
+    wanted = note.phase == "staged" or note.undo is not None
+    undo = Undo(wanted, Path(note.snapback) if note.snapback else None)
+    if note.undo:
+        restore(target, ledger, report)
+    spool, check = ledger.path(note.id, "spool"), ledger.path(note.id, "spool-check")
+    header = next(read_durable(spool, check))
+    assert isinstance(header, Header)
+    version = 3 if header.size is None else 4
+    transaction = Transaction(target, ledger, header, version, undo)
+    transaction.start()
+    transaction.apply(read_spool(spool, check), report)
+    transaction.commit()

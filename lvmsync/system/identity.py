@@ -1,0 +1,50 @@
+"""Which device is this really: names change with a reboot, identities do not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def canonical_name(path: str, fd: int) -> str:
+    """Return the name that a target keeps over reboots: of a mapped device its mapper path, else the real path."""
+    mapped = _device_fact(fd, "dm/name")
+    return f"/dev/mapper/{mapped}" if mapped else str(Path(path).resolve())
+
+
+def identify(fd: int) -> dict[str, str]:
+    """Return what makes the open device or file this one and no other.
+
+    Of a mapped device its DM uuid (which holds LVM's ids), of a loop device its backing file, of another
+    device its serial number or world-wide id; of a file its file system and inode.
+    """
+    state = os.fstat(fd)
+    if not state.st_rdev:
+        return {"file": f"{state.st_dev}:{state.st_ino}"}
+    for key, fact in (
+        ("dm uuid", "dm/uuid"),
+        ("backing file", "loop/backing_file"),
+        ("wwid", "wwid"),
+        ("wwid", "device/wwid"),
+        ("serial", "device/serial"),
+        ("dm name", "dm/name"),
+    ):
+        value = _device_fact(fd, fact)
+        if value:
+            partition = _device_fact(fd, "partition")
+            return {key: value, "partition": partition} if partition else {key: value}
+    return {"device number": f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"}
+
+
+def _device_fact(fd: int, fact: str) -> str:
+    """Return a line of sysfs about the open block device; empty where there is none."""
+    number = os.fstat(fd).st_rdev
+    if not number:
+        return ""
+    folder = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    for place in (folder / fact, folder.resolve().parent / fact):  # the parent: a partition's disk
+        try:
+            return place.read_text().strip()
+        except OSError:
+            continue
+    return ""

@@ -1,0 +1,218 @@
+"""The state folder: what lvmsync knows of each target, and the one place where a transaction is committed.
+
+    STATE/targets/NAME-HASH/lock         held by whoever works on the target
+                            record.json  the record; replaced by rename, and that rename is the commit
+                            ID.undo      what transaction ID has overwritten (unless kept as a snapback)
+                            ID.spool     the stream of a transaction that is staged first
+                            ID.*-check   how much of either counts after a crash, with proof
+
+STATE is ``$LVMSYNC_STATE``, else ``/var/lib/lvmsync`` for root, else ``$XDG_STATE_HOME/lvmsync``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.history import Point
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A receive that has begun and has not been committed.
+
+    Attributes:
+        id: a random word; the names of its files begin with it.
+        undo: path of the undo file; None where there is no way back, or nothing was changed yet.
+        snapback: where the user wants the undo file, kept after the commit; None: it is dropped then.
+        created: the target is a file that this transaction made: going back means removing it.
+        spool: path of the staged stream; None where the stream is applied as it comes.
+        phase: "staging": the spool grows, the target is untouched; "staged": the spool is whole and durable,
+            the target is untouched; "applying": the target is being changed; "undone": everything is back
+            as it was, and only files are left to be removed.
+        began: UTC, ISO 8601.
+        extents: how many extents are durable on the target (at the last mark).
+        changed_bytes: how many bytes those cover.
+        point: the point that the target will be at.
+    """
+
+    id: str
+    undo: str | None = None
+    snapback: str | None = None
+    created: bool = False
+    spool: str | None = None
+    phase: str = "applying"
+    began: str = ""
+    extents: int = 0
+    changed_bytes: int = 0
+    point: Point | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the ledger holds of one target.
+
+    Attributes:
+        target: canonical name.
+        identity: what makes it this device and no other (see `system.identity`).
+        size: bytes, when it was last seen.
+        point: the last committed point; None where no stream told one.
+        transaction: the one that is open; None at rest.
+        dirty: a sync failed, or there is no way back: what the target holds is not known.
+    """
+
+    target: str
+    identity: dict[str, str]
+    size: int
+    point: Point | None = None
+    transaction: Transaction | None = None
+    dirty: bool = False
+
+
+def state_folder(given: str | None = None) -> Path:
+    """Return the state folder: ``given``, or the default of this user."""
+    chosen = given or os.environ.get("LVMSYNC_STATE")
+    if chosen:
+        return Path(chosen).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/lvmsync")
+    home = os.environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+    return Path(home) / "lvmsync"
+
+
+class Ledger:
+    """The record of one target, locked; made by `open_ledger`.
+
+    Attributes:
+        folder: where the record and the target's transaction files are.
+        record: as last read or written.
+    """
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder = folder
+        self.record = record
+
+    def write(self, **changes: Any) -> None:
+        """Replace fields of the record, durably and at once: a crash leaves the old record or the new one."""
+        self.record = replace(self.record, **changes)
+        temporary = self.folder / "record.json.new"
+        text = json.dumps({"version": VERSION, **asdict(self.record)}, indent=1)
+        try:
+            with temporary.open("w") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self.folder / "record.json")
+            sync_folder(self.folder)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot write the ledger in {self.folder}: {error.strerror}", device=str(self.folder)
+            ) from error
+
+    def path(self, transaction: str, suffix: str) -> Path:
+        """Return the path of a transaction's file: ``suffix`` is undo, spool, undo-check or spool-check."""
+        return self.folder / f"{transaction}.{suffix}"
+
+    def sweep(self) -> None:
+        """Remove the files of transactions that are over: a crash may have come before their removal."""
+        keep = self.record.transaction.id if self.record.transaction else None
+        for path in self.folder.glob("*.*"):
+            if path.suffix in (".undo", ".spool", ".undo-check", ".spool-check") and path.stem != keep:
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_ledger(state: Path, target: str, identity: dict[str, str] | None, size: int) -> Iterator[Ledger]:
+    """Lock a target's ledger entry and yield it; a target that has none gets an empty record (not yet written).
+
+    Args:
+        state: the state folder; made when missing.
+        target: canonical name of the target.
+        identity: of the device that is there now; None: of a file that is gone, whose last record is wanted.
+        size: its size in bytes.
+
+    Raises:
+        ConflictError: another lvmsync works on the target, or an unfinished transaction is of another
+            device that had the same name.
+        FormatError: the record cannot be read.
+    """
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", target).strip("-")[-60:]
+    folder = state / "targets" / f"{slug}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
+    try:
+        _make_folders(folder)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(f"another lvmsync is working on {target}; wait for it to end", device=target) from error
+        yield Ledger(folder, _find_record(folder, Record(target, identity or {}, size)))
+    finally:
+        os.close(lock)
+
+
+def _find_record(folder: Path, fresh: Record) -> Record:
+    """Return the record in ``folder`` if it is of the same device, else ``fresh``."""
+    path = folder / "record.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return fresh
+    except (OSError, ValueError) as error:
+        raise FormatError(f"ledger {path} cannot be read ({error}); move it away to go on without it") from error
+    try:
+        if values.pop("version") != VERSION:
+            raise ValueError("written by another version")
+        values["point"] = values["point"] and Point(**values["point"])
+        if values["transaction"]:
+            point = values["transaction"].pop("point")
+            values["transaction"] = Transaction(**values["transaction"], point=point and Point(**point))
+        record = Record(**values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FormatError(f"ledger {path} is not understood ({error}); move it away to go on without it") from error
+    if record.identity == fresh.identity or not fresh.identity:
+        return replace(record, size=fresh.size)
+    if record.transaction:
+        raise ConflictError(
+            f"{fresh.target} was another device ({_words(record.identity)}) when a transaction was left unfinished on"
+            f" it; now it is {_words(fresh.identity)}: bring that device back and run 'lvmsync recover', or move"
+            f" {path} away",
+            device=fresh.target,
+        )
+    return fresh
+
+
+def _words(identity: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in identity.items())
+
+
+def _make_folders(folder: Path) -> None:
+    """Make ``folder`` and what is above it, each one durable in its parent."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,214 @@
+"""LVM, asked through lvs: its volumes, and whether one is a classic snapshot that can be used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from lvmsync.errors import ChangesLost, CommandError, DeviceError, LvmsyncError, UsageError
+from lvmsync.formats.snapshot import INSTEAD
+from lvmsync.system.command import run
+
+_FIELDS = (
+    "vg_name",
+    "vg_uuid",
+    "lv_name",
+    "lv_uuid",
+    "lv_attr",
+    "lv_layout",
+    "lv_role",
+    "lv_size",
+    "lv_time",
+    "origin",
+    "origin_uuid",
+    "lv_merging",
+    "lv_snapshot_invalid",
+    "lv_merge_failed",
+    "lv_kernel_major",
+    "lv_kernel_minor",
+)
+_LVM_UUID = re.compile(r"LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(-[a-z]+[0-9]*)?")
+
+
+@dataclass(frozen=True)
+class LogicalVolume:
+    """A logical volume, as LVM's metadata and the kernel have it.
+
+    Attributes:
+        group: name of its volume group.
+        name: without the brackets that lvs puts around a hidden one.
+        id: ids of group and volume without hyphens, 64 letters, as in its DM uuid.
+        attr: lvs's letters.
+        layout: words such as linear, thin, pool.
+        role: words such as origin, thicksnapshot, thinsnapshot.
+        size: bytes; of a classic snapshot those of its store.
+        origin: name of the volume it is a snapshot of; empty if it is none.
+        origin_id: like ``id``; empty if it is none.
+        is_merging: whether LVM will roll back, or is rolling back, an origin with it (or this origin).
+        trouble: what lvs says is wrong with a snapshot; empty if nothing.
+        number: major and minor; None while it is not active.
+        created: seconds since 1970; None where LVM does not know.
+    """
+
+    group: str
+    name: str
+    id: str
+    attr: str
+    layout: frozenset[str]
+    role: frozenset[str]
+    size: int
+    origin: str
+    origin_id: str
+    is_merging: bool
+    trouble: str
+    number: tuple[int, int] | None
+    created: int | None
+
+    @property
+    def full_name(self) -> str:
+        """``VG/LV``."""
+        return f"{self.group}/{self.name}"
+
+    @property
+    def is_classic_snapshot(self) -> bool:
+        """Whether dm-snapshot keeps it (not dm-thin)."""
+        return "thicksnapshot" in self.role
+
+    @property
+    def time(self) -> str | None:
+        """When it was made: UTC, ISO 8601."""
+        return None if self.created is None else datetime.fromtimestamp(self.created, UTC).isoformat()
+
+
+def parse_dm_uuid(uuid: str) -> tuple[str, str] | None:
+    """Return id (as in `LogicalVolume`) and suffix ("", "-cow", "-real") of LVM's device; None for another's."""
+    match = _LVM_UUID.fullmatch(uuid)
+    return (match[1] + match[2], match[3] or "") if match else None
+
+
+def list_volumes(group: str | None = None) -> list[LogicalVolume]:
+    """Return all volumes, hidden ones included, of one volume group or of all.
+
+    Raises:
+        CommandError: lvs is missing or failed, or there is no such group.
+    """
+    argv = ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "--config", 'report/time_format="%s"']
+    argv += ["-o", ",".join(_FIELDS), *([group] if group else [])]
+    try:
+        text = run(argv)
+    except CommandError as error:
+        step = f"is there a volume group '{group}'? See 'vgs'" if group else "does 'lvs' work by hand?"
+        raise CommandError(f"{error}; {step}") from error
+    return parse_report(text)
+
+
+def parse_report(text: str) -> list[LogicalVolume]:
+    """Read what ``lvs --reportformat json --units b --nosuffix`` printed.
+
+    Raises:
+        CommandError: it is not that.
+    """
+    try:
+        rows = [row for report in json.loads(text)["report"] for row in report["lv"]]
+        return [_parse_row(row) for row in rows]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CommandError(f"cannot read the report of lvs: {error!r}; is it LVM 2.02.158 or newer?") from error
+
+
+def _parse_row(row: dict[str, str]) -> LogicalVolume:
+    major, minor = int(row.get("lv_kernel_major", -1)), int(row.get("lv_kernel_minor", -1))
+    group_id = row.get("vg_uuid", "")
+    created = row.get("lv_time", "")
+    troubles = (row.get("lv_snapshot_invalid", ""), row.get("lv_merge_failed", ""))
+    return LogicalVolume(
+        group=row["vg_name"],
+        name=row["lv_name"].strip("[]"),
+        id=_join(group_id, row.get("lv_uuid", "")),
+        attr=row["lv_attr"],
+        layout=frozenset(row.get("lv_layout", "").split(",")),
+        role=frozenset(row["lv_role"].split(",")),
+        size=int(row["lv_size"].removesuffix("B")),
+        origin=row["origin"].strip("[]"),
+        origin_id=_join(group_id, row["origin_uuid"]) if row.get("origin_uuid") else "",
+        is_merging=bool(row["lv_merging"]) or row["lv_attr"][:1] in ("O", "S"),
+        trouble=", ".join(word for word in troubles if word not in ("", "unknown")),
+        number=(major, minor) if major >= 0 else None,
+        created=int(created) if created.isdecimal() else None,
+    )
+
+
+def _join(group_id: str, volume_id: str) -> str:
+    return (group_id + volume_id).replace("-", "")
+
+
+def find_volume(word: str) -> LogicalVolume:
+    """Return the volume called ``VG/LV``.
+
+    Raises:
+        DeviceError: there is none.
+        CommandError: there is no such group, or lvs failed.
+    """
+    group, _, name = word.partition("/")
+    volumes = list_volumes(group)
+    for volume in volumes:
+        if volume.name == name:
+            return volume
+    raise DeviceError(f"there is no volume '{name}' in group '{group}'; it has: {_names(volumes)}", device=word)
+
+
+def find_volume_by_id(volume_id: str) -> LogicalVolume | None:
+    """Return the volume with this id (as in `LogicalVolume`), in whatever group it is."""
+    return next((volume for volume in list_volumes() if volume.id == volume_id), None)
+
+
+def list_snapshots(origin: LogicalVolume) -> list[LogicalVolume]:
+    """Return the classic snapshots of a volume."""
+    volumes = list_volumes(origin.group)
+    return [volume for volume in volumes if volume.origin == origin.name and volume.is_classic_snapshot]
+
+
+def require_usable_snapshot(volume: LogicalVolume) -> None:
+    """Raise unless a volume is a classic snapshot, active, valid, and not to be merged.
+
+    Raises:
+        UsageError: it is not a classic snapshot.
+        DeviceError: it is not active.
+        ChangesLost: it is invalid, or its merge has been asked for.
+    """
+    if not volume.is_classic_snapshot:
+        raise _not_a_snapshot(volume)
+    if volume.is_merging:
+        # Until its origin is activated again only LVM's metadata tell of the merge.
+        raise ChangesLost(
+            f"{volume.full_name} is being merged into {volume.group}/{volume.origin}, or will be when that is "
+            f"activated: its origin goes back to what it was; {INSTEAD}",
+            device=volume.full_name,
+        )
+    if volume.number is None:
+        raise DeviceError(
+            f"{volume.full_name} is not active; run 'lvchange -ay {volume.group}/{volume.origin}'",
+            device=volume.full_name,
+        )
+    if volume.trouble:
+        raise ChangesLost(f"{volume.full_name}: LVM says '{volume.trouble}'; {INSTEAD}", device=volume.full_name)
+
+
+def _not_a_snapshot(volume: LogicalVolume) -> LvmsyncError:
+    if {"thin", "pool"} <= volume.layout:
+        found, step = "a thin pool", "this version reads classic snapshots only ('lvcreate -s -L SIZE')"
+    elif "thin" in volume.layout:
+        found = "a thin snapshot" if "thinsnapshot" in volume.role else "a thin volume"
+        step = "this version reads classic snapshots only ('lvcreate -s -L SIZE')"
+    else:
+        found = "a plain volume, not a snapshot"
+        snapshots = list_snapshots(volume)
+        step = f"its snapshots: {_names(snapshots, full=True)}" if snapshots else "it has no classic snapshot"
+    return UsageError(f"{volume.full_name} is {found}; {step}", device=volume.full_name)
+
+
+def _names(volumes: Iterable[LogicalVolume], *, full: bool = False) -> str:
+    names: Sequence[str] = sorted(one.full_name if full else one.name for one in volumes if "private" not in one.role)
+    return ", ".join(names) or "no volumes"

@@ -1,0 +1,277 @@
+"""A block device or image file that changes are applied to: claimed for us alone before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+
+from lvmsync.errors import DeviceError, SyncFailed
+from lvmsync.extents import MAX_SIZE, Offsets
+from lvmsync.stream.frames import Changes, Data, Hole, Zero
+from lvmsync.system import identity, ioctl
+from lvmsync.system.device import Device, open_device, opening_failed, require_storage
+from lvmsync.system.ledger import sync_folder
+
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class BlockTarget:
+    """An open target (a `Target`). It reads as a `Device` does; writes go through the page cache until ``sync``.
+
+    Attributes:
+        name: the path as the user gave it.
+        canonical: the name that it keeps over reboots.
+        identity: what makes it this device and no other.
+        created: whether the file was made by us, for this.
+    """
+
+    def __init__(self, name: str, fd: int, reader: Device, *, created: bool) -> None:
+        self.name = name
+        self.canonical = identity.canonical_name(name, fd)
+        self.identity = identity.identify(fd)
+        self.created = created
+        self.is_block = reader.is_block
+        self._fd = fd
+        self._reader = reader
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self._reader.size
+
+    def read(self, offsets: Sequence[int], lengths: Sequence[int], out: memoryview) -> None:
+        """Fill ``out`` with the given ranges; see `Readable`."""
+        self._reader.read(offsets, lengths, out)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that can hold anything but zeros: of a sparse file, those that take up space."""
+        return self.size if self.is_block else os.fstat(self._fd).st_blocks * 512
+
+    def resize(self, size: int) -> None:
+        """Give a file that we have just made its size."""
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise self._failed("resized", 0, error) from error
+        self._reader.size = size
+
+    def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield ``(offset, end, has_data)`` pieces that cover a range: where a file has holes, they are told."""
+        if self.is_block:
+            yield offset, end, True
+            return
+        while offset < end:
+            data = min(self._seek(offset, os.SEEK_DATA), end)
+            if data > offset:
+                yield offset, data, False
+            if data == end:
+                return
+            hole = min(self._seek(data, os.SEEK_HOLE), end)
+            yield data, hole, True
+            offset = hole
+
+    def write(self, batch: Sequence[Changes]) -> None:
+        """Apply frames in order; see `Target`."""
+        for frame in batch:
+            try:
+                match frame:
+                    case Data(table, payload):
+                        self._write_data(table, payload)
+                    case Zero(table):
+                        for offset, length in table.tolist():
+                            self._zero(offset, offset + length, unmap=False)
+                    case Hole(table):
+                        for offset, length in table.tolist():
+                            self._zero(offset, offset + length, unmap=True)
+            except OSError as error:
+                raise self._failed("written", int(frame.table[0, 0]), error) from error
+
+    def sync(self) -> None:
+        """Make everything written durable; see `Target`."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            # The kernel reports a failed write-back once: a second fsync would succeed and prove nothing.
+            raise SyncFailed(
+                f"{self.name} failed to make writes durable: {error.strerror}; what it holds now is not known."
+                " Mend the device, then run 'lvmsync recover'",
+                device=self.name,
+            ) from error
+
+    def start_writeback(self) -> None:
+        """Ask the kernel to begin writing what is dirty, so that the next ``sync`` is short."""
+        # Starts write-back without waiting, and lets go of pages that are clean already.
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def remove(self) -> None:
+        """Remove a file that we made, durably."""
+        Path(self.name).unlink(missing_ok=True)
+        sync_folder(Path(self.name).resolve().parent)
+
+    def _write_data(self, table: Offsets, payload: memoryview) -> None:
+        offsets, lengths = table[:, 0], table[:, 1]
+        # Extents that touch are one write: a stream from another tool may carry a record a chunk.
+        first = np.ones(len(offsets), bool)
+        first[1:] = offsets[1:] != offsets[:-1] + lengths[:-1]
+        starts = offsets[first].tolist()
+        # A signed type for positions in the payload, which is short; uint64 would make floats with ints.
+        positions = (np.cumsum(lengths) - lengths)[first].astype(np.int64).tolist()
+        views = [payload[at:to] for at, to in zip(positions, [*positions[1:], len(payload)], strict=True)]
+        if sum(map(os.pwrite, repeat(self._fd), views, starts)) == len(payload):
+            return
+        for view, offset in zip(views, starts, strict=True):
+            self._write_exactly(view, offset)
+
+    def _write_exactly(self, view: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(view):
+            count = os.pwrite(self._fd, view[done:], offset + done)
+            if count == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done += count
+
+    def _zero(self, offset: int, end: int, *, unmap: bool) -> None:
+        """Make a range read as zeros; ``unmap``: give its space back where that surely gives zeros."""
+        if not self.is_block:
+            self._zero_file(offset, end, unmap=unmap)
+            return
+        block = self._reader.block_size
+        first, last = -(-offset // block) * block, end // block * block
+        if first >= last:
+            self._write_zeros(offset, end)
+            return
+        self._write_zeros(offset, first)
+        # Of a block device PUNCH_HOLE means: unmap if that is sure to give zeros, else fail
+        # (blkdev_fallocate: BLKDEV_ZERO_NOFALLBACK). A plain discard promises nothing.
+        mode = ioctl.FALLOC_FL_PUNCH_HOLE | ioctl.FALLOC_FL_KEEP_SIZE
+        if not (unmap and ioctl.fallocate(self._fd, mode, first, last - first)):
+            ioctl.zero_out(self._fd, first, last - first)
+        self._write_zeros(last, end)
+
+    def _zero_file(self, offset: int, end: int, *, unmap: bool) -> None:
+        mode = ioctl.FALLOC_FL_PUNCH_HOLE if unmap else ioctl.FALLOC_FL_ZERO_RANGE
+        for start, stop, has_data in self.data_ranges(offset, end):  # what is a hole stays one
+            if has_data and not ioctl.fallocate(self._fd, mode | ioctl.FALLOC_FL_KEEP_SIZE, start, stop - start):
+                self._write_zeros(start, stop)
+
+    def _write_zeros(self, offset: int, end: int) -> None:
+        for at in range(offset, end, len(_ZEROS)):
+            self._write_exactly(_ZEROS[: min(len(_ZEROS), end - at)], at)
+
+    def _seek(self, offset: int, whence: int) -> int:
+        try:
+            return os.lseek(self._fd, offset, whence)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data behind this offset
+                return MAX_SIZE
+            raise
+
+    def _failed(self, what: str, offset: int, error: OSError) -> DeviceError:
+        return DeviceError(
+            f"{self.name} could not be {what} at byte {offset}: {error.strerror}", device=self.name, offset=offset
+        )
+
+
+@contextlib.contextmanager
+def open_target(path: str, *, create: bool = False) -> Iterator[BlockTarget]:
+    """Claim a block device or image file for writing, and yield it.
+
+    Args:
+        path: of the device or file.
+        create: make the file, which must not be there yet.
+
+    Raises:
+        DeviceError: missing, mounted, held, open elsewhere, read-only, no permission, or there already.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = _open_for_writing(path, create=create)
+            stack.callback(os.close, fd)
+            if stat.S_ISBLK(os.fstat(fd).st_mode):
+                _claim_device(path, fd)
+            else:
+                _claim_file(path, fd)
+            # By descriptor, not by path: it is this device that is read, whatever the path says by now.
+            reader = stack.enter_context(open_device(f"/proc/self/fd/{fd}"))
+        except OSError as error:
+            raise opening_failed(path, error) from error
+        reader.name = path
+        yield BlockTarget(path, fd, reader, created=create)
+
+
+def _open_for_writing(path: str, *, create: bool) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    if create:
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            raise DeviceError(f"{path} is there already; leave --create away to change it", device=path) from error
+        sync_folder(Path(path).resolve().parent)
+        return fd
+    state = Path(path).stat()
+    require_storage(path, state)
+    # O_EXCL on a block device: refused while it is mounted, in use as swap, or held by another device.
+    return os.open(path, flags | (os.O_EXCL if stat.S_ISBLK(state.st_mode) else 0))
+
+
+def _claim_device(path: str, fd: int) -> None:
+    """Make a block device, which O_EXCL has made ours, ready to be written."""
+    if ioctl.is_read_only(fd):
+        raise DeviceError(f"cannot write to {path}: the device is set read-only", device=path)
+    # Pages from before the device was changed from below would be read again, and written back around our writes.
+    ioctl.flush_buffers(fd)
+
+
+def _claim_file(path: str, fd: int) -> None:
+    """Lock an image file against other receivers, and refuse it while anything else has it open."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DeviceError(f"{path} is locked by another program, perhaps another receive", device=path) from error
+    try:
+        # A write lease is granted only while no one else, a loop device included, has the file open.
+        # It is given back at once: held, it would stall every innocent reader that comes later.
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError as error:
+        raise DeviceError(
+            f"{path} is open in another program or a loop device{_describe_users(path)}; close it first", device=path
+        ) from error
+    except OSError as error:
+        loop = _find_loop(path)
+        if loop:
+            raise DeviceError(f"{path} is in use by {loop}; detach it first", device=path) from error
+
+
+def _find_loop(path: str) -> str | None:
+    """Return the loop device that has the file, where there is one."""
+    real = str(Path(path).resolve())
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if backing.read_text().rstrip("\n") == real:
+                return f"/dev/{backing.parts[3]}"
+    return None
+
+
+def _describe_users(path: str) -> str:
+    """Return " (...)" with who has the file open, as far as we may see."""
+    users = []
+    loop = _find_loop(path)
+    if loop:
+        users.append(loop)
+    state = Path(path).stat()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            other = link.stat()
+            if (other.st_dev, other.st_ino) == (state.st_dev, state.st_ino) and link.parts[2] != str(os.getpid()):
+                users.append(f"process {link.parts[2]}")
+    return f" ({', '.join(dict.fromkeys(users))})" if users else ""

@@ -1,0 +1,179 @@
+"""Stream files that survive a crash: an undo, a snapback or a spool, written durably and read with proof."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import xxhash
+
+from lvmsync.errors import DeviceError, StreamError, VerifyError
+from lvmsync.stream import checks, v3, v4
+from lvmsync.stream.frames import Changes, Data, End, Frame, Header, Hole, Zero
+from lvmsync.stream.session import Receiver
+from lvmsync.system.ledger import sync_folder
+
+
+class DurableFile:
+    """A stream file that grows: frames are appended, and made durable window by window.
+
+    Beside it grows the check, with an entry a window that is made durable after the window is. So after a
+    crash it is known how much of the undo file counts, and every bit of that can be proved.
+    """
+
+    def __init__(self, path: Path, check: Path, header: Header, version: int) -> None:
+        """Create both files, which must not be there yet, with ``header`` in the stream file, durably.
+
+        Args:
+            path: of the stream file.
+            check: of the check file.
+            header: of the stream.
+            version: 3 or 4, the format of the stream.
+
+        Raises:
+            DeviceError: a file is there already, or cannot be made.
+        """
+        self.path = path
+        self.extents = 0
+        self.changed_bytes = 0
+        self._encoder = v4.Encoder() if version == 4 else v3.Encoder()
+        self._size = 0
+        self._window = xxhash.xxh3_64()
+        self._fd = _create(path)
+        try:
+            self._check_fd = _create(check)
+        except BaseException:
+            os.close(self._fd)
+            path.unlink()
+            raise
+        self._append(header)
+        self.sync()
+
+    def save(self, frame: Changes) -> None:
+        """Append changes."""
+        self.extents += len(frame.table)
+        self.changed_bytes += frame.changed_bytes
+        self._append(frame)
+
+    def finish(self) -> None:
+        """Append the END, durably: from here on the stream is whole."""
+        self._append(End(self.extents, self.changed_bytes))
+        self.sync()
+
+    def sync(self) -> None:
+        """Make everything appended durable, then the entry that says so."""
+        try:
+            os.fdatasync(self._fd)
+            os.write(self._check_fd, checks.Window(self._size, self._window.intdigest()).pack())
+            os.fdatasync(self._check_fd)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._window.reset()
+
+    def close(self) -> None:
+        """Close both files."""
+        os.close(self._fd)
+        os.close(self._check_fd)
+
+    def _append(self, frame: Frame) -> None:
+        try:
+            for buffer in _joined(self._encoder.encode(frame)):
+                view = memoryview(buffer)
+                self._size += len(view)
+                self._window.update(view)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> DeviceError:
+        return DeviceError(f"cannot write {self.path}: {error.strerror}", device=str(self.path))
+
+
+def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
+    """Yield header and changes of a stream file that a crash may have cut short: all that were made durable.
+
+    Every window is proved before anything is yielded. Without a check file it is every whole
+    frame up to the first that is not, which needs a format with checksums.
+
+    Raises:
+        VerifyError: a durable part of the file is damaged; nothing was yielded.
+        StreamError: it is not a stream file.
+        DeviceError: it cannot be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = None
+            if check:
+                windows = checks.parse_windows(check.read_bytes())
+                _prove(file.fileno(), path, windows)
+                size = windows[-1].end if windows else 0
+                if not size:
+                    return
+            session = Receiver()
+            yield from _read_changes(file.fileno(), session, size)
+            if size is None and session.version != 4:
+                raise StreamError(f"{path} has no checksums, and no check file: what counts of it cannot be known")
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+
+
+def _prove(fd: int, path: Path, windows: Sequence[checks.Window]) -> None:
+    buffer = memoryview(bytearray(1 << 20))
+    hasher = xxhash.xxh3_64()
+    at = 0
+    for window in windows:
+        hasher.reset()
+        while at < window.end:
+            count = os.preadv(fd, [buffer[: window.end - at]], at)
+            if not count:
+                break
+            hasher.update(buffer[:count])
+            at += count
+        if at < window.end or hasher.intdigest() != window.digest:
+            raise VerifyError(
+                f"{path} is damaged before byte {window.end}, in a part that was durable: it cannot bring the target"
+                " back; do not use the target",
+                device=str(path),
+                offset=at,
+            )
+
+
+def _read_changes(fd: int, session: Receiver, size: int | None) -> Iterator[Header | Changes]:
+    at = 0
+    while size is None or at < size:
+        buffer = session.get_buffer()
+        count = os.preadv(fd, [buffer if size is None else buffer[: size - at]], at)
+        try:
+            session.received(count)
+            frames = list(session.frames() if count else session.receive_eof())
+        except StreamError:
+            if size is None and at:
+                return  # the tail that the crash cut
+            raise
+        yield from (frame for frame in frames if isinstance(frame, (Header, Data, Zero, Hole)))
+        if not count:
+            return
+        at += count
+    if session.version == 3:
+        # Its decoder holds back until it has enough, or the end.
+        yield from (frame for frame in session.receive_eof() if isinstance(frame, (Header, Data, Zero, Hole)))
+
+
+def _create(path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        sync_folder(path.absolute().parent)
+    except FileExistsError as error:
+        raise DeviceError(
+            f"{path} is there already and is never overwritten; choose another name", device=str(path)
+        ) from error
+    except OSError as error:
+        raise DeviceError(f"cannot make {path}: {error.strerror}", device=str(path)) from error
+    return fd
+
+
+def _joined(buffers: Sequence[bytes | bytearray | memoryview]) -> Sequence[bytes | bytearray | memoryview]:
+    """Return many short buffers as one, for fewer calls; a few long ones as they are."""
+    return [b"".join(buffers)] if len(buffers) > 8 else buffers

@@ -1,0 +1,480 @@
+"""ssh in this process: asyncssh, its loop in a thread of its own, behind blocking calls.
+
+Two queues join the caller's threads to the loop: what is to be sent, in pieces of 1 MiB, and what was
+received. Both are bounded. A queue that is full blocks the caller, or makes asyncssh stop reading, and the
+channel's window then stops the far side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal as signals
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import asyncssh
+
+from lvmsync.errors import TransportError
+from lvmsync.names import Host
+from lvmsync.transport import Ssh
+from lvmsync.transport.pipe import Lines
+
+PIECE = 1 << 20
+"""Bytes that a caller's thread hands to the loop at once."""
+
+QUEUE = 4 << 20
+"""Bytes that may wait in each of the two queues."""
+
+WINDOW = 16 << 20
+"""Bytes that the far side may send ahead: more than Linux's TCP buffers hold (6 MiB, if they were not raised).
+When we receive slowly, twice as many lie in memory: see ``Line._resume``."""
+
+_BURST = 256 << 10  # bytes given to asyncssh at once; a keepalive waits behind them
+_CIPHER = "aes256-gcm@openssh.com"  # twice as fast here as the default, chacha20-poly1305
+_KEEPALIVE_SECONDS = 15
+_KEEPALIVE_COUNT = 4
+_CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
+_HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
+
+_KNOWN_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+
+logging.getLogger("asyncssh").addHandler(logging.NullHandler())  # else its warnings go to stderr
+
+
+@contextmanager
+def connect(host: Host, command: str, options: Ssh, on_stderr: Callable[[str], None]) -> Iterator[Line]:
+    """Log in to ``host``, start ``command`` there, and yield the line to it.
+
+    Raises:
+        TransportError: no connection, an unknown host key, no login, or the command cannot be started.
+    """
+    with _loop() as loop:
+        line = Line(host, options, on_stderr, loop)
+        try:
+            line.open(command)
+            yield line
+        finally:
+            line.hang_up()
+
+
+class Line(asyncssh.SSHClientSession[bytes]):
+    """A Transport over one channel of an ssh connection; made by ``connect``."""
+
+    def __init__(
+        self, host: Host, options: Ssh, on_stderr: Callable[[str], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._host = host
+        self._options = options
+        self._loop = loop
+        self._lines = Lines(on_stderr)
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._channel: asyncssh.SSHClientChannel[bytes]
+        self._blocked: set[str] = set()  # who asked to stop writing: the channel (window), the socket
+        self._is_waking = False
+        self._is_draining = False
+        self._rest = memoryview(b"")  # of the piece that was last received
+        self._changed = threading.Condition()
+        # From here on: under self._changed
+        self._outbox: deque[memoryview] = deque()
+        self._outbox_size = 0
+        self._is_pumping = False
+        self._wants_eof = False
+        self._inbox: deque[bytes] = deque()
+        self._inbox_size = 0
+        self._is_paused = False
+        self._is_discarding = False
+        self._has_ended = False  # end of the far side's stdout
+        self._is_refused = False  # closed for sending; there may be more to receive
+        self._is_closed = False
+        self._status: int | None = None
+        self._failure: BaseException | None = None
+        self._moved = 0  # bytes, in both directions
+
+    # The caller's threads
+
+    def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Send every byte of ``buffers``, in order.
+
+        Raises:
+            TransportError: the far side ended or is gone, or no byte moved for ``stall_timeout``.
+        """
+        for piece in _pieces(buffers):
+            with self._changed:
+                self._wait_for_room()
+                self._outbox.append(memoryview(piece))
+                self._outbox_size += len(piece)
+                self._start_pump()
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Receive at least one byte into ``buffer`` and return how many; 0 at the end.
+
+        Raises:
+            TransportError: the connection was lost before the far side's end.
+        """
+        filled = 0
+        while filled < len(buffer):
+            if not self._rest:
+                with self._changed:
+                    while not self._inbox and not filled:
+                        if self._has_ended:
+                            return 0
+                        if self._failure:
+                            raise self._failure
+                        self._changed.wait()
+                    if not self._inbox:
+                        break
+                    self._rest = memoryview(self._inbox.popleft())
+                    self._inbox_size -= len(self._rest)
+                    if self._is_paused and self._inbox_size <= QUEUE // 2:
+                        self._is_paused = False
+                        self._loop.call_soon_threadsafe(self._resume)
+            count = min(len(self._rest), len(buffer) - filled)
+            buffer[filled : filled + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            filled += count
+        return filled
+
+    def send_eof(self) -> None:
+        """Say that nothing more will be sent; receiving goes on."""
+        with self._changed:
+            self._wants_eof = True
+            if not self._is_closed:
+                self._start_pump()
+
+    def aclose(self) -> int:
+        """Close the line and return the far command's exit status, 128+n where a signal ended it.
+
+        What it still says on stdout is dropped. It has five minutes to end: receive to the end first
+        where it may be busy for longer.
+
+        Raises:
+            TransportError: the connection was lost before the status came, or the time is up.
+        """
+        self.send_eof()
+        with self._changed:
+            self._is_discarding = True
+            self._inbox.clear()
+            if self._is_paused:
+                self._is_paused = False
+                self._loop.call_soon_threadsafe(self._resume)
+            if not self._changed.wait_for(lambda: self._is_closed or self._failure, _CLOSE_TIMEOUT):
+                self._failure = TransportError(f"{self._host}: the far side does not end; its state is not known")
+        self.hang_up()
+        if self._status is None:
+            assert self._failure
+            raise self._failure
+        return self._status
+
+    def open(self, command: str) -> None:
+        """Log in and start ``command``."""
+        waiter = asyncio.run_coroutine_threadsafe(self._open(command), self._loop)
+        try:
+            waiter.result()
+        except (asyncssh.Error, OSError, ValueError) as error:
+            raise TransportError(f"{self._host}: {_explain(error, self._options)}") from error
+        except BaseException:  # interrupted: what is under way is cancelled, not left behind
+            waiter.cancel()
+            raise
+
+    def hang_up(self) -> None:
+        """Close the connection, whatever its state; harmless when it is closed."""
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(2 * _HANGUP_TIMEOUT)
+
+    def _wait_for_room(self) -> None:
+        patience = self._options.stall_timeout
+        seen, since = -1, time.monotonic()
+        while True:
+            if self._failure:
+                raise self._failure
+            if self._is_closed or self._is_refused:
+                raise TransportError(
+                    f"{self._host}: the far side ended, status {self._status}, before it read everything"
+                )
+            if self._outbox_size < QUEUE:
+                return
+            self._changed.wait(1 if patience is None else min(1, patience))
+            now = time.monotonic()
+            # What the channel still holds shrinks when the far side reads, also within one piece
+            moved = self._moved - self._channel.get_write_buffer_size()
+            if moved != seen:
+                seen, since = moved, now
+            elif patience is not None and now - since >= patience:
+                self._failure = TransportError(
+                    f"{self._host}: no byte moved for {patience:g} s: the line or the far side hangs; try again"
+                )
+
+    def _start_pump(self) -> None:
+        if not self._is_pumping:
+            self._is_pumping = True
+            self._loop.call_soon_threadsafe(self._pump)
+
+    # The loop's thread
+
+    async def _open(self, command: str) -> None:
+        known_hosts, ciphers = self._read_config()
+        client = _Client(known_hosts)
+        try:
+            self._connection = await asyncssh.connect(
+                **self._login(),
+                known_hosts=known_hosts,
+                encryption_algs=ciphers,
+                client_factory=lambda: client,
+                keepalive_interval=_KEEPALIVE_SECONDS,
+                keepalive_count_max=_KEEPALIVE_COUNT,
+                connect_timeout=self._options.connect_timeout,
+                agent_forwarding=False,
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise TransportError(f"{self._host}: {client.objection or error}") from error
+        # asyncssh 2.24 writes past a full socket, into memory; asyncio tells the connection when one is full
+        self._connection.pause_writing = lambda: self._block("socket")  # type: ignore[method-assign]
+        self._connection.resume_writing = lambda: self._unblock("socket")  # type: ignore[method-assign]
+        await self._connection.create_session(
+            lambda: self,
+            command,
+            encoding=None,
+            window=WINDOW,
+            request_pty=False,  # RequestTTY of the user's config would put a terminal into the stream
+            x11_forwarding=False,
+        )
+
+    def _login(self) -> dict[str, Any]:
+        config = Path(self._options.config or "~/.ssh/config").expanduser()
+        return {
+            "host": self._host.address,
+            "port": () if self._options.port is None else self._options.port,
+            "username": () if self._host.user is None else self._host.user,
+            "client_keys": () if self._options.identity is None else [self._options.identity],
+            "ignore_encrypted": True,  # the agent may have it
+            "config": [config] if self._options.config or config.exists() else None,
+        }
+
+    def _read_config(self) -> tuple[list[str] | bytes, list[str]]:
+        """Return the files of known hosts and the ciphers, best first, that the user's config asks for."""
+        options = asyncssh.SSHClientConnectionOptions(**self._login())
+        # asyncssh checks no key at all where the config says "UserKnownHostsFile none", and fails at a missing file
+        files = options.known_hosts if isinstance(options.known_hosts, list) else []
+        files = [Path(str(file)).expanduser() for file in files or _KNOWN_HOSTS]
+        ciphers = [cipher.decode() for cipher in options.encryption_algs]
+        ciphers.sort(key=lambda cipher: cipher != _CIPHER)
+        return [str(file) for file in files if file.exists()] or b"", ciphers
+
+    async def _hang_up(self) -> None:
+        if self._connection:
+            self._connection.close()
+            try:
+                await asyncio.wait_for(self._connection.wait_closed(), _HANGUP_TIMEOUT)
+            except TimeoutError:
+                self._connection.abort()
+
+    def _block(self, who: str) -> None:
+        self._blocked.add(who)
+
+    def _unblock(self, who: str) -> None:
+        self._blocked.discard(who)
+        self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Give asyncssh what is to be sent, until it has enough."""
+        while not self._blocked:
+            with self._changed:
+                if not self._outbox:
+                    self._is_pumping = False
+                    if self._wants_eof:
+                        self._channel.write_eof()
+                    return
+                piece = self._outbox.popleft()
+                if len(piece) > _BURST:
+                    self._outbox.appendleft(piece[_BURST:])
+                    piece = piece[:_BURST]
+                self._outbox_size -= len(piece)
+                self._moved += len(piece)
+                self._changed.notify_all()
+            try:
+                self._channel.write(cast(bytes, piece))  # it makes a copy
+            except BrokenPipeError:  # the far side closed the channel
+                with self._changed:
+                    self._is_refused = True
+                    self._changed.notify_all()
+                return
+
+    def _resume(self) -> None:
+        """Take all that asyncssh kept while it was paused, and only then pause again.
+
+        With the first piece that it passes on, asyncssh 2.24 opens the whole window again, whatever it still
+        keeps. Paused in the middle, it would keep one window more each time, up to the whole stream.
+        """
+        self._is_draining = True
+        self._channel.resume_reading()
+        self._is_draining = False
+        with self._changed:
+            self._pause_if_full()
+
+    def _pause_if_full(self) -> None:
+        if self._inbox_size >= QUEUE and not self._is_paused:
+            self._is_paused = True
+            self._channel.pause_reading()
+
+    def _wake(self) -> None:
+        self._is_waking = False
+        with self._changed:
+            self._changed.notify_all()
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        """Keep the channel."""
+        self._channel = chan
+        chan.set_write_buffer_limits(_BURST, _BURST // 4)
+
+    def pause_writing(self) -> None:
+        """The far side's window is full."""
+        self._block("window")
+
+    def resume_writing(self) -> None:
+        """The far side's window is open again."""
+        self._unblock("window")
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        """Queue what came on stdout; give on what came on stderr."""
+        if datatype is not None:
+            self._lines.feed(data)
+            return
+        with self._changed:
+            self._moved += len(data)
+            if self._is_discarding:
+                return
+            self._inbox.append(data)
+            self._inbox_size += len(data)
+            if not self._is_draining:
+                self._pause_if_full()
+        if not self._is_waking:  # once for all packets that one read from the socket brought
+            self._is_waking = True
+            self._loop.call_soon(self._wake)
+
+    def eof_received(self) -> bool:
+        """Note the end of stdout; True: sending goes on."""
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+        return True
+
+    def exit_status_received(self, status: int) -> None:
+        """Note how the far command ended."""
+        self._status = status
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        """Note by which signal the far command ended."""
+        self._status = 128 + getattr(signals, f"SIG{signal}", 127)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the channel is closed: with a status an end, without one a loss."""
+        self._lines.end()
+        with self._changed:
+            self._is_closed = True
+            # A connection that breaks takes with it what asyncssh kept while it was paused: that is no end
+            self._has_ended = self._has_ended or (exc is None and self._status is not None)
+            if not self._failure and (self._status is None or not self._has_ended):
+                self._failure = TransportError(f"{self._host}: connection lost: {exc or 'closed by the far side'}")
+                self._failure.__cause__ = exc
+            self._changed.notify_all()
+
+
+class _Client(asyncssh.SSHClient):
+    """Says why a host key is refused."""
+
+    def __init__(self, known_hosts: list[str] | bytes) -> None:
+        self._known_hosts = known_hosts
+        self.objection: str | None = None
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Refuse a key that is not in known_hosts, and note why."""
+        known = asyncssh.match_known_hosts(self._known_hosts, host, addr, None if port == 22 else port)
+        option = "" if port == 22 else f"-p {port} "
+        name = host if port == 22 else f"[{host}]:{port}"
+        if known[0]:
+            self.objection = (
+                f"ITS HOST KEY HAS CHANGED, now {key.get_fingerprint()}: somebody may be listening, or it was "
+                f"installed anew; if so, remove the old key with: ssh-keygen -R '{name}'"
+            )
+        else:
+            self.objection = (
+                f"unknown host: its key {key.get_fingerprint()} is not in known_hosts; "
+                f"to check and add it, log in once with: ssh {option}{host} (or use -e ssh)"
+            )
+        return False
+
+
+@contextmanager
+def _loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="asyncssh", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_cancel_tasks(), loop).result(_HANGUP_TIMEOUT)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _pieces(buffers: Sequence[bytes | bytearray | memoryview]) -> Iterator[bytes]:
+    """Yield copies of about ``PIECE`` bytes: the buffers are the caller's again when send_all returns."""
+    views: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        while len(view):
+            part = view[: PIECE - size]
+            view = view[len(part) :]
+            views.append(part)
+            size += len(part)
+            if size == PIECE:
+                yield b"".join(views)
+                views, size = [], 0
+    if views:
+        yield b"".join(views)
+
+
+def _explain(error: Exception, options: Ssh) -> str:
+    """Say in one line what went wrong before the line was open, and what to do."""
+    match error:
+        case asyncssh.PermissionDenied():
+            return (
+                f"login refused: {error}; the built-in ssh asks for no password or passphrase: "
+                "load the key into ssh-agent, name another with -i, or use -e ssh"
+            )
+        case asyncssh.ConnectionLost():
+            return f"connection lost during the login: {error}"
+        case asyncssh.ChannelOpenError():
+            return f"logged in, but no command can be started: {error}"
+        case asyncssh.Error():
+            return f"{error}; the built-in ssh cannot do it, -e ssh may"
+        case socket.gaierror():
+            return f"no such host name: {error.strerror}"
+        case UnicodeError():
+            return "not a host name"
+        case OSError(filename=str(file)):
+            return f"{file}: {error.strerror}; needed for the login (or use -e ssh)"
+        case TimeoutError():
+            return f"no answer within {options.connect_timeout:g} s"
+        case OSError():
+            return f"no connection: {error.strerror or error}"
+        case _:  # the config or a key: ValueError
+            return f"{error}; the built-in ssh cannot use this config or key, -e ssh may"

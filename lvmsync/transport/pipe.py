@@ -1,0 +1,278 @@
+"""Pipes as the line: this process's own stdin and stdout, or those of a child."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import stat
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
+from types import TracebackType
+from typing import IO, Self
+
+from lvmsync.errors import DeviceError, TransportError
+
+PIPE_SIZE = 1 << 20
+"""Bytes that a pipe holds, where the system permits it: the default of 64 KiB costs a third of the speed."""
+
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
+_LINE_MAX = 4096  # bytes; a longer line of stderr is shown in pieces
+_CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
+_KILL_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL
+_LAST_WORDS_TIMEOUT = 1.0  # seconds that stderr may stay open behind a child that has ended
+
+_ESCAPE = re.compile(  # ECMA-48: control sequences, control strings (titles, clipboards), short escapes
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+# Control characters, and those that turn the direction of the text around
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+class Lines:
+    """Bytes of a peer's stderr, given on line by line with nothing in them that drives a terminal."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they come, and give on the lines that are whole."""
+        *lines, self._rest = re.split(rb"[\r\n]+", self._rest + data)
+        while len(self._rest) > _LINE_MAX:
+            lines.append(self._rest[:_LINE_MAX])
+            self._rest = self._rest[_LINE_MAX:]
+        for line in lines:
+            self._give(line)
+
+    def end(self) -> None:
+        """Give on what came after the last line break."""
+        self._give(self._rest)
+        self._rest = b""
+
+    def _give(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").replace("\t", " ")
+        if text := _CONTROL.sub("", _ESCAPE.sub("", text)).rstrip():
+            self._on_line(text)
+
+
+class Stdio:
+    """This process's stdin and stdout, taken away from everything else that runs in it.
+
+    While it is open, descriptor 0 is empty and descriptor 1 is stderr, so that no ``print`` and no
+    program that is started can eat from the stream or write into it.
+    """
+
+    def __enter__(self) -> Self:
+        try:
+            self._in, self._out = os.dup(0), os.dup(1)  # not inherited by children
+        except OSError as error:
+            raise DeviceError(f"stdin and stdout: {error.strerror}; both must be open") from error
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(2, 1)
+        os.close(null)
+        _grow(self._in)
+        _grow(self._out)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.aclose()
+
+    def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Send every byte of ``buffers``, in order.
+
+        Raises:
+            TransportError: nobody reads our stdout any more.
+            DeviceError: stdout is a file, and it cannot be written.
+        """
+        try:
+            _write_all(self._out, buffers)
+        except (BrokenPipeError, ConnectionError) as error:
+            raise TransportError("stdout: the reader of the stream is gone; see what it says") from error
+        except OSError as error:
+            raise DeviceError(f"stdout: {error.strerror}; the stream is not complete") from error
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
+        try:
+            return _read_some(self._in, buffer)
+        except ConnectionError as error:
+            raise TransportError(f"stdin: {error.strerror}; the line is gone") from error
+        except OSError as error:
+            raise DeviceError(f"stdin: {error.strerror}") from error
+
+    def send_eof(self) -> None:
+        """Close stdout; a file there is made durable first."""
+        out, self._out = self._out, -1
+        if out < 0:
+            return
+        try:
+            if stat.S_ISREG(os.fstat(out).st_mode):
+                os.fsync(out)
+            os.close(out)
+        except OSError as error:
+            raise DeviceError(f"stdout: {error.strerror}; the stream may not be complete") from error
+
+    def aclose(self) -> int:
+        """Close both ends; a pipe has no status, so it is 0."""
+        for end in self._in, self._out:
+            if end >= 0:
+                os.close(end)
+        self._in = self._out = -1
+        return 0
+
+
+class Command:
+    """A child process whose stdin and stdout are the line.
+
+    It keeps our terminal and our process group, so that ssh can ask for a password and Ctrl-C reaches it.
+
+    Args:
+        argv: the program and its words; no shell is involved.
+        on_stderr: gets each line of its stderr; called from another thread.
+        name: what messages call the far side; by default the program.
+    """
+
+    def __init__(self, argv: Sequence[str], on_stderr: Callable[[str], None], *, name: str | None = None) -> None:
+        self._argv = argv
+        self._name = name or argv[0]
+        self._lines = Lines(on_stderr)
+
+    def __enter__(self) -> Self:
+        try:
+            self._child = subprocess.Popen(
+                self._argv, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except OSError as error:
+            raise TransportError(f"{self._argv[0]}: cannot be started: {error.strerror}") from error
+        assert self._child.stdin
+        assert self._child.stdout
+        assert self._child.stderr
+        self._in, self._out = self._child.stdin, self._child.stdout
+        _grow(self._in.fileno())
+        _grow(self._out.fileno())
+        self._listener = threading.Thread(target=self._listen, args=[self._child.stderr], daemon=True)
+        self._listener.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(0)
+
+    def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Send every byte of ``buffers``, in order.
+
+        Raises:
+            TransportError: the child stopped reading; ``aclose`` has its status.
+        """
+        try:
+            _write_all(self._in.fileno(), buffers)
+        except OSError as error:
+            raise TransportError(f"{self._name}: stopped reading before the end: {error.strerror}") from error
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
+        try:
+            return _read_some(self._out.fileno(), buffer)
+        except OSError as error:
+            raise TransportError(f"{self._name}: the line is gone: {error.strerror}") from error
+
+    def send_eof(self) -> None:
+        """Close the child's stdin."""
+        self._in.close()
+
+    def aclose(self) -> int:
+        """Close the line and return the child's exit status, 128+n where a signal ended it.
+
+        What it still says on stdout is dropped. It has five minutes to end; then it is made to.
+        Receive to the end first where it may be busy for longer.
+        """
+        return self._close(_CLOSE_TIMEOUT)
+
+    def _close(self, patience: float) -> int:
+        self._in.close()
+        if self._child.returncode is None:
+            deadline = time.monotonic() + patience
+            self._discard(deadline)
+            if not self._ends(max(0.0, deadline - time.monotonic())):
+                self._child.terminate()
+                if not self._ends(_KILL_TIMEOUT):
+                    self._child.kill()
+                    self._child.wait()
+            # A master that ssh leaves behind (ControlPersist) keeps our stderr open: do not wait for its end.
+            self._listener.join(_LAST_WORDS_TIMEOUT)
+        self._out.close()
+        status = self._child.wait()
+        return status if status >= 0 else 128 - status
+
+    def _discard(self, deadline: float) -> None:
+        """Drop what the child says, so that it does not wait for us, until it ends or the time is up."""
+        out = self._out.fileno()
+        poll = select.poll()
+        poll.register(out, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(min(left, 0.5) * 1000):
+                if not os.read(out, PIPE_SIZE):
+                    return
+            elif self._child.poll() is not None:  # a grandchild may hold the pipe open
+                return
+
+    def _ends(self, seconds: float) -> bool:
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _listen(self, stderr: IO[bytes]) -> None:
+        while data := os.read(stderr.fileno(), _LINE_MAX):
+            self._lines.feed(data)
+        self._lines.end()
+        stderr.close()
+
+
+def _grow(fd: int) -> None:
+    """Make the pipe behind ``fd``, if it is one, hold ``PIPE_SIZE`` where the system permits it."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with suppress(PermissionError):  # past the user's limit: slower, and no harm
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+
+
+def _write_all(fd: int, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+    views = deque(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+    while views:
+        try:
+            written = os.writev(fd, list(islice(views, _IOV_MAX)))
+        except BlockingIOError:  # whoever started us left the descriptor non-blocking
+            _wait_for(fd, select.POLLOUT)
+            continue
+        while views and written >= len(views[0]):
+            written -= len(views.popleft())
+        if written:
+            views[0] = views[0][written:]
+
+
+def _read_some(fd: int, buffer: memoryview) -> int:
+    while True:
+        try:
+            return os.readv(fd, [buffer])
+        except BlockingIOError:
+            _wait_for(fd, select.POLLIN)
+
+
+def _wait_for(fd: int, event: int) -> None:
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
