@@ -125,8 +125,8 @@ class ChangeMap:
     @property
     def total_bytes(self) -> int:
         """Bytes in the map."""
-        # Two sums instead of a sum of differences: no temporary array.
-        return int(self.ends.sum()) - int(self.offsets.sum())
+        # Two sums instead of a sum of differences: no temporary array. Either may wrap around at 2**64.
+        return (int(self.ends.sum()) - int(self.offsets.sum())) % (1 << 64)
 
     @property
     def end(self) -> int:

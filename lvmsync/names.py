@@ -24,7 +24,7 @@ _LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
 _HOST = re.compile(
     r"(?:(?P<user>[^@\s:/]+)@)?(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^@\s:/\[\]]+)):(?P<name>.*)", re.DOTALL
 )
-_SIZE = re.compile(r"(?P<number>\d+)(?:(?P<unit>[KMGTPE])(?:iB)?|[Bb])?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d+)(?:(?P<unit>[KMGTPE])(?:iB)?|[Bb])?", re.IGNORECASE | re.ASCII)
 _UNITS = " KMGTPE"
 
 
@@ -94,7 +94,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise UsageError(f"not a size: '{text}'; write bytes, or a number with K, M, G, T, P or E, as in 64M or 1GiB")
-    size = int(match["number"]) << 10 * _UNITS.index((match["unit"] or " ").upper())
+    # Python refuses to read numbers of thousands of digits.
+    number = int(match["number"]) if len(match["number"]) < 20 else 1 << 63
+    size = number << 10 * _UNITS.index((match["unit"] or " ").upper())
     if size >= 1 << 63:
         raise UsageError(f"size '{text}' is out of range: a device has less than 8 EiB")
     return size

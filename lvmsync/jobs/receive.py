@@ -10,7 +10,7 @@ from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError
 from lvmsync.jobs.background import in_background
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.transaction import Transaction, Undo, read_spool
-from lvmsync.stream.frames import SNAPBACK, Abort, Data, End, Frame, Header, Hole, Zero, clip
+from lvmsync.stream.frames import DELTA, SNAPBACK, Abort, Data, End, Frame, Header, Hole, Zero, clip
 from lvmsync.stream.session import Receiver
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
@@ -172,7 +172,8 @@ class _Job:
             return
         if point is None:
             self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
-        elif header.base.id not in (point.id, point.parent):
+        elif header.base.id != point.id and not (header.intent == DELTA and header.base.id == point.parent):
+            # A second delta from the same base is all right: it holds everything that the first did.
             found = f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}"
             if header.intent == SNAPBACK and not self._options.ignore_base:
                 raise ConflictError(

@@ -110,7 +110,7 @@ class Transaction:
         Returns the END; nothing is committed yet.
         """
         window: list[Changes] = []
-        size = done = 0
+        size = done = flushed = 0
         limit = WINDOW if self._file else 0
         for frame in frames:
             if isinstance(frame, (Data, Zero, Hole)):
@@ -121,6 +121,9 @@ class Transaction:
             if window:
                 self._out.write(window)
                 done += size
+                if done - flushed >= WINDOW:
+                    flushed = done
+                    self._target.start_writeback()
                 window, size = [], 0
                 report(Progress("receiving", done, self._header.changed_bytes))
             if isinstance(frame, Mark):

@@ -283,8 +283,8 @@ def _later_snapshot(base: _Base, device: Device, word: str) -> _Data:
         raise UsageError(f"-r {word} is the snapshot itself, which holds the old data; name a later one")
     if later.table.origin != base.kept.table.origin:
         raise UsageError(f"-r {word} is a snapshot of another origin than {base.name}; name one of the same")
-    made, base_made = volume and volume.created, base.volume and base.volume.created
-    if volume and base.volume and made is not None and base_made is not None and made < base_made:
+    # Of the same second, or of unknown age: taken as later.
+    if volume and base.volume and (volume.created or 1 << 63) < (base.volume.created or 0):
         raise UsageError(
             f"-r {word} was made at {volume.time}, before {base.name} ({base.volume.time}); name a later snapshot"
         )

@@ -137,8 +137,6 @@ class Receiver:
                 self._admit_changes(frame)
             case Mark() | End():
                 self._admit_count(frame)
-            case Abort():
-                pass
         self.state = after
         return frame
 

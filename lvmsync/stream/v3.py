@@ -13,7 +13,7 @@ import numpy as np
 
 from lvmsync.errors import StreamError
 from lvmsync.extents import MAX_SIZE, as_table
-from lvmsync.stream.frames import Abort, Buffer, Data, End, Frame, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import Abort, Buffer, Data, End, Frame, Header, Hole, Zero
 
 MAGIC = b"lvmsync PROTO[3]\n"
 MAX_RECORD = 1 << 20
@@ -145,8 +145,7 @@ class Encoder:
                 return [part for offset, length in pieces for part in (_RECORD.pack(offset, length), _ZEROS[:length])]
             case Abort(reason):
                 raise StreamError(f"aborted: {reason}")
-            case Mark() | End():
-                return []
+        return []  # Mark and End
 
     def _records(self, table: list[list[int]], payload: memoryview) -> list[Buffer]:
         buffers: list[Buffer] = []

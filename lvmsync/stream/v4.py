@@ -21,7 +21,7 @@ import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import xxhash
@@ -101,8 +101,8 @@ class Encoder:
                 return self._frame(_MARK_TYPE, 0, [_MARK.pack(extents, changed_bytes)])
             case End(extents, changed_bytes):
                 return self._frame(_END_TYPE, 0, [_END.pack(extents, changed_bytes, self._digest.digest())])
-            case Abort(reason):
-                return self._frame(_ABORT, 0, [reason.encode()[:4096]])
+        # A name in the reason need not be text.
+        return self._frame(_ABORT, 0, [frame.reason.encode(errors="backslashreplace")[:4096]])
 
     @property
     def digest(self) -> str:
@@ -194,7 +194,7 @@ class Decoder:
             )
             self._fail(f"stream is cut: it ends {where} {self._position} and has no END; send it again", located=True)
 
-    def _fail(self, what: str, *, located: bool = False) -> None:
+    def _fail(self, what: str, *, located: bool = False) -> NoReturn:
         message = what if located else f"stream byte {self._position}, frame {self._sequence}: {what}"
         raise StreamError(message, offset=self._position)
 
@@ -213,8 +213,6 @@ class Decoder:
         kind, codec, _, count, sequence, _, unpacked, checksum = _FRAME.unpack(self._head)
         if _checksum(self._seed, self._head[:_CHECKED], [body]) != checksum:
             self._fail(f"checksum of a {_NAMES[kind]} frame does not match: the stream is damaged")
-        if (kind == _HEADER) != (sequence == 0):
-            self._fail(f"a {_NAMES[kind]} frame is out of place")
         if codec == _ZSTD:
             body = self._unpack(body, unpacked)
         if len(body) != unpacked:
@@ -232,14 +230,13 @@ class Decoder:
     def _unpack(self, body: memoryview, size: int) -> memoryview:
         try:
             if zstandard.frame_content_size(body) == size:
-                return memoryview(zstandard.ZstdDecompressor().decompress(body))
+                return memoryview(zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False))
         except zstandard.ZstdError as error:
             raise StreamError(
                 f"stream byte {self._position}, frame {self._sequence}: cannot be decompressed: {error}",
                 offset=self._position,
             ) from error
         self._fail("compressed body does not have the announced size")
-        raise AssertionError
 
     def _parse(self, kind: int, count: int, body: memoryview) -> Frame:
         if kind == _HEADER:
@@ -256,7 +253,6 @@ class Decoder:
         if kind in (_DATA, _ZERO, _HOLE) and len(body) >= count * 16:
             return self._parse_changes(kind, count, body)
         self._fail(f"a {_NAMES[kind]} frame of {len(body)} bytes is not possible")
-        raise AssertionError
 
     def _parse_changes(self, kind: int, count: int, body: memoryview) -> Changes:
         table = np.frombuffer(body, "<u8", count * 2).reshape(count, 2)
@@ -268,7 +264,6 @@ class Decoder:
         if kind == _HOLE and not payload:
             return Hole(table)
         self._fail(f"the table of a {_NAMES[kind]} frame does not fit its {len(payload)} bytes of data")
-        raise AssertionError
 
     def _load_header(self, body: bytes) -> Header:
         try:
@@ -318,13 +313,16 @@ def _parse_header(values: Mapping[str, Any]) -> Header:
     for key in ("base", "head"):
         value = values.get(key)
         if value is not None:
-            known[key] = Point(**{name: _text(value.get(name)) for name in ("id", "parent", "time")})
+            known[key] = _parse_point(key, value)
     if known["size"] is None:
         raise ValueError("'size' is missing")
     return Header(**known)
 
 
-def _text(value: object) -> Any:
-    if value is not None and not isinstance(value, str):
-        raise ValueError("a point is not text")
-    return value
+def _parse_point(key: str, value: object) -> Point:
+    if not isinstance(value, dict):
+        raise ValueError(f"'{key}' is not an object")
+    texts: dict[str, Any] = {name: value.get(name) for name in ("id", "parent", "time")}
+    if texts["id"] is None or not all(text is None or isinstance(text, str) for text in texts.values()):
+        raise ValueError(f"'{key}' is not a point: id, parent and time are text, and id cannot be left out")
+    return Point(**texts)

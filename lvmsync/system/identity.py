@@ -16,11 +16,12 @@ def identify(fd: int) -> dict[str, str]:
     """Return what makes the open device or file this one and no other.
 
     Of a mapped device its DM uuid (which holds LVM's ids), of a loop device its backing file, of another
-    device its serial number or world-wide id; of a file its file system and inode.
+    device its serial number or world-wide id; of a file its inode (the number of its file system may
+    change with a reboot).
     """
     state = os.fstat(fd)
     if not state.st_rdev:
-        return {"file": f"{state.st_dev}:{state.st_ino}"}
+        return {"inode": str(state.st_ino)}
     for key, fact in (
         ("dm uuid", "dm/uuid"),
         ("backing file", "loop/backing_file"),

@@ -21,7 +21,7 @@ class Ssh:
         port: where sshd listens.
         identity: path of a private key, offered besides the agent's keys.
         config: path of the ssh config; None: ``~/.ssh/config``, where it exists.
-        connect_timeout: seconds from the first packet to the end of the login.
+        connect_timeout: seconds that the login may take, and then the start of the command.
         stall_timeout: seconds that a blocked ``send_all`` sees no byte move before it fails; None: never.
     """
 

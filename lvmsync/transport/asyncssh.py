@@ -45,7 +45,8 @@ _HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
 
 _KNOWN_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
 
-logging.getLogger("asyncssh").addHandler(logging.NullHandler())  # else its warnings go to stderr
+for _name in "asyncio", "asyncssh":  # without a handler, their warnings go to stderr
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 @contextmanager
@@ -65,7 +66,10 @@ def connect(host: Host, command: str, options: Ssh, on_stderr: Callable[[str], N
 
 
 class Line(asyncssh.SSHClientSession[bytes]):
-    """A Transport over one channel of an ssh connection; made by ``connect``."""
+    """A Transport over one channel of an ssh connection; made by ``connect``.
+
+    One thread may send while another receives.
+    """
 
     def __init__(
         self, host: Host, options: Ssh, on_stderr: Callable[[str], None], loop: asyncio.AbstractEventLoop
@@ -91,7 +95,6 @@ class Line(asyncssh.SSHClientSession[bytes]):
         self._is_paused = False
         self._is_discarding = False
         self._has_ended = False  # end of the far side's stdout
-        self._is_refused = False  # closed for sending; there may be more to receive
         self._is_closed = False
         self._status: int | None = None
         self._failure: BaseException | None = None
@@ -105,6 +108,8 @@ class Line(asyncssh.SSHClientSession[bytes]):
         Raises:
             TransportError: the far side ended or is gone, or no byte moved for ``stall_timeout``.
         """
+        if self._wants_eof:
+            raise ValueError("send_all after send_eof")
         for piece in _pieces(buffers):
             with self._changed:
                 self._wait_for_room()
@@ -194,7 +199,7 @@ class Line(asyncssh.SSHClientSession[bytes]):
         while True:
             if self._failure:
                 raise self._failure
-            if self._is_closed or self._is_refused:
+            if self._is_closed or self._status is not None:
                 raise TransportError(
                     f"{self._host}: the far side ended, status {self._status}, before it read everything"
                 )
@@ -233,18 +238,20 @@ class Line(asyncssh.SSHClientSession[bytes]):
                 agent_forwarding=False,
             )
         except asyncssh.HostKeyNotVerifiable as error:
-            raise TransportError(f"{self._host}: {client.objection or error}") from error
+            objection = client.objection or f"{error}; log in there once with ssh, or use -e ssh"
+            raise TransportError(f"{self._host}: {objection}") from error
         # asyncssh 2.24 writes past a full socket, into memory; asyncio tells the connection when one is full
         self._connection.pause_writing = lambda: self._block("socket")  # type: ignore[method-assign]
         self._connection.resume_writing = lambda: self._unblock("socket")  # type: ignore[method-assign]
-        await self._connection.create_session(
-            lambda: self,
-            command,
-            encoding=None,
-            window=WINDOW,
-            request_pty=False,  # RequestTTY of the user's config would put a terminal into the stream
-            x11_forwarding=False,
-        )
+        async with asyncio.timeout(self._options.connect_timeout):
+            await self._connection.create_session(
+                lambda: self,
+                command,
+                encoding=None,
+                window=WINDOW,
+                request_pty=False,  # RequestTTY of the user's config would put a terminal into the stream
+                x11_forwarding=False,
+            )
 
     def _login(self) -> dict[str, Any]:
         config = Path(self._options.config or "~/.ssh/config").expanduser()
@@ -298,13 +305,8 @@ class Line(asyncssh.SSHClientSession[bytes]):
                 self._outbox_size -= len(piece)
                 self._moved += len(piece)
                 self._changed.notify_all()
-            try:
+            with suppress(BrokenPipeError):  # the far side closed the channel; connection_lost comes next
                 self._channel.write(cast(bytes, piece))  # it makes a copy
-            except BrokenPipeError:  # the far side closed the channel
-                with self._changed:
-                    self._is_refused = True
-                    self._changed.notify_all()
-                return
 
     def _resume(self) -> None:
         """Take all that asyncssh kept while it was paused, and only then pause again.
@@ -366,12 +368,14 @@ class Line(asyncssh.SSHClientSession[bytes]):
         return True
 
     def exit_status_received(self, status: int) -> None:
-        """Note how the far command ended."""
-        self._status = status
+        """Note how the far command ended; who still sends is woken."""
+        with self._changed:
+            self._status = status
+            self._changed.notify_all()
 
     def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
         """Note by which signal the far command ended."""
-        self._status = 128 + getattr(signals, f"SIG{signal}", 127)
+        self.exit_status_received(128 + getattr(signals, f"SIG{signal}", 127))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the channel is closed: with a status an end, without one a loss."""
@@ -462,6 +466,8 @@ def _explain(error: Exception, options: Ssh) -> str:
             )
         case asyncssh.ConnectionLost():
             return f"connection lost during the login: {error}"
+        case asyncssh.ChannelOpenError(code=asyncssh.OPEN_CONNECT_FAILED):  # by the jump host
+            return f"no connection: {error}"
         case asyncssh.ChannelOpenError():
             return f"logged in, but no command can be started: {error}"
         case asyncssh.Error():
@@ -472,6 +478,8 @@ def _explain(error: Exception, options: Ssh) -> str:
             return "not a host name"
         case OSError(filename=str(file)):
             return f"{file}: {error.strerror}; needed for the login (or use -e ssh)"
+        case ConnectionRefusedError():
+            return "connection refused: does sshd listen there, on that port?"
         case TimeoutError():
             return f"no answer within {options.connect_timeout:g} s"
         case OSError():

@@ -137,6 +137,7 @@ class Command:
     """A child process whose stdin and stdout are the line.
 
     It keeps our terminal and our process group, so that ssh can ask for a password and Ctrl-C reaches it.
+    One thread may send while another receives; close it when both are done.
 
     Args:
         argv: the program and its words; no shell is involved.
@@ -202,10 +203,11 @@ class Command:
         return self._close(_CLOSE_TIMEOUT)
 
     def _close(self, patience: float) -> int:
-        self._in.close()
         if self._child.returncode is None:
             deadline = time.monotonic() + patience
-            self._discard(deadline)
+            if patience:
+                self._in.close()
+                self._discard(deadline)
             if not self._ends(max(0.0, deadline - time.monotonic())):
                 self._child.terminate()
                 if not self._ends(_KILL_TIMEOUT):
@@ -213,6 +215,7 @@ class Command:
                     self._child.wait()
             # A master that ssh leaves behind (ControlPersist) keeps our stderr open: do not wait for its end.
             self._listener.join(_LAST_WORDS_TIMEOUT)
+        self._in.close()  # only now where the line is cut: a thread that sends has got its EPIPE
         self._out.close()
         status = self._child.wait()
         return status if status >= 0 else 128 - status

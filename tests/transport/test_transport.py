@@ -113,9 +113,10 @@ def receive_all(line: Transport) -> bytes:
 
 def send_forever(line: Transport, sent: list[int]) -> None:
     data = bytes(MIB)
-    while True:
+    for _ in range(1000):
         line.send_all([data])
         sent.append(len(data))
+    pytest.fail("it takes everything")
 
 
 def resident() -> int:
@@ -197,6 +198,15 @@ def test_after_our_end_the_far_side_can_still_talk(far: Open) -> None:
         assert line.aclose() == 0
 
 
+def test_sending_after_our_end_is_a_mistake_of_the_caller(far: Open) -> None:
+    with far(["cat"]) as line:
+        line.send_eof()
+        line.send_eof()
+        with pytest.raises(ValueError, match="after|closed"):
+            line.send_all([b"x"])
+        assert line.aclose() == 0
+
+
 def test_what_the_far_side_said_before_it_ended_is_received(far: Open) -> None:
     with far(["sh", "-c", f"head -c {30 * MIB} /dev/zero; exit 4"]) as line:
         assert receive_all(line) == bytes(30 * MIB)
@@ -208,6 +218,14 @@ def test_a_far_side_that_dies_in_the_middle_is_an_error_of_the_line_and_has_a_st
         with pytest.raises(TransportError):
             send_forever(line, [])
         assert line.aclose() == 5
+
+
+def test_what_the_far_side_left_is_received_after_it_refused_more(asyncssh: Open) -> None:
+    with asyncssh(["sh", "-c", f"head -c {10 * MIB} /dev/zero; exit 3"]) as line:
+        with pytest.raises(TransportError, match="status 3"):
+            send_forever(line, [])
+        assert receive_all(line) == bytes(10 * MIB)
+        assert line.aclose() == 3
 
 
 def test_hostile_words_reach_the_far_side_as_they_are(far: Open, tmp_path: Path) -> None:
@@ -363,7 +381,7 @@ def test_a_missing_key_file_and_a_bad_config_are_named(sshd: Sshd, tmp_path: Pat
 
 
 def test_a_closed_port_and_a_bad_name_are_told_apart(sshd: Sshd) -> None:
-    assert "Connect" in login_error(Ssh(config=str(sshd.config), port=1))
+    assert "connection refused" in login_error(Ssh(config=str(sshd.config), port=1))
     assert "not a host name" in login_error(Ssh(), Host(None, "a" * 70 + ".example"))
 
 

@@ -1,0 +1,22 @@
+"""The main job on two sites with real LVM and a real sshd: every way to send, and back again."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import guest
+from tests.lab.cases import Outcome, cases_of, noise, run_cases
+from tests.lab.conftest import Lab
+
+SCRIPT = guest.LAB / "main_job.sh"
+
+
+@pytest.fixture(scope="module")
+def outcome(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    lab = Lab(tmp_path_factory.mktemp("main_job"))
+    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 256 << 20), noise(lab.folder / "noise.img", 64 << 20)])
+
+
+@pytest.mark.parametrize("case", cases_of(SCRIPT))
+def test_lvmsync(outcome: Outcome, case: str) -> None:
+    outcome.check(case)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lvmsync.errors import CommandError
+from lvmsync.system.command import run
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "program"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_program_gets_its_arguments_as_they_are_no_input_and_the_c_locale(tmp_path: Path) -> None:
+    program = script(tmp_path, 'printf "%s|" "$LC_ALL" "$@"; cat')
+    assert run([program, "a b", "$(id)", ";"]) == "C|a b|$(id)|;|"
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(CommandError, match=r"cannot run 'no-such-program'.*is it installed"):
+        run(["no-such-program", "x"])
+
+
+def test_a_failure_gives_the_programs_own_last_words(tmp_path: Path) -> None:
+    program = script(
+        tmp_path, 'echo "first" >&2; echo "  Device nope not found" >&2; echo "Command failed." >&2; exit 3'
+    )
+    with pytest.raises(CommandError, match=r"program info' failed with status 3: Device nope not found$"):
+        run([program, "info", "nope"])
+
+
+@pytest.mark.parametrize(("says", "told"), [("Command failed", "Command failed"), ("", "it gave no reason")])
+def test_a_failure_with_few_words_is_told_as_well(tmp_path: Path, says: str, told: str) -> None:
+    with pytest.raises(CommandError, match=rf"program' failed with status 1: {told}$"):
+        run([script(tmp_path, f"echo '{says}' >&2; exit 1"), "-a"])
+
+
+def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"did not end within 0.2 s"):
+        run([script(tmp_path, "exec sleep 60")], timeout=0.2)

@@ -1,0 +1,221 @@
+"""The words of the command line: what each means, and what is refused with which words."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvmsync.errors import UsageError
+from lvmsync.names import (
+    KINDS,
+    Host,
+    SnapshotStore,
+    TargetName,
+    Volume,
+    parse_size,
+    parse_source,
+    parse_target,
+    parse_volume,
+)
+
+PATHS = st.text(st.characters(exclude_characters="\0"), max_size=12).map(lambda text: f"/{text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("512", 512),
+        ("512b", 512),
+        ("512B", 512),
+        ("4k", 4096),
+        ("64M", 64 << 20),
+        ("1GiB", 1 << 30),
+        ("1gib", 1 << 30),
+        ("2T", 2 << 40),
+        ("3P", 3 << 50),
+        ("7E", 7 << 60),
+        ("007", 7),
+        ("9223372036854775807", (1 << 63) - 1),
+    ],
+)
+def test_a_size_is_bytes_or_a_number_with_a_power_of_1024(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "M", "1.5G", "-1", "+1", "1 G", "1GB", "1KB", "0x10", "1_000", "1Gi", "1iB", "1G\n", "١", "4\u212a"],
+)
+def test_what_is_not_a_size_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(UsageError, match=r"(?s)not a size: .*64M or 1GiB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["8E", "9223372036854775808", "9" * 40, "0" * 5000 + "1", "99999999999999999999E"])
+def test_a_size_that_no_device_has_is_out_of_range(text: str) -> None:
+    with pytest.raises(UsageError, match="out of range"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("word", ["vg/snap", "vg-0/lv.1_+", ".vg/lv", "vg/lv"])
+def test_one_slash_is_a_volume_group_and_a_volume(word: str) -> None:
+    volume = parse_volume(word)
+    assert volume == Volume(word)
+    assert volume.is_lvm_name
+    assert volume.path == f"/dev/{word}"
+
+
+@pytest.mark.parametrize("word", ["/dev/vg/snap", "./image", "../image", "/", "./a/b", "/a b\n", "./vg/lv:0"])
+def test_a_path_is_taken_as_it_is(word: str) -> None:
+    volume = parse_volume(word)
+    assert not volume.is_lvm_name
+    assert volume.path == word
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("", "an empty name"),
+        ("/dev/\0", "NUL"),
+        ("image", r"neither VG/LV nor a path: .* as in \./image"),
+        ("a/b/c", "neither VG/LV nor a path"),
+        (".", "neither VG/LV nor a path"),
+        ("-vg/lv", "'-vg' is not a name that LVM allows"),
+        ("vg/-lv", "'-lv' is not a name that LVM allows"),
+        ("vg/", "'' is not a name"),
+        ("vg/..", r"'\.\.' is not a name"),
+        ("vg/lv:1", "'lv:1' is not a name"),
+        ("vg/lv\n", "is not a name"),
+        ("vg/l v", "is not a name"),
+        ("vg/lüneburg", "is not a name"),
+    ],
+)
+def test_what_is_no_volume_is_refused_with_a_way_on(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_volume(word)
+
+
+@pytest.mark.parametrize("word", ["vg/snap", "/dev/mapper/vg-snap", "./host:x", "/a:b", "../c:d"])
+def test_a_source_without_a_kind_is_a_volume(word: str) -> None:
+    assert parse_source(word) == Volume(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "store", "origin", "size"),
+    [
+        ("snapshot:/cow,origin=/o", "/cow", "/o", None),
+        ("snapshot:vg/cow,origin=vg/o", "vg/cow", "vg/o", None),
+        ("snapshot:./cow,size=1M,origin=./o", "./cow", "./o", 1 << 20),
+        ("snapshot:/a,,b,origin=/c,,origin=d", "/a,b", "/c,origin=d", None),
+        ("snapshot:/a,b,origin=/o,x", "/a,b", "/o,x", None),
+        ("snapshot:/a,,,origin=/o,,", "/a,", "/o,", None),
+        ("snapshot:/a=b,origin=/o=p", "/a=b", "/o=p", None),
+        ("snapshot:/a:b,origin=/c:d", "/a:b", "/c:d", None),
+    ],
+)
+def test_a_store_is_named_with_its_keys_and_a_literal_comma_is_doubled(
+    word: str, store: str, origin: str, size: int | None
+) -> None:
+    assert parse_source(word) == SnapshotStore(Volume(store), Volume(origin), size)
+
+
+@given(PATHS, PATHS, st.none() | st.integers(0, (1 << 63) - 1))
+def test_any_path_can_be_written_as_a_store_and_an_origin(store: str, origin: str, size: int | None) -> None:
+    keys = f",origin={origin.replace(',', ',,')}" + ("" if size is None else f",size={size}")
+    found = parse_source(f"snapshot:{store.replace(',', ',,')}{keys}")
+    assert found == SnapshotStore(Volume(store), Volume(origin), size)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("snapshot:/cow", r"names no origin: write snapshot:COW,origin=PATH"),
+        ("snapshot:/cow,origin=", "an empty name"),
+        ("snapshot:,origin=/o", "an empty name"),
+        ("snapshot:cow,origin=/o", "neither VG/LV nor a path"),
+        ("snapshot:/cow,origin=o", "neither VG/LV nor a path"),
+        ("snapshot:/cow,origin=/o,size=big", "not a size: 'big'"),
+        ("snapshot:/cow,origin=/o,base=3", "unknown key 'base' .* known are: origin, size"),
+        ("snapshot:/cow,origin=/o,origin=/p", "'origin' is given twice"),
+        ("thin:/meta,id=1", "kind 'thin' is not supported by this version; it reads: snapshot"),
+        ("host:vg/snap", "a source on another machine: run lvmsync there"),
+        ("user@snapshot:/x", "a source on another machine"),
+        ("[::1]:vg/snap", "a source on another machine"),
+        ("", "an empty name"),
+        ("snap", "neither VG/LV nor a path"),
+        ("vg/lv:x", "is not a name that LVM allows"),
+    ],
+)
+def test_a_bad_source_is_refused_with_what_would_be_right(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_source(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "host", "name"),
+    [
+        ("vg/lv", None, "vg/lv"),
+        ("/dev/vg/lv", None, "/dev/vg/lv"),
+        ("./a:b", None, "./a:b"),
+        ("../a:b", None, "../a:b"),
+        ("host:vg/lv", Host(None, "host"), "vg/lv"),
+        ("host:/dev/x:y", Host(None, "host"), "/dev/x:y"),
+        ("me@host.example:./image", Host("me", "host.example"), "./image"),
+        ("[fe80::1%eth0]:vg/lv", Host(None, "fe80::1%eth0"), "vg/lv"),
+        ("root@[::1]:/dev/x", Host("root", "::1"), "/dev/x"),
+        ("me@snapshot:/dev/x", Host("me", "snapshot"), "/dev/x"),
+        ("192.0.2.1:x", Host(None, "192.0.2.1"), "x"),
+    ],
+)
+def test_a_target_is_a_volume_here_or_a_name_on_a_host(word: str, host: Host | None, name: str) -> None:
+    assert parse_target(word) == TargetName(host, name)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("", "an empty name"),
+        ("image", "neither VG/LV nor a path"),
+        ("host:", "names a host but no volume"),
+        (":vg/lv", "is not a name"),
+        ("-oProxyCommand=x:vg/lv", "cannot start with '-'"),
+        ("-x@host:vg/lv", "cannot start with '-'"),
+        ("a@-host:vg/lv", "cannot start with '-'"),
+        ("/dev/\0", "NUL"),
+    ],
+)
+def test_a_bad_target_is_refused(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_target(word)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_source_is_no_host_unless_a_user_is_named(kind: str) -> None:
+    with pytest.raises(UsageError, match=rf"a source, not a target; a host called '{kind}' is written USER@{kind}:"):
+        parse_target(f"{kind}:/dev/x")
+    assert parse_target(f"me@{kind}:/dev/x").host == Host("me", kind)
+
+
+def test_names_are_written_as_the_user_wrote_them() -> None:
+    assert str(parse_target("me@host:vg/lv")) == "me@host:vg/lv"
+    assert str(parse_target("host:vg/lv")) == "host:vg/lv"
+    assert str(parse_target("vg/lv")) == "vg/lv"
+
+
+WORDS = st.one_of(
+    st.text(max_size=30),
+    st.lists(
+        st.sampled_from([*KINDS, ":", "/", ",", ",,", "=", "origin=", "size=", "@", "[", "]", ".", "-", "vg", "9", "K"])
+    ).map("".join),
+)
+
+
+@given(WORDS)
+def test_whatever_the_word_nothing_but_usage_errors_comes_out(word: str) -> None:
+    for parse in (parse_size, parse_volume, parse_source, parse_target):
+        with contextlib.suppress(UsageError):
+            parse(word)
