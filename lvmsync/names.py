@@ -70,6 +70,13 @@ class SnapshotStore:
     origin: Volume | None
     size: int | None
 
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        keys = {"origin": self.origin and self.origin.word, "size": self.size and str(self.size)}
+        parts = [f"{key}={value.replace(',', ',,')}" for key, value in keys.items() if value]
+        return ",".join([f"snapshot:{self.store.word.replace(',', ',,')}", *parts])
+
 
 SourceName = Volume | SnapshotStore
 

@@ -316,14 +316,6 @@ class Disk:
         """Make the disk hold ``state``."""
         for path in self.root.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for inode, content in state.files.items():
-            with (self._vault / str(inode)).open("r+b") as file:
-                file.truncate(0)
-                for at in range(0, len(content), 4096):
-                    page = content[at : at + 4096]
-                    if any(page):
-                        os.pwrite(file.fileno(), page, at)
-                file.truncate(len(content))
         self._lay_out_folder(state, str(self.root))
 
     def _lay_out_folder(self, state: State, folder: str) -> None:
@@ -334,6 +326,7 @@ class Disk:
                 self._lay_out_folder(state, str(path))
             else:
                 path.hardlink_to(self._vault / str(inode))
+                _fill(path, state.files.get(inode, b""))
 
     @contextmanager
     def recorded(self, before: Callable[[int, Step], None] = lambda number, step: None) -> Iterator[Record]:
@@ -368,7 +361,8 @@ class Disk:
             (self._vault / str(inode)).hardlink_to(path)
 
     def _is_here(self, path: Any) -> bool:
-        return Path(os.path.abspath(path)).is_relative_to(self.root)  # noqa: PTH100  # links are not followed
+        text = os.path.abspath(path)  # noqa: PTH100  # links are not followed
+        return text == str(self.root) or text.startswith(f"{self.root}/")
 
     def _patch_files(self, patch: pytest.MonkeyPatch, note: Callable[[Step], None]) -> None:
         fds = self._fds
@@ -480,6 +474,17 @@ class Disk:
         patch.setattr(os, "unlink", unlink)
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "mkdir", mkdir)
+
+
+def _fill(path: Path, content: bytes) -> None:
+    """Give a file its content, with holes where there are zeros."""
+    with path.open("r+b", buffering=0) as file:
+        file.truncate(0)
+        for at in range(0, len(content), 4096):
+            page = content[at : at + 4096]
+            if page.count(0) < len(page):
+                os.pwrite(file.fileno(), page, at)
+        file.truncate(len(content))
 
 
 class _Raw(io.RawIOBase):

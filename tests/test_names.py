@@ -219,3 +219,11 @@ def test_whatever_the_word_nothing_but_usage_errors_comes_out(word: str) -> None
     for parse in (parse_size, parse_volume, parse_source, parse_target):
         with contextlib.suppress(UsageError):
             parse(word)
+
+
+def test_a_store_is_named_again_as_the_command_line_would() -> None:
+    for word in ("snapshot:./a,origin=./b", "snapshot:./a,,b,origin=/c,,size=4,size=4096"):
+        name = parse_source(word)
+        assert isinstance(name, SnapshotStore)
+        assert name.word == word
+        assert parse_source(name.word) == name

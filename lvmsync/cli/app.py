@@ -292,7 +292,7 @@ def changes(
         share = 100 * changed / found.size if found.size else 0
         print(
             f"{found.name}: {render.size(changed)} of {render.size(found.size)} changed ({share:.2f} %),"
-            f" {len(found.changes)} extents, chunks of {render.size(found.granularity)}"
+            f" {render.counted(len(found.changes))}, chunks of {render.size(found.granularity)}"
         )
 
 

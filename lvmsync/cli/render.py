@@ -33,6 +33,11 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def counted(extents: int) -> str:
+    """Return a number of extents for people."""
+    return f"{extents} extent{'' if extents == 1 else 's'}"
+
+
 @contextmanager
 def progress(style: str) -> Iterator[Report]:
     """Yield a report function that shows progress on stderr.
@@ -113,7 +118,7 @@ def print_receipt(
 def _summary(receipt: Receipt) -> str:
     if receipt.job == "recover":
         return f"{receipt.target}: done in {receipt.seconds:.1f} s"
-    what = f"{size(receipt.bytes)} in {receipt.extents} extents"
+    what = f"{size(receipt.bytes)} in {counted(receipt.extents)}"
     ratio = f", {receipt.ratio:.1f} times less than a full copy" if receipt.ratio else ""
     speed = f"{receipt.seconds:.1f} s, {size(receipt.rate)}/s{ratio}"
     if receipt.dry_run:
@@ -202,7 +207,7 @@ def draw_svg(changes: ChangeMap, device_size: int, title: str) -> str:
     width, height = columns * side, 40 + rows * side
     changed = changes.total_bytes
     share = 100 * changed / device_size if device_size else 0
-    caption = f"{size(changed)} of {size(device_size)} changed ({share:.2f} %), {len(changes)} extents"
+    caption = f"{size(changed)} of {size(device_size)} changed ({share:.2f} %), {counted(len(changes))}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         f' font-family="sans-serif" font-size="13">\n<rect width="{width}" height="{height}" fill="#fff"/>\n'

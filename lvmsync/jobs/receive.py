@@ -114,7 +114,7 @@ class _Job:
         try:
             self._check()
             if target.created and self._header.size is not None:
-                target.resize(self._header.size)
+                transaction.make(self._header.size)
             frames = self._limited(frames)
             if options.dry_run:
                 on_ready()

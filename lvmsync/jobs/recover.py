@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lvmsync.errors import DeviceError
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
-from lvmsync.jobs.transaction import Transaction, Undo, go_back, read_spool, restore
+from lvmsync.jobs.transaction import Transaction, Undo, forget_unnoted, go_back, read_spool, restore
 from lvmsync.stream.frames import Header
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
@@ -61,6 +61,7 @@ def recover(target_path: str, state: Path, report: Report, *, accept: bool = Fal
 def _recover_removed(path: str, state: Path) -> Receipt:
     """Close the transaction of a file that it had made, and that is gone."""
     with open_ledger(state, str(Path(path).resolve()), None, 0) as ledger:
+        ledger.sweep()
         note = ledger.record.transaction
         if note is None or not note.created:
             raise DeviceError(f"cannot open {path}: there is no such device or file", device=path)
@@ -77,10 +78,14 @@ def _go_forward(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     undo = Undo(wanted, Path(note.snapback) if note.snapback else None)
     if note.undo:
         restore(target, ledger, report)
+    else:
+        forget_unnoted(ledger)
     spool, check = ledger.path(note.id, "spool"), ledger.path(note.id, "spool-check")
     header = next(read_durable(spool, check))
     assert isinstance(header, Header)
     version = 3 if header.size is None else 4
+    if note.created and header.size is not None:
+        target.resize(header.size)  # which was not made durable
     transaction = Transaction(target, ledger, header, version, undo)
     transaction.start()
     transaction.apply(read_spool(spool, check), report)

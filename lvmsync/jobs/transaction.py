@@ -20,7 +20,7 @@ from lvmsync.history import Point
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.stream.frames import SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
 from lvmsync.system import ledger as ledgers
-from lvmsync.system.ledger import Ledger
+from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile, read_durable
 from lvmsync.targets.snapback import Snapback
@@ -68,6 +68,11 @@ class Transaction:
     def spool_check(self) -> Path:
         """How much of the spool counts."""
         return self._ledger.path(self.id, "spool-check")
+
+    def make(self, size: int) -> None:
+        """Give a target that was made for this its size, once there is a durable note that it is to be removed again."""
+        self._note(phase="staging")
+        self._target.resize(size)
 
     def stage(self, frames: Iterator[Frame], report: Report) -> None:
         """Stage a whole stream in the spool, durably, before the target is touched."""
@@ -236,8 +241,22 @@ def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     if note.undo:
         # First the note, then the file: without a file there must be no note that needs it.
         ledger.write(transaction=replace(note, phase="undone"))
-        Path(note.undo).unlink(missing_ok=True)
-        ledger.path(note.id, "undo-check").unlink(missing_ok=True)
+        _remove_undo(ledger, note.id, Path(note.undo))
+
+
+def forget_unnoted(ledger: Ledger) -> None:
+    """Remove an undo file that a crash has left of a staged transaction before a note spoke of it: nothing needs it."""
+    note = ledger.record.transaction
+    assert note is not None
+    path = ledger.path(note.id, "undo")
+    if note.snapback and ledger.path(note.id, "undo-check").exists():  # made before the file that it is the check of
+        path = Path(note.snapback)
+    _remove_undo(ledger, note.id, path)
+
+
+def _remove_undo(ledger: Ledger, transaction: str, path: Path) -> None:
+    remove_file(path)  # durably: a snapback that is whole must not come back
+    remove_file(ledger.path(transaction, "undo-check"))
 
 
 def require_space(folder: Path, target: BlockTarget, header: Header) -> None:

@@ -11,7 +11,7 @@ import errno
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def open_store(name: SnapshotStore, *, data_source: str | None, frozen: bool) ->
     else:
         raise UsageError(f"{name.store.word}: which origin is it a store of? Write snapshot:COW,origin=PATH")
     with _open(base, name.size, data_source, frozen) as source:
-        yield source
+        yield replace(source, name=name.word)
 
 
 def _idle_base(name: SnapshotStore, origin: str) -> _Base:
@@ -199,8 +199,7 @@ def _open(base: _Base, size: int | None, data_source: str | None, frozen: bool) 
                 "name the place where the origin's data is"
             )
         store = stack.enter_context(base.store())
-        live = data.device if data.is_live else None
-        watch = Watch(store, size, kept=base.kept, later=data.kept, live=live)
+        watch = Watch(store, size, kept=base.kept, later=data.kept, data=data.device, is_live=data.is_live)
         changes = watch.read_map()
         point = Point(f"lv:{base.volume.id}", time=base.volume.time) if base.volume else None
         yield Source(

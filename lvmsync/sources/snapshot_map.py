@@ -41,7 +41,8 @@ class Watch:
         *,
         kept: dm.Snapshot | None,
         later: dm.Snapshot | None,
-        live: Device | None,
+        data: Device,
+        is_live: bool,
     ) -> None:
         """Check the store's header.
 
@@ -50,7 +51,8 @@ class Watch:
             size: bytes of the origin.
             kept: the kernel's snapshot that the store is of; None where there is none.
             later: the kernel's snapshot that data is read from; None where that is not one.
-            live: the origin, where data is read from that.
+            data: where data is read.
+            is_live: whether that is the origin itself.
         """
         with _naming(store):
             self.header = DiskHeader.parse(store.read_bytes(0, HEADER_SIZE))
@@ -59,7 +61,8 @@ class Watch:
         self._size = size
         self._kept = kept
         self._later = later
-        self._live = live
+        self._data = data
+        self._is_live = is_live
         self._writes = self._count_writes()
         self._count = 0  # exceptions in the map
 
@@ -98,7 +101,7 @@ class Watch:
 
         Raises:
             ChangesLost: a snapshot became invalid, or is gone.
-            DeviceError: the live origin was written to.
+            DeviceError: the place where data was read was written to.
         """
         for snapshot in (self._kept, self._later):
             if snapshot:
@@ -109,11 +112,11 @@ class Watch:
         with _naming(self._store):
             if DiskHeader.parse(self._store.read_bytes(0, HEADER_SIZE)) != self.header:
                 raise ChangesLost(f"the header of the store changed meanwhile; {INSTEAD}")
-        if self._live and (self._has_grown() or self._count_writes() != self._writes):
+        if (self._is_live and self._has_grown()) or self._count_writes() != self._writes:
             raise DeviceError(
-                f"the origin {self._live.name} was written to while it was read, so what was read is no one state "
-                "of it; stop what writes to it, or give -r with a later snapshot",
-                device=self._live.name,
+                f"{'the origin ' if self._is_live else ''}{self._data.name} was written to while it was read, so what"
+                " was read is no one state of it; stop what writes to it, or give -r with a later snapshot",
+                device=self._data.name,
             )
 
     def _count_allocated(self) -> int | None:
@@ -124,7 +127,7 @@ class Watch:
 
     def _count_writes(self) -> tuple[int, int] | None:
         # A chunk that has an exception can be written again without a trace in the table.
-        return dm.count_writes(self._live.number) if self._live and self._live.number else None
+        return dm.count_writes(self._data.number) if self._data.number else None
 
     def _has_grown(self) -> bool:
         """Tell whether the table ends elsewhere than it did; exceptions are only ever added at the end."""

@@ -209,6 +209,21 @@ def _make_folders(folder: Path) -> None:
         sync_folder(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file, durably; it may be gone already, and its folder, too.
+
+    Raises:
+        DeviceError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except FileNotFoundError:
+        pass  # the folder is gone
+    except OSError as error:
+        raise DeviceError(f"cannot remove {path}: {error.strerror}", device=str(path)) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -18,7 +18,7 @@ from lvmsync.extents import MAX_SIZE, Offsets
 from lvmsync.stream.frames import Changes, Data, Hole, Zero
 from lvmsync.system import identity, ioctl
 from lvmsync.system.device import Device, open_device, opening_failed, require_storage
-from lvmsync.system.ledger import sync_folder
+from lvmsync.system.ledger import remove_file, sync_folder
 
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -115,8 +115,7 @@ class BlockTarget:
 
     def remove(self) -> None:
         """Remove a file that we made, durably."""
-        Path(self.name).unlink(missing_ok=True)
-        sync_folder(Path(self.name).resolve().parent)
+        remove_file(Path(self.name).resolve())
 
     def _write_data(self, table: Offsets, payload: memoryview) -> None:
         offsets, lengths = table[:, 0], table[:, 1]

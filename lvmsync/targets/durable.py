@@ -40,12 +40,12 @@ class DurableFile:
         self._encoder = v4.Encoder() if version == 4 else v3.Encoder()
         self._size = 0
         self._window = xxhash.xxh3_64()
-        self._fd = _create(path)
+        self._check_fd = _create(check)
         try:
-            self._check_fd = _create(check)
+            self._fd = _create(path)
         except BaseException:
-            os.close(self._fd)
-            path.unlink()
+            os.close(self._check_fd)
+            check.unlink()
             raise
         self._append(header)
         self.sync()

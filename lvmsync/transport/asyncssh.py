@@ -82,6 +82,7 @@ class Line(asyncssh.SSHClientSession[bytes]):
         self._channel: asyncssh.SSHClientChannel[bytes]
         self._blocked: set[str] = set()  # who asked to stop writing: the channel (window), the socket
         self._is_waking = False
+        self._seen = 0  # bytes in the inbox when _wake last looked
         self._is_draining = False
         self._rest = memoryview(b"")  # of the piece that was last received
         self._changed = threading.Condition()
@@ -326,9 +327,14 @@ class Line(asyncssh.SSHClientSession[bytes]):
             self._channel.pause_reading()
 
     def _wake(self) -> None:
-        self._is_waking = False
+        """Wake who receives when there is a piece for it, or when no more comes just now."""
         with self._changed:
-            self._changed.notify_all()
+            if self._seen < self._inbox_size < PIECE:
+                self._seen = self._inbox_size
+                self._loop.call_soon(self._wake)
+            else:
+                self._is_waking = False
+                self._changed.notify_all()
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         """Keep the channel."""
@@ -356,8 +362,9 @@ class Line(asyncssh.SSHClientSession[bytes]):
             self._inbox_size += len(data)
             if not self._is_draining:
                 self._pause_if_full()
-        if not self._is_waking:  # once for all packets that one read from the socket brought
+        if not self._is_waking:
             self._is_waking = True
+            self._seen = 0
             self._loop.call_soon(self._wake)
 
     def eof_received(self) -> bool:

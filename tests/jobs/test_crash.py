@@ -210,13 +210,12 @@ def fates(number: int) -> list[Callable[[], Fate]]:
         lambda: "kept",
         lambda: "lost",
         lambda: random.Random(SEED + number),
-        lambda: random.Random(SEED - 1 - number),
     ]
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, *CUT], ids=str)
-def test_a_crash_at_any_operation_leaves_old_or_new(scenario: Scenario, tmp_path: Path) -> None:
-    site = Site(tmp_path, scenario)
+def test_a_crash_at_any_operation_leaves_old_or_new(scenario: Scenario, fast_path: Path) -> None:
+    site = Site(fast_path, scenario)
     with site.disk.recorded() as record:
         succeeded = site.receive()
     assert (site.content() == scenario.new) if succeeded else site.is_old()
@@ -231,12 +230,12 @@ def test_a_crash_at_any_operation_leaves_old_or_new(scenario: Scenario, tmp_path
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, *CUT], ids=str)
-def test_a_receiver_that_dies_at_any_operation_does_nothing_more(scenario: Scenario, tmp_path: Path) -> None:
+def test_a_receiver_that_dies_at_any_operation_does_nothing_more(scenario: Scenario, fast_path: Path) -> None:
     """Nothing that runs on the way out (finally, except) is needed, or does harm."""
-    site = Site(tmp_path, scenario)
+    site = Site(fast_path, scenario)
     with site.disk.recorded() as record:
         site.receive()
-    for number in range(0, len(record.steps), 3):
+    for number in range(0, len(record.steps), 4):
         site.disk.lay_out(record.before)
         with site.disk.recorded(site.disk.dying_at(number)) as cut_off, pytest.raises(Crash):
             site.receive()
@@ -246,15 +245,15 @@ def test_a_receiver_that_dies_at_any_operation_does_nothing_more(scenario: Scena
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, *CUT], ids=str)
-def test_a_crash_of_recover_at_any_operation_leaves_old_or_new(scenario: Scenario, tmp_path: Path) -> None:
-    site = Site(tmp_path, scenario)
+def test_a_crash_of_recover_at_any_operation_leaves_old_or_new(scenario: Scenario, fast_path: Path) -> None:
+    site = Site(fast_path, scenario)
     with site.disk.recorded() as record:
         site.receive()
     chance = random.Random(SEED + len(scenario.name))
     first_change = next(
         number for number, step in enumerate(record.steps) if step.kind == "rename" and step.new_name == "record.json"
     )
-    chosen = set(chance.sample(range(first_change, len(record.steps)), 6))
+    chosen = set(chance.sample(range(first_change, len(record.steps)), 3))
     recovered = 0
     for done, wreck in record.wrecks():
         if done not in chosen:
@@ -265,17 +264,18 @@ def test_a_crash_of_recover_at_any_operation_leaves_old_or_new(scenario: Scenari
             site.recover()
         recovered += len(way_back.steps)
         for again, second in way_back.wrecks():
-            for fate in fates(again)[1:3]:
+            for fate in fates(again)[1:]:
                 site.disk.lay_out(second.crash(fate()))
                 with site.disk.recorded():
                     site.check(must_be_old=bool(scenario.cut))
-    assert recovered > 10
+    assert recovered
 
 
-def test_the_wreck_of_a_run_without_a_crash_is_what_the_disk_holds(tmp_path: Path) -> None:
+def test_the_wreck_of_a_run_without_a_crash_is_what_the_disk_holds(fast_path: Path) -> None:
     """The fake itself: what it believes to be on the disk is there."""
     for scenario in (SCENARIOS[1], SCENARIOS[2], CUT[0]):
-        site = Site(tmp_path / scenario.name if (tmp_path / scenario.name).mkdir() is None else tmp_path, scenario)
+        (fast_path / scenario.name).mkdir()
+        site = Site(fast_path / scenario.name, scenario)
         with site.disk.recorded() as record:
             site.receive()
         for _, wreck in record.wrecks():
@@ -295,8 +295,8 @@ def _named(state: State) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize("skip", [0, 1], ids=["at the mark", "at the end"])
-def test_a_failed_sync_of_the_target_stops_everything_and_recover_brings_it_back(skip: int, tmp_path: Path) -> None:
-    site = Site(tmp_path, SCENARIOS[0])
+def test_a_failed_sync_of_the_target_stops_everything_and_recover_brings_it_back(skip: int, fast_path: Path) -> None:
+    site = Site(fast_path, SCENARIOS[0])
     failure = fakes.failing("sync", site.target, skip=skip, times=1)
     with site.disk.recorded(failure) as record, pytest.raises(SyncFailed):
         site.receive()
@@ -316,8 +316,8 @@ def test_a_failed_sync_of_the_target_stops_everything_and_recover_brings_it_back
     assert '"dirty": false' in next(site.state.rglob("record.json")).read_text()
 
 
-def test_a_failed_sync_on_the_way_back_leaves_the_transaction_open(tmp_path: Path) -> None:
-    site = Site(tmp_path, CUT[0])
+def test_a_failed_sync_on_the_way_back_leaves_the_transaction_open(fast_path: Path) -> None:
+    site = Site(fast_path, CUT[0])
     with site.disk.recorded(fakes.failing("sync", site.target, skip=1)), pytest.raises(StreamError) as caught:
         receive(fakes.reader(site.scenario.stream), site.options(), ignore)
     assert "rolling back failed as well" in caught.value.__notes__[0]

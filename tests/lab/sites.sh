@@ -13,7 +13,7 @@ make_vg() {
     return 1
 }
 
-# two_sites: this is "sitea"; makes "siteb", reached by `ssh siteb` with strict checking of its host key.
+# two_sites: this is "sitea"; makes "siteb" (or "backup"), reached by `ssh siteb` with strict checking of its host key.
 # siteb has its own network (10.9.0.2; ours is 10.9.0.1), host name, sshd and /var/lib/lvmsync (which is
 # /run/siteb/state here). All else is shared with us: kernel, /dev, files, LVM. So the far volume is just
 # another volume. `ip link set vetha down` cuts the line; /run/siteb/sshd.log has sshd's words.
@@ -31,9 +31,9 @@ two_sites() {
     install -m 600 /run/lab/ssh/id_ed25519 ~/.ssh/id_ed25519
     install -m 644 /run/lab/ssh/id_ed25519.pub ~/.ssh/id_ed25519.pub
     install -m 600 /run/lab/ssh/id_ed25519.pub /run/siteb/authorized_keys
-    echo "siteb,10.9.0.2 $(cut -d' ' -f1,2 /run/lab/ssh/host_key.pub)" >~/.ssh/known_hosts
+    echo "siteb,backup,10.9.0.2 $(cut -d' ' -f1,2 /run/lab/ssh/host_key.pub)" >~/.ssh/known_hosts
     cat >~/.ssh/config <<END
-Host siteb
+Host siteb backup
     HostName 10.9.0.2
     User root
     IdentityFile ~/.ssh/id_ed25519
@@ -54,6 +54,7 @@ UseDNS no
 StrictModes no
 LogLevel VERBOSE
 PidFile /run/siteb/sshd.pid
+Subsystem sftp internal-sftp
 SetEnv "PATH=$PATH" DM_DISABLE_UDEV=1 LANG=C.UTF-8 "LAB=$LAB" SITE=siteb
 END
     # ip netns exec has mounts of its own already, so the bind mount stays within siteb

@@ -101,7 +101,7 @@ def test_a_map_is_read_until_it_has_all_that_there_were_at_the_start(
 ) -> None:
     monkeypatch.setattr(snapshot_map, "MAP_WAIT", 0)
     with open_device(str(FEW.image("cow", tmp_path))) as store:
-        watch = Watch(store, 16 << 20, kept=kernel(*allocated), later=None, live=None)
+        watch = Watch(store, 16 << 20, kept=kernel(*allocated), later=None, data=store, is_live=False)
         assert [[one.offset, one.end] for one in watch.read_map()] == FEW.facts["changed_ranges"]
         assert len(allocated) == tries + 1
 
@@ -115,7 +115,7 @@ def test_damage_that_stays_is_told_after_the_last_try(tmp_path: Path, monkeypatc
     with open_device(str(path)) as store:
         asked = kernel(*[96] * (snapshot_map.MAP_TRIES + 1))
         with pytest.raises(FormatError, match=r"cow.img: COW store: chunk 3 of the origin has two"):
-            Watch(store, 16 << 20, kept=asked, later=None, live=None).read_map()
+            Watch(store, 16 << 20, kept=asked, later=None, data=store, is_live=False).read_map()
         assert list(asked.allocated) == []
         with pytest.raises(FormatError, match="has two"):  # no kernel to wait for
-            Watch(store, 16 << 20, kept=None, later=None, live=None).read_map()
+            Watch(store, 16 << 20, kept=None, later=None, data=store, is_live=False).read_map()

@@ -202,7 +202,7 @@ def test_sending_after_our_end_is_a_mistake_of_the_caller(far: Open) -> None:
     with far(["cat"]) as line:
         line.send_eof()
         line.send_eof()
-        with pytest.raises(ValueError, match="after|closed"):
+        with pytest.raises(ValueError, match=r"after|closed"):
             line.send_all([b"x"])
         assert line.aclose() == 0
 

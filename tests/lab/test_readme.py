@@ -1,0 +1,55 @@
+"""Every example of the README, run in its order on two real sites."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tests.lab import guest
+from tests.lab.conftest import Lab
+
+_SETUP = """
+. "$LAB/sites.sh"
+make_vg vg /dev/ubda
+lvcreate -qq -y -L 16M -n data vg
+lvcreate -qq -y -L 16M -n copy vg
+dd if=/dev/urandom of=/dev/vg/data bs=1M count=16 status=none
+lvcreate -qq -y -s -L 8M -n snap vg/data
+cp /dev/vg/snap /dev/vg/copy
+dd if=/dev/urandom of=/dev/vg/data bs=64k count=9 seek=17 conv=notrunc status=none
+sync
+two_sites
+mkdir -p /var/snapbacks /root/work
+cd /root/work
+before=$(sha256sum < /dev/vg/snap)
+is_old() { [ "$(sha256sum < /dev/vg/copy)" = "$before" ] || { echo "copy is not old after: $1"; exit 1; }; }
+is_new() { cmp /dev/vg/data /dev/vg/copy || { echo "copy is not new after: $1"; exit 1; }; }
+"""
+_AFTER = {  # what must hold once an example has run
+    "lvmsync --send": "is_new",
+    "ssh backup lvmsync --apply": "is_old",
+    "lvmsync vg/snap": "is_new",
+    "lvmsync sync": "is_new",
+    "ssh backup lvmsync apply /var/snapbacks/changes.lvmsync /dev/vg/copy\n": "is_new",
+}
+
+
+def test_every_example_of_the_readme_works(lab: Lab) -> None:
+    readme = (guest.ROOT / "README.md").read_text()
+    examples = re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    lines = [line for example in examples for line in example.splitlines()]
+    assert len(lines) >= 12
+    script = [_SETUP]
+    checked = 0
+    for line in lines:
+        script.append(line)
+        for start, check in _AFTER.items():
+            if f"{line}\n".startswith(start) and "--dry-run" not in line:
+                script.append(f"{check} '{line.split(' --')[0]}'")
+                checked += 1
+    assert checked >= len(_AFTER)
+    script.append('cp changes.json changes.svg "$SHARE/"')
+    lab.run("\n".join(script), disks=[lab.disk(size=128 << 20)])
+    changes = json.loads((lab.share / "changes.json").read_text())
+    assert changes["extents"] == [[17 * 65536, 9 * 65536]]
+    assert "<svg" in (lab.share / "changes.svg").read_text()
