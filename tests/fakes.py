@@ -361,12 +361,13 @@ class Disk:
             (self._vault / str(inode)).hardlink_to(path)
 
     def _is_here(self, path: Any) -> bool:
-        text = os.path.abspath(path)  # noqa: PTH100  # links are not followed
+        text: str = os.path.abspath(path)  # noqa: PTH100  # links are not followed
         return text == str(self.root) or text.startswith(f"{self.root}/")
 
     def _patch_files(self, patch: pytest.MonkeyPatch, note: Callable[[Step], None]) -> None:
         fds = self._fds
-        real = {name: getattr(os, name) for name in ("open", "close", "write", "pwrite", "ftruncate", "fsync")}
+        names = ("open", "close", "write", "pwrite", "ftruncate", "posix_fallocate", "fsync")
+        real = {name: getattr(os, name) for name in names}
         real_open, real_fallocate = io.open, ioctl.fallocate
 
         def open_(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
@@ -417,6 +418,11 @@ class Disk:
                 note(Step("truncate", inode, offset=size))
             real["ftruncate"](fd, size)
 
+        def posix_fallocate(fd: int, offset: int, length: int) -> None:
+            if isinstance(inode := fds.get(fd), int):
+                note(Step("write", inode, offset=offset, data=bytes(length)))
+            real["posix_fallocate"](fd, offset, length)
+
         def sync(fd: int) -> None:
             match fds.get(fd):
                 case str(folder):
@@ -445,7 +451,7 @@ class Disk:
 
         for name, function in {
             "open": open_, "close": close, "write": write, "pwrite": pwrite, "ftruncate": ftruncate,
-            "fsync": sync, "fdatasync": sync,
+            "posix_fallocate": posix_fallocate, "fsync": sync, "fdatasync": sync,
         }.items():  # fmt: skip
             patch.setattr(os, name, function)
         patch.setattr(ioctl, "fallocate", fallocate)

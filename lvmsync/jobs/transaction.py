@@ -70,14 +70,16 @@ class Transaction:
         return self._ledger.path(self.id, "spool-check")
 
     def make(self, size: int) -> None:
-        """Give a target that was made for this its size, once there is a durable note that it is to be removed again."""
+        """Give a target that was made for this its size, once a durable note says that it may be removed."""
         self._note(phase="staging")
         self._target.resize(size)
 
     def stage(self, frames: Iterator[Frame], report: Report) -> None:
         """Stage a whole stream in the spool, durably, before the target is touched."""
         self._note(phase="staging", spool=str(self.spool))
-        spool = DurableFile(self.spool, self.spool_check, self._header, self._version)
+        # What is past a smaller target's end is not staged, so the header's counts need not be those of the spool.
+        header = replace(self._header, extents=None, changed_bytes=None)
+        spool = DurableFile(self.spool, self.spool_check, header, self._version)
         try:
             for frame in frames:
                 if isinstance(frame, (Data, Zero, Hole)):
@@ -99,15 +101,8 @@ class Transaction:
             require_space(path.parent, self._target, self._header)
             self._file = DurableFile(path, self._ledger.path(self.id, "undo-check"), self._way_back(), self._version)
             self._out = Snapback(self._target, self._file, self._version)
-        try:
-            self._note(
-                phase="applying",
-                undo=str(path) if path else None,
-            )
-        except BaseException:
-            if path:  # no note speaks of it, so no one else would remove it
-                path.unlink(missing_ok=True)
-            raise
+        # If this fails the note may be there all the same, so the undo must be, too: `roll_back` removes both.
+        self._note(phase="applying", undo=str(path) if path else None)
 
     def apply(self, frames: Iterator[Frame], report: Report) -> End:
         """Apply frames up to the END, windows of them at a time, each saved before it is overwritten.

@@ -2,6 +2,7 @@
 
     STATE/targets/NAME-HASH/lock         held by whoever works on the target
                             record.json  the record; replaced by rename, and that rename is the commit
+                            reserve      room for the next record, on a disk that an undo or a spool has filled
                             ID.undo      what transaction ID has overwritten (unless kept as a snapback)
                             ID.spool     the stream of a transaction that is staged first
                             ID.*-check   how much of either counts after a crash, with proof
@@ -12,6 +13,7 @@ STATE is ``$LVMSYNC_STATE``, else ``/var/lib/lvmsync`` for root, else ``$XDG_STA
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +28,7 @@ from lvmsync.errors import ConflictError, DeviceError, FormatError
 from lvmsync.history import Point
 
 VERSION = 1
+_RESERVE = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -105,16 +108,18 @@ class Ledger:
 
     def write(self, **changes: Any) -> None:
         """Replace fields of the record, durably and at once: a crash leaves the old record or the new one."""
+        begins = self.record.transaction is None
         self.record = replace(self.record, **changes)
-        temporary = self.folder / "record.json.new"
-        text = json.dumps({"version": VERSION, **asdict(self.record)}, indent=1)
         try:
-            with temporary.open("w") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self.folder / "record.json")
-            sync_folder(self.folder)
+            if begins and self.record.transaction:
+                self._take_reserve()
+            try:
+                self._replace_record()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._reserve.exists():
+                    raise
+                self._reserve.unlink()
+                self._replace_record()
         except OSError as error:
             raise DeviceError(
                 f"cannot write the ledger in {self.folder}: {error.strerror}", device=str(self.folder)
@@ -124,12 +129,35 @@ class Ledger:
         """Return the path of a transaction's file: ``suffix`` is undo, spool, undo-check or spool-check."""
         return self.folder / f"{transaction}.{suffix}"
 
+    @property
+    def _reserve(self) -> Path:
+        return self.folder / "reserve"
+
+    def _take_reserve(self) -> None:
+        """Take room for a record, so that a transaction can be closed when its own files have filled the disk."""
+        fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _RESERVE)
+        finally:
+            os.close(fd)
+
+    def _replace_record(self) -> None:
+        temporary = self.folder / "record.json.new"
+        text = json.dumps({"version": VERSION, **asdict(self.record)}, indent=1)
+        with temporary.open("w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.folder / "record.json")
+        sync_folder(self.folder)
+
     def sweep(self) -> None:
         """Remove the files of transactions that are over: a crash may have come before their removal."""
         keep = self.record.transaction.id if self.record.transaction else None
         for path in self.folder.glob("*.*"):
             if path.suffix in (".undo", ".spool", ".undo-check", ".spool-check") and path.stem != keep:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # nothing needs it, and the next one tries again
+                    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

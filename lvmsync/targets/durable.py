@@ -47,8 +47,14 @@ class DurableFile:
             os.close(self._check_fd)
             check.unlink()
             raise
-        self._append(header)
-        self.sync()
+        try:
+            self._append(header)
+            self.sync()
+        except BaseException:  # nobody knows of the files yet
+            self.close()
+            path.unlink()
+            check.unlink()
+            raise
 
     def save(self, frame: Changes) -> None:
         """Append changes."""
@@ -108,9 +114,9 @@ def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
             if check:
                 windows = checks.parse_windows(check.read_bytes())
                 _prove(file.fileno(), path, windows)
-                size = windows[-1].end if windows else 0
-                if not size:
-                    return
+                if not windows:  # there is one from the beginning, for the header
+                    raise VerifyError(f"{check} is empty: how much of {path} counts cannot be known", device=str(check))
+                size = windows[-1].end
             session = Receiver()
             yield from _read_changes(file.fileno(), session, size)
             if size is None and session.version != 4:
@@ -164,7 +170,12 @@ def _read_changes(fd: int, session: Receiver, size: int | None) -> Iterator[Head
 def _create(path: Path) -> int:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        sync_folder(path.absolute().parent)
+        try:
+            sync_folder(path.absolute().parent)
+        except BaseException:
+            os.close(fd)
+            path.unlink()
+            raise
     except FileExistsError as error:
         raise DeviceError(
             f"{path} is there already and is never overwritten; choose another name", device=str(path)

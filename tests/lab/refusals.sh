@@ -141,6 +141,7 @@ expect 32 '' mount /dev/vg/mid /run/mnt
 expect 1 'Device or resource busy' python3 -c 'import os; os.open("/dev/vg/mid", os.O_RDWR | os.O_EXCL)'
 end_gated 0 0
 same /dev/vg/mid /dev/vg/midcopy
+rm /run/gated.back
 lvremove -q -y vg/mid vg/midcopy 2>/run/lvremove.err
 
 # More changes than a receiver saves together (32 MiB): here it has written to the target when the gate closes.

@@ -1,0 +1,183 @@
+"""What the ledger knows of a target, and what it refuses because of that."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lvmsync.errors import ConflictError, FormatError, StreamError
+from lvmsync.history import Point
+from lvmsync.jobs.progress import Receipt, ignore
+from lvmsync.jobs.receive import ReceiveOptions, receive
+from lvmsync.jobs.recover import recover
+from lvmsync.stream.frames import Header
+from tests import fakes
+from tests.fakes import data, reader
+
+SIZE = 8192
+OLD = random.Random(7).randbytes(SIZE)
+
+
+class Place:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.target = folder / "target.img"
+        self.state = folder / "state"
+        self.target.write_bytes(OLD)
+
+    def receive(self, stream: bytes, **options: Any) -> Receipt:
+        return receive(reader(stream), replace(ReceiveOptions(str(self.target), self.state), **options), ignore)
+
+    def step(self, number: int) -> bytes:
+        """Return the delta from point ``number`` to the next."""
+        header = Header(size=SIZE, base=Point(f"point:{number}"), head=Point(f"point:{number + 1}", f"point:{number}"))
+        return fakes.encode([data((number * 512, bytes([number + 1]) * 700))], header)
+
+    @property
+    def record_path(self) -> Path:
+        (path,) = self.state.rglob("record.json")
+        return path
+
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.record_path.read_text())
+        return record
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_points_form_a_chain(place: Place) -> None:
+    first = place.receive(place.step(0), snapback=place.folder / "back1")
+    assert any("is your word" in note for note in first.notes)
+    assert first.point == "point:1"
+    second = place.receive(place.step(1), snapback=place.folder / "back2")
+    assert not second.notes
+    assert place.record()["point"] == {"id": "point:2", "parent": "point:1", "time": None}
+    assert place.record()["transaction"] is None
+    for number, name in ((1, "back2"), (0, "back1")):
+        back = place.receive((place.folder / name).read_bytes())
+        assert back.point == f"point:{number}"
+        assert not back.notes
+    assert place.target.read_bytes() == OLD
+
+
+def test_streams_without_points_get_points_of_their_own(place: Place) -> None:
+    plain = fakes.encode([data((0, b"new"))], version=3)
+    first = place.receive(plain)
+    second = place.receive(plain)
+    assert first.point
+    assert second.point
+    assert first.point != second.point
+    assert place.record()["point"]["parent"] == first.point
+
+
+def test_a_snapback_onto_the_wrong_point_is_refused(place: Place) -> None:
+    for number in range(3):
+        place.receive(place.step(number), snapback=place.folder / f"back{number}")
+    before = place.target.read_bytes()
+    record = place.record_path.read_bytes()
+    wrong = (place.folder / "back0").read_bytes()
+    with pytest.raises(ConflictError, match="apply the newer snapbacks first") as caught:
+        place.receive(wrong)
+    assert caught.value.exit_code == 8
+    assert "point:3" in str(caught.value)
+    assert "point:1" in str(caught.value)
+    assert place.target.read_bytes() == before
+    assert place.record_path.read_bytes() == record
+    assert any("is your word" in note for note in place.receive(wrong, ignore_base=True).notes)
+
+
+def test_a_snapback_cannot_be_applied_twice(place: Place) -> None:
+    place.receive(place.step(0), snapback=place.folder / "back0")
+    place.receive((place.folder / "back0").read_bytes())
+    assert place.target.read_bytes() == OLD
+    place.receive(place.step(0))
+    place.receive(place.step(1))
+    place.receive(place.step(2))
+    with pytest.raises(ConflictError):
+        place.receive((place.folder / "back0").read_bytes())
+
+
+def test_an_unfinished_transaction_is_refused(place: Place) -> None:
+    with pytest.raises(StreamError):
+        place.receive(place.step(0)[:-1], undo=False)
+    half = place.target.read_bytes()
+    assert half != OLD
+    with pytest.raises(ConflictError, match="lvmsync recover") as caught:
+        place.receive(place.step(0))
+    assert caught.value.exit_code == 8
+    with pytest.raises(ConflictError):
+        place.receive(place.step(0), dry_run=True)
+    assert place.target.read_bytes() == half
+    assert place.record()["transaction"]["phase"] == "applying"
+
+
+def test_the_ledger_of_a_target_is_for_one_at_a_time(place: Place) -> None:
+    place.receive(place.step(0))
+    with (place.record_path.parent / "lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConflictError, match="another lvmsync") as caught:
+            place.receive(place.step(1))
+        assert caught.value.exit_code == 8
+        with pytest.raises(ConflictError, match="another lvmsync"):
+            recover(str(place.target), place.state, ignore)
+    place.receive(place.step(1))
+
+
+def test_another_file_of_the_same_name_begins_anew(place: Place) -> None:
+    place.receive(place.step(0))
+    place.target.rename(place.folder / "elsewhere.img")
+    place.target.write_bytes(OLD)
+    assert any("nothing is known" in note for note in place.receive(place.step(0)).notes)
+
+
+def test_an_unfinished_transaction_of_another_file_of_the_same_name_is_kept(place: Place) -> None:
+    with pytest.raises(StreamError):
+        place.receive(place.step(0)[:-1], undo=False)
+    place.target.rename(place.folder / "elsewhere.img")
+    place.target.write_bytes(OLD)
+    with pytest.raises(ConflictError, match="was another device"):
+        place.receive(place.step(0))
+    with pytest.raises(ConflictError, match="was another device"):
+        recover(str(place.target), place.state, ignore)
+    assert place.target.read_bytes() == OLD
+    assert place.record()["transaction"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"version": 99}', '{"version": 1, "point": {"x": 1}}', "\xff"]
+)
+def test_a_damaged_ledger_is_refused(place: Place, text: str) -> None:
+    place.receive(place.step(0))
+    before = place.target.read_bytes()
+    place.record_path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(FormatError, match="ledger"):
+        place.receive(place.step(1))
+    assert place.target.read_bytes() == before
+
+
+def test_what_a_crash_left_is_swept_by_the_next_receive(place: Place) -> None:
+    place.receive(place.step(0))
+    folder = place.record_path.parent
+    for suffix in ("undo", "undo-check", "spool", "spool-check"):
+        (folder / f"0123456789abcdef.{suffix}").write_bytes(b"old")
+    place.receive(place.step(1))
+    assert {path.name for path in folder.iterdir()} == {"lock", "record.json", "reserve"}
+
+
+def test_the_state_is_for_its_owner_only(place: Place) -> None:
+    os.umask(os.umask(0o022))
+    with pytest.raises(StreamError):
+        place.receive(place.step(0)[:-1], undo=False)
+    place.state.joinpath("targets").stat()
+    modes = {path.stat().st_mode & 0o077 for path in [place.state, *place.state.rglob("*")] if path.is_dir()}
+    assert modes == {0}

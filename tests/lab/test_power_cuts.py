@@ -1,0 +1,25 @@
+"""Power cuts in the middle of a receive: a sample of scripts/powercuts. The target ends wholly old or wholly new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab.power_cuts import KINDS, Material, Round, make_material
+
+SEED = 1
+# Rounds of that seed: cut before the first write, in the middle, and between the last write and the commit.
+ROUNDS = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def material(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return make_material(tmp_path_factory.mktemp("material"), SEED)
+
+
+@pytest.mark.parametrize("number", ROUNDS, ids=lambda number: list(KINDS)[number % len(KINDS)])
+def test_a_cut_receive_is_recovered_to_wholly_old_or_wholly_new(material: Material, tmp_path: Path, number: int) -> None:
+    cut = Round(material, tmp_path / "round", number, SEED).run()
+    print(cut)
+    assert not cut.wrong
