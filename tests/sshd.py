@@ -110,9 +110,10 @@ def _start(folder: Path, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Po
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             + ("SetEnv " + " ".join(f'"{name}={value}"' for name, value in env.items()) + "\n" if env else "")
         )
-        process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # when pytest is killed, too
+        argv = [*with_us, SSHD, "-D", "-e", "-f", str(config)]
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=subprocess.PIPE, text=True)
         assert process.stderr
         try:
             said = []

@@ -85,6 +85,20 @@ def test_overlaps_takes_ranges_in_any_order(a: ChangeMap, pairs: list[tuple[int,
     assert a.overlaps(offsets, ends) == bool(as_set(a) & as_set(pairs))
 
 
+def test_ranges_that_only_touch_share_no_byte() -> None:
+    found = ChangeMap.from_extents([(10, 5), (20, 5)])
+    assert not found.overlaps(array([5, 15, 25]), array([10, 20, 30]))
+    assert found.overlaps(array([5, 14]), array([10, 15]))
+    assert found.overlaps(array([5, 5]), array([10, 11]))
+
+
+@pytest.mark.parametrize(
+    ("size", "left"), [(25, [(10, 5), (20, 5)]), (24, [(10, 5), (20, 4)]), (20, [(10, 5)]), (10, [])]
+)
+def test_a_map_is_cut_inside_its_last_extent_and_between_extents(size: int, left: list[tuple[int, int]]) -> None:
+    assert list(ChangeMap.from_extents([(10, 5), (20, 5)]).clip(size)) == left
+
+
 @given(change_maps(), st.integers(1, 50), st.integers(1, 6))
 def test_batches_give_every_byte_once_in_order_and_within_their_limits(a: ChangeMap, most: int, count: int) -> None:
     given_out: list[int] = []

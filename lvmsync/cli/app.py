@@ -284,7 +284,7 @@ def changes(
     if svg:
         write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))
     if as_json:
-        print(json.dumps(render.changes_json(found)))
+        sys.stdout.writelines(render.changes_json(found))
     elif not svg:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         render.print_map(found.changes, found.size, width, color=color)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,12 +76,29 @@ def receive(
         create = options.create and not options.dry_run
         if options.dry_run and options.create:
             return _dry_run_create(frames, header, session, options, watch)
-        with (
-            open_target(options.target, create=create) as target,
-            open_ledger(options.state, target.canonical, target.identity, target.size) as ledger,
-        ):
+        with _claim(options, create=create) as (target, ledger):
             job = _Job(options, session, header, target, ledger, report, watch)
             return job.run(frames, on_ready)
+
+
+@contextmanager
+def _claim(options: ReceiveOptions, *, create: bool) -> Iterator[tuple[BlockTarget, Ledger]]:
+    """Claim a target and its ledger entry, in which no transaction may be open: that is not ours to undo."""
+    with ExitStack() as stack:
+        target = stack.enter_context(open_target(options.target, create=create))
+        try:
+            ledger = stack.enter_context(open_ledger(options.state, target.canonical, target.identity, target.size))
+            if ledger.record.transaction:
+                raise ConflictError(
+                    f"{target.name} has an unfinished transaction of {ledger.record.transaction.began}: run 'lvmsync"
+                    f" recover {target.name}' first",
+                    device=target.name,
+                )
+        except BaseException:
+            if target.created:
+                target.remove()
+            raise
+        yield target, ledger
 
 
 class _Job:
@@ -143,12 +161,6 @@ class _Job:
     def _check(self) -> None:
         """Refuse, before anything is written, a target that is not fit for this stream."""
         header, target, record = self._header, self._target, self._ledger.record
-        if record.transaction:
-            raise ConflictError(
-                f"{target.name} has an unfinished transaction of {record.transaction.began}: run 'lvmsync recover"
-                f" {target.name}' first",
-                device=target.name,
-            )
         self._ledger.sweep()
         if header.size is not None and not target.created and target.size < header.size:
             if not self._options.allow_smaller:

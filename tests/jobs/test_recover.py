@@ -6,12 +6,13 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs import transaction
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
@@ -169,6 +170,20 @@ def test_without_an_undo_there_is_no_way_back_but_the_users_word(place: Place) -
     assert place.target.read_bytes() == half
     assert place.record()["transaction"] is None
     assert place.record()["point"] is None  # which state it is in, nobody knows
+
+
+@pytest.mark.parametrize("options", [{}, {"atomic": True}, {"undo": False}, {"dry_run": True}], ids=str)
+def test_a_new_receive_leaves_an_unfinished_transaction_to_recover(place: Place, options: dict[str, bool]) -> None:
+    """Nor does it roll back on its way out what is not its own."""
+    place.crash_in_the_middle()
+    half, record = place.target.read_bytes(), place.record()
+    chosen = replace(ReceiveOptions(str(place.target), place.state), **options)  # type: ignore[arg-type]
+    with pytest.raises(ConflictError, match="lvmsync recover"):
+        receive(reader(STREAM), chosen, ignore)
+    assert place.target.read_bytes() == half
+    assert place.record() == record
+    place.recover()
+    assert place.target.read_bytes() == OLD
 
 
 def test_a_target_that_is_gone_cannot_be_recovered(place: Place) -> None:

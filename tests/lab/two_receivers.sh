@@ -22,7 +22,8 @@ it "refuses a second receiver of one volume, whatever it calls that"
 sender=(cat /run/first.stream)
 receiver=(lvmsync receive vg/copy --snapback /var/lib/lvmsync/first.back)
 start_gated 1000
-until_true test "$(open_transactions)" = 1
+has_begun() { [[ $(open_transactions) == 1 ]]; }
+until_true has_begun
 expect 3 'cannot open /dev/vg/copy: it is mounted, or held by another program' \
     lvmsync receive -i /run/first.stream vg/copy
 expect 3 'cannot open /dev/mapper/vg-copy: it is mounted, or held by another program' \
