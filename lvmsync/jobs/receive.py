@@ -160,7 +160,7 @@ class _Job:
 
     def _check(self) -> None:
         """Refuse, before anything is written, a target that is not fit for this stream."""
-        header, target, record = self._header, self._target, self._ledger.record
+        header, target = self._header, self._target
         self._ledger.sweep()
         if header.size is not None and not target.created and target.size < header.size:
             if not self._options.allow_smaller:

@@ -64,6 +64,7 @@ def test_the_value_of_an_option_is_never_the_verb(option: str) -> None:
     assert translate([option, "send", "receive", HERE]) == ["receive", option, "send", HERE]
     assert translate([option, "send", SNAP, FAR]) == ["sync", option, "send", SNAP, FAR]
     assert translate([SNAP, option, "send", FAR]) == ["sync", SNAP, option, "send", FAR]
+    assert translate([option, "--server", SNAP, FAR]) == ["sync", option, "--server", SNAP, FAR]
 
 
 @pytest.mark.parametrize(

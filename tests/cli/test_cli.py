@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import struct
 import subprocess
@@ -106,8 +107,12 @@ class Place:
                 **(streams | {pipes[descriptor]: theirs}),  # type: ignore[call-overload]
             ) as process:
                 os.close(theirs)
-                shown = read_all(ours)
-                _, errors = process.communicate(timeout=60)
+                try:
+                    shown = read_all(ours)
+                    _, errors = process.communicate(timeout=60)
+                except BaseException:
+                    process.kill()
+                    raise
         finally:
             os.close(ours)
         return process.returncode, shown, errors
@@ -115,12 +120,12 @@ class Place:
 
 def read_all(terminal: int) -> bytes:
     shown = b""
-    try:
-        while data := os.read(terminal, 1 << 16):
-            shown += data
-    except OSError:  # EIO: the other end is closed
-        pass
-    return shown
+    while select.select([terminal], [], [], 30)[0]:
+        try:
+            shown += os.read(terminal, 1 << 16)
+        except OSError:  # EIO: the other end is closed
+            return shown
+    raise AssertionError(f"it still has its terminal, and showed {shown!r}")
 
 
 @pytest.fixture

@@ -92,8 +92,11 @@ class Receiver:
     def feed(self, count: int) -> None:
         """Write the first ``count`` bytes of the stream, in pieces; the receiver reads as it can."""
         view = memoryview(self.load.stream)[:count]
-        while view:
-            view = view[self.input.write(view[:PIECE]) :]
+        try:
+            while view:
+                view = view[self.input.write(view[:PIECE]) :]
+        except BrokenPipeError as error:
+            raise AssertionError(f"the receiver ended by itself: {self.wait()}") from error
         if count == len(self.load.stream):
             self.input.close()
 

@@ -23,7 +23,7 @@ from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.recover import recover
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.stream import v3, v4
-from lvmsync.stream.frames import Abort, Frame, Header
+from lvmsync.stream.frames import Abort, End, Frame, Header
 from tests import fakes
 from tests.fakes import MARK, Disk, change, data, hole, reader, zero
 
@@ -138,9 +138,19 @@ def test_a_lost_repeated_or_swapped_frame_is_no_success(small: Place) -> None:
         twice = [*frames[:first], frames[first], *frames[first:]]
         swapped = frames[:first] + frames[first : first + 2][::-1] + frames[first + 2 :]
         for bad in (lost, twice, swapped) if first < len(frames) - 1 else (lost, twice):
-            with pytest.raises(StreamError):
+            # Before a byte of it is applied: neither the order of the extents nor the END had to find it.
+            with pytest.raises(StreamError, match=r"lost, repeated or out of order|has no END|after the end"):
                 small.receive(v4.MAGIC + b"".join(bad))
             assert small.is_old()
+
+
+def test_an_end_with_the_digest_of_another_stream_is_no_success(small: Place) -> None:
+    encoder = v4.Encoder()
+    stream = b"".join([*encoder.encode(Header(size=4096)), *encoder.encode(data((0, b"new")))])
+    encoder._digest.update(b"something that did not come")
+    with pytest.raises(StreamError, match="digest"):
+        small.receive(stream + b"".join(encoder.encode(End(1, 3))))
+    assert small.is_old()
 
 
 def test_without_undo_a_bad_stream_leaves_each_byte_old_or_new_and_says_so(small: Place) -> None:

@@ -326,9 +326,7 @@ def written_part(material: Material, target: Path) -> float:
     return float((now[differ] == new[differ]).mean())
 
 
-def storm(
-    folder: Path, count: int, seed: int, *, jobs: int = 1, numbers: Sequence[int] | None = None
-) -> Iterator[Cut]:
+def storm(folder: Path, count: int, seed: int, *, jobs: int = 1, numbers: Sequence[int] | None = None) -> Iterator[Cut]:
     """Run ``count`` rounds (or those with the given numbers), and yield each as it ends."""
     material = make_material(folder / "material", seed)
 

@@ -19,7 +19,9 @@ def material(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Mat
 
 
 @pytest.mark.parametrize("number", ROUNDS, ids=lambda number: list(KINDS)[number % len(KINDS)])
-def test_a_cut_receive_is_recovered_to_wholly_old_or_wholly_new(material: Material, tmp_path: Path, number: int) -> None:
+def test_a_cut_receive_is_recovered_to_wholly_old_or_wholly_new(
+    material: Material, tmp_path: Path, number: int
+) -> None:
     cut = Round(material, tmp_path / "round", number, SEED).run()
     print(cut)
     assert not cut.wrong

@@ -15,8 +15,8 @@ from lvmsync.stream.session import Receiver
 from tests.lab.cases import noise
 from tests.lab.conftest import Lab
 
-SEED = 7
-ROUNDS = 7
+SEED = 6
+ROUNDS = 6
 
 
 @pytest.fixture(scope="module")

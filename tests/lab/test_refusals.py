@@ -14,7 +14,8 @@ SCRIPT = guest.LAB / "refusals.sh"
 @pytest.fixture(scope="module")
 def outcome(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     lab = Lab(tmp_path_factory.mktemp("refusals"))
-    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 512 << 20), noise(lab.folder / "noise.img", 64 << 20), lab.disk("dm", 32 << 20)])
+    disks = [lab.disk("lvm", 512 << 20), noise(lab.folder / "noise.img", 64 << 20), lab.disk("dm", 32 << 20)]
+    return run_cases(lab, SCRIPT, disks=disks)
 
 
 @pytest.mark.parametrize("case", cases_of(SCRIPT))

@@ -40,6 +40,21 @@ expect 3 '/run/link.img is locked by another program, perhaps another receive' \
 end_gated 0 0
 same /dev/vg/data /run/copy.img
 
+it "leaves what a killed receiver began alone until recover is told to undo it"
+receiver=(lvmsync receive vg/copy --snapback /run/killed.back)
+start_gated 1000
+until_true has_begun
+pkill -KILL -n -f 'lvmsync receive'
+end_gated 141 137 # its reader is gone
+expect 8 "has an unfinished transaction of .*: run 'lvmsync recover vg/copy' first$|run 'lvmsync recover /dev/vg/copy' first$" \
+    lvmsync receive -i /run/first.stream vg/copy
+is "$(open_transactions)" 1 'number of open transactions'
+is "$(stat -c %n /run/killed.back)" /run/killed.back 'the undo'
+expect 0 'rolled back: the target is as it was' lvmsync recover vg/copy
+is "$(open_transactions)" 0 'number of open transactions'
+gone /run/killed.back
+same /dev/vg/data /dev/vg/copy
+
 it "takes the next change of the same snapshot"
 change 40 500 8
 expect 0 '' bash -o pipefail -c \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from collections.abc import Sequence
@@ -90,9 +91,10 @@ def test_small_and_long_records_keep_their_order_and_only_long_ones_come_in_piec
 def test_many_small_records_become_few_frames_and_keep_their_order_and_lengths() -> None:
     rng = random.Random(4)
     parts = [(rng.randrange(BIG), rng.randbytes(rng.randrange(1, 60))) for _ in range(60_000)]
-    frames = list(feed(wire(parts)))
-    assert extents(frames) == parts
-    assert len(frames) < 10
+    for size in (1 << 21, 4096):
+        frames = list(feed(wire(parts), itertools.repeat(size)))
+        assert extents(frames) == parts
+        assert len(frames) < 10
 
 
 def test_a_record_that_names_a_place_again_comes_as_it_is() -> None:
