@@ -76,6 +76,7 @@ class Transaction:
 
     def stage(self, frames: Iterator[Frame], report: Report) -> None:
         """Stage a whole stream in the spool, durably, before the target is touched."""
+        require_space(self._ledger.folder, self._header.changed_bytes or 0, "go without --atomic")
         self._note(phase="staging", spool=str(self.spool))
         # What is past a smaller target's end is not staged, so the header's counts need not be those of the spool.
         header = replace(self._header, extents=None, changed_bytes=None)
@@ -98,7 +99,9 @@ class Transaction:
         path = None
         if self._undo.wanted:
             path = (self._undo.snapback or self._ledger.path(self.id, "undo")).absolute()
-            require_space(path.parent, self._target, self._header)
+            # A sparse image has nothing to save where it has holes.
+            need = min(self._header.changed_bytes or 0, self._target.allocated) + (self._header.extents or 0) * 16
+            require_space(path.parent, need, "put it elsewhere with --snapback or --state, or go without: --no-undo")
             self._file = DurableFile(path, self._ledger.path(self.id, "undo-check"), self._way_back(), self._version)
             self._out = Snapback(self._target, self._file, self._version)
         # If this fails the note may be there all the same, so the undo must be, too: `roll_back` removes both.
@@ -254,22 +257,17 @@ def _remove_undo(ledger: Ledger, transaction: str, path: Path) -> None:
     remove_file(ledger.path(transaction, "undo-check"))
 
 
-def require_space(folder: Path, target: BlockTarget, header: Header) -> None:
-    """Raise DeviceError unless ``folder`` has room for all that a stream will overwrite."""
-    if header.changed_bytes is None:
-        return
-    # A sparse image has nothing to save where it has holes.
-    need = min(header.changed_bytes, target.allocated) + (header.extents or 0) * 16
+def require_space(folder: Path, need: int, instead: str) -> None:
+    """Raise DeviceError unless ``folder`` has room for ``need`` bytes."""
     try:
         state = os.statvfs(folder)
     except OSError as error:
-        raise DeviceError(f"cannot use {folder} for the undo file: {error.strerror}", device=str(folder)) from error
+        raise DeviceError(f"cannot use {folder}: {error.strerror}", device=str(folder)) from error
     free = state.f_bavail * state.f_frsize
     if need > free:
         raise DeviceError(
-            f"{folder} has {free} bytes free, and up to {need} are needed to save what will be overwritten; nothing"
-            " was written. Make room, put it elsewhere with --snapback or --state, or go without a way back with"
-            " --no-undo",
+            f"{folder} has {free} bytes free, and up to {need} are needed; nothing was written. Make room, or"
+            f" {instead}",
             device=str(folder),
         )
 
