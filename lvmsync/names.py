@@ -155,7 +155,7 @@ def parse_source(word: str) -> SourceName:
 
 def _split_keys(text: str, kind: str) -> tuple[str, dict[str, str]]:
     """Split ``PATH,key=value,...``; doubled commas are literal, and so is one that no ``key=`` follows."""
-    path, *pieces = re.split(r",(?=[a-z-]+=)", text.replace(",,", "\0"))  # no name holds a NUL
+    path, *pieces = re.split(r",(?=[A-Za-z-]+=)", text.replace(",,", "\0"))  # no name holds a NUL
     values: dict[str, str] = {}
     for piece in pieces:
         key, _, value = piece.partition("=")

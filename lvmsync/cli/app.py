@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from lvmsync.cli.files import local_target, new_file, open_input, print_text, stream_options, write_new
+from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.errors import LvmsyncError, UsageError
 from lvmsync.names import parse_source, parse_target
 
@@ -26,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+DASH = Path("-")
+"""Standard input or output, where a file could be named."""
 
 SourceWord = Annotated[str, typer.Argument(metavar="SOURCE", help="vg/snap, a device, or snapshot:COW,origin=PATH")]
 DataSource = Annotated[
@@ -46,7 +49,7 @@ State = Annotated[
 ]
 ProgressStyle = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="how progress is shown")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but warnings and errors")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="say more")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="as the original; there is no more to say")]
 Debug = Annotated[bool, typer.Option("-d", "--debug", help="show a traceback when something fails")]
 NoUndo = Annotated[bool, typer.Option("--no-undo", help="save nothing: a broken stream leaves the target dirty")]
 Create = Annotated[bool, typer.Option("--create", help="make the target, an image file of the source's size")]
@@ -79,19 +82,23 @@ def send(
     from lvmsync.sources import open_source
     from lvmsync.transport.pipe import Stdio
 
+    if output == DASH:
+        output = None
     if output and stdout:
         raise UsageError("-o and --stdout are both given; choose one")
     if as_json and not output and not dry_run:
         raise UsageError(
             "--json prints on standard output, which is the stream here; write the stream to a file with -o"
         )
-    if not output and not dry_run and sys.stdout.isatty():
+    if not output and not dry_run and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal: pipe it to 'lvmsync receive', or write a file with -o")
     options = stream_options(stream_format, compress)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
         found = stack.enter_context(open_source(parse_source(source), data_source=data_source, frozen=frozen))
         if dry_run:
+            if output:
+                require_new(output)
             receipt = Sender(found, lambda _: None, options, report).call_off()
         elif output:
             file = stack.enter_context(new_file(output))
@@ -131,6 +138,8 @@ def receive(
     from lvmsync.system.ledger import state_folder
     from lvmsync.transport.pipe import Stdio
 
+    if source == DASH:
+        source = None
     if snapback and no_undo:
         raise UsageError("--snapback and --no-undo do not go together")
     options = ReceiveOptions(
@@ -144,7 +153,7 @@ def receive(
         ignore_base=ignore_base,
         dry_run=dry_run,
     )
-    if not source and sys.stdin.isatty():
+    if not source and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe 'lvmsync send' into it, or name a file with -i")
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet or reply else progress))
@@ -284,15 +293,16 @@ def changes(
     if svg:
         write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))
     if as_json:
-        sys.stdout.writelines(render.changes_json(found))
+        for piece in render.changes_json(found):
+            print_text(piece)
     elif not svg:
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         render.print_map(found.changes, found.size, width, color=color)
         changed = found.changes.total_bytes
         share = 100 * changed / found.size if found.size else 0
-        print(
+        print_text(
             f"{found.name}: {render.size(changed)} of {render.size(found.size)} changed ({share:.2f} %),"
-            f" {render.counted(len(found.changes))}, chunks of {render.size(found.granularity)}"
+            f" {render.counted(len(found.changes))}, chunks of {render.size(found.granularity)}\n"
         )
 
 
@@ -307,14 +317,14 @@ def inspect(
     """Explain a stream file, and check every byte of it."""
     from lvmsync.jobs.inspect import inspect as run
 
-    with open_input(file) as stream:
+    with open_input(Path("/dev/stdin") if file == DASH else file) as stream:
         explained = run(stream.readinto, str(file))
     if as_json:
-        print(json.dumps(explained))
+        print_text(json.dumps(explained) + "\n")
         return
     for key, value in explained.items():
         if value is not None and value != {}:
-            print(f"{key.replace('_', ' '):>15}  {value}")
+            print_text(f"{key.replace('_', ' '):>15}  {value}\n")
 
 
 @app.command()
@@ -357,6 +367,10 @@ def run_verb(words: Sequence[str]) -> int:
         for note in getattr(error.__context__, "__notes__", ()):
             interrupted.add_note(note)
         raise interrupted from error
+    except SystemExit as error:  # how typer ends when the reader of our output is gone
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
     except Exception as error:
         # Usage errors of typer; the name of their class has moved between its releases.
         say = getattr(error, "format_message", None)

@@ -11,6 +11,7 @@ Other flags go along as they are. Nothing slow is imported here.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,41 +32,42 @@ VALUED = frozenset(
 
 def run(words: Sequence[str]) -> int:
     """Carry the command line out and return the exit status."""
-    debug = "-d" in words or "--debug" in words
     try:
-        if words and words[0] in ("-V", "--version"):
-            from lvmsync import __version__
-
-            print(f"lvmsync {__version__}")
-            return 0
-        from lvmsync.cli.app import run_verb
-
-        return run_verb(translate(words))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a map or a name must not fail in a plain locale
+        return _run(words)
     except LvmsyncError as error:
-        if debug:
-            raise
-        _complain(error, str(error))
-        return error.exit_code
+        return _complain(error, str(error), error.exit_code, words)
     except KeyboardInterrupt as error:
-        _complain(error, "interrupted")
-        return 130
-    except BrokenPipeError:
+        return _complain(error, "interrupted", 130, words)
+    except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit finds no broken pipe
-        _complain(None, "the reader of the output is gone")
-        return 7
-    except Exception as error:  # the last resort: one line, and where to get more
-        if debug:
-            raise
-        _complain(
-            error, f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with -d and report it"
-        )
-        return 1
+        return _complain(error, "the reader of the output is gone", 7, words)
+    except Exception as error:  # noqa: BLE001  # the last resort: one line, and where to get more
+        message = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with -d and report it"
+        return _complain(error, message, 1, words)
 
 
-def _complain(error: BaseException | None, message: str) -> None:
-    notes = [*getattr(error, "__notes__", ())]
-    text = "; ".join([message, *notes])
+def _run(words: Sequence[str]) -> int:
+    if any(word in ("-V", "--version") for word in words) and not _bare_words(words):
+        from lvmsync import __version__
+
+        print(f"lvmsync {__version__}")
+        return 0
+    from lvmsync.cli.app import run_verb
+
+    return run_verb(translate(words))
+
+
+def _complain(error: BaseException, message: str, status: int, words: Sequence[str]) -> int:
+    if "-d" in words or "--debug" in words:
+        import traceback
+
+        traceback.print_exception(error)
+    text = "; ".join([message, *getattr(error, "__notes__", ())])
     print(f"lvmsync: {' '.join(text.splitlines())}", file=sys.stderr)
+    return status
 
 
 def translate(words: Sequence[str]) -> list[str]:
@@ -78,10 +80,10 @@ def translate(words: Sequence[str]) -> list[str]:
     if bare and words[bare[0]] in VERBS:
         verb = bare[0]
         return [words[verb], *words[:verb], *words[verb + 1 :]]
-    if not words or (
-        not bare and any(word in ("-h", "--help", "--install-completion", "--show-completion") for word in words)
-    ):
+    if not words or any(word in ("--install-completion", "--show-completion") for word in words):
         return list(words) or ["--help"]
+    if any(word in ("-h", "--help") for word in words):
+        return ["--help"]
     return _translate_flags(words, bare)
 
 
@@ -140,12 +142,9 @@ def _translate_flags(words: Sequence[str], bare: Sequence[int]) -> list[str]:
             raise UsageError(
                 f"'{words[bare[0]]}' alone: name a target as well, or a verb before it ({', '.join(VERBS)})"
             )
-    return [verb, *([file] if file else []), *rest] if "--" not in rest else _insert(verb, file, rest)
-
-
-def _insert(verb: str, file: str | None, rest: list[str]) -> list[str]:
-    cut = rest.index("--")
-    return [verb, *rest[:cut], "--", *([file] if file else []), *rest[cut + 1 :]]
+    if file and file.startswith("-"):
+        file = f"./{file}"  # a file, though it looks like an option
+    return [verb, *([file] if file else []), *rest]
 
 
 def _only(verb: str | None, new: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.jobs.send import StreamOptions
@@ -61,10 +60,16 @@ def open_input(path: Path) -> FileIO:
         raise DeviceError(f"cannot open {path}: {error.strerror}", device=str(path)) from error
 
 
+def require_new(path: Path) -> None:
+    """Raise DeviceError if there is a file of this name already."""
+    if path.exists() or path.is_symlink():
+        raise DeviceError(f"{path} is there already and is never overwritten; choose another name", device=str(path))
+
+
 class NewFile:
     """A stream file that is being written; removed again unless it is kept."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self._path = path
         self._file = file
         self.kept = False
@@ -73,14 +78,15 @@ class NewFile:
         """Append every byte of ``buffers``."""
         try:
             for buffer in buffers:
-                self._file.write(buffer)
+                view = memoryview(buffer)
+                while view:
+                    view = view[self._file.write(view) :]
         except OSError as error:
             raise DeviceError(f"cannot write {self._path}: {error.strerror}", device=str(self._path)) from error
 
     def keep(self) -> None:
         """Make the file durable, and let it stay."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DeviceError(f"cannot write {self._path}: {error.strerror}", device=str(self._path)) from error
@@ -95,9 +101,12 @@ def new_file(path: Path) -> Iterator[NewFile]:
         DeviceError: it is there already, or cannot be made.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
-    except FileExistsError as error:
-        raise DeviceError(f"{path} is there already and is never overwritten; choose another name") from error
+        file: FileIO = os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0
+        )
+    except FileExistsError:
+        require_new(path)
+        raise
     except OSError as error:
         raise DeviceError(f"cannot make {path}: {error.strerror}", device=str(path)) from error
     made = NewFile(path, file)
@@ -112,10 +121,23 @@ def new_file(path: Path) -> Iterator[NewFile]:
 def write_new(path: Path, text: str) -> None:
     """Write ``text`` to a file that must not be there yet."""
     with new_file(path) as file:
-        file.send_all([text.encode()])
+        file.send_all([text.encode(errors="replace")])
         file.keep()
 
 
 def print_text(text: str) -> None:
-    """Write text to standard output."""
-    sys.stdout.write(text)
+    """Write text to standard output.
+
+    Raises:
+        DeviceError: it is closed, or full.
+    """
+    if sys.stdout is None:  # closed by whoever started us
+        raise DeviceError("cannot write to stdout: it is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
+        raise DeviceError(f"cannot write to stdout: {error.strerror}") from error

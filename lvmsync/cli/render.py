@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -13,6 +14,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 import numpy.typing as npt
 
+from lvmsync.cli.files import print_text
+from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
 from lvmsync.jobs.sync import Peer
@@ -45,6 +48,8 @@ def progress(style: str) -> Iterator[Report]:
     Args:
         style: "auto" (a bar in a terminal, else a line now and then), "json" (lines of JSON) or "none".
     """
+    if style not in ("auto", "json", "none"):
+        raise UsageError(f"--progress {style}: choose auto, json or none")
     if style == "none":
         yield ignore
     elif style == "json":
@@ -100,9 +105,7 @@ def _bar() -> Iterator[Report]:
         yield report
 
 
-def print_receipt(
-    receipt: Receipt, *, as_json: bool, quiet: bool, write: Callable[[str], object] = sys.stdout.write
-) -> None:
+def print_receipt(receipt: Receipt, *, as_json: bool, quiet: bool, write: Callable[[str], object] = print_text) -> None:
     """Say what was done: one JSON object to ``write``, or a few lines on stderr."""
     if as_json:
         write(json.dumps(asdict(receipt)) + "\n")
@@ -139,6 +142,8 @@ def _summary(receipt: Receipt) -> str:
 def hear(peer: Peer, line: str) -> None:
     """Show a line that the far side wrote on its stderr, and remember it."""
     peer.last_words = line
+    if line.startswith("lvmsync: "):
+        return  # its error: ours will quote it
     print(f"{peer.place}: {line}", file=sys.stderr)
 
 
@@ -184,7 +189,10 @@ def print_map(changes: ChangeMap, device_size: int, width: int, *, color: bool) 
 
     rows = max(1, min(16, -(-device_size // (width * 4096))))
     cells = density(changes, device_size, width * rows)
-    console = Console(no_color=not color, highlight=False, soft_wrap=True)
+    picture = io.StringIO()
+    console = Console(
+        file=picture, force_terminal=color, color_system="standard" if color else None, highlight=False, soft_wrap=True
+    )
     label = max(len(size(device_size)), 9)
     for row in range(rows):
         line = Text(f"{size(device_size * row / rows):>{label}} ")
@@ -193,6 +201,12 @@ def print_map(changes: ChangeMap, device_size: int, width: int, *, color: bool) 
             line.append(_SHADES[shade], style=("dim", "cyan", "green", "yellow", "red")[shade])
         console.print(line)
     console.print("".rjust(label) + " {} unchanged  {} < 25 %  {} < 50 %  {} < 75 %  {} more".format(*_SHADES))
+    print_text(picture.getvalue())
+
+
+def _printable(text: str) -> str:
+    """Return text without what XML cannot hold."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def draw_svg(changes: ChangeMap, device_size: int, title: str) -> str:
@@ -216,6 +230,6 @@ def draw_svg(changes: ChangeMap, device_size: int, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         f' font-family="sans-serif" font-size="13">\n<rect width="{width}" height="{height}" fill="#fff"/>\n'
         f'<rect y="40" width="{width}" height="{rows * side}" fill="#e8e8e8"/>\n'
-        f'<text x="4" y="16">{escape(title)}</text>\n'
+        f'<text x="4" y="16">{escape(_printable(title))}</text>\n'
         f'<text x="4" y="33">{caption}</text>\n' + "\n".join(boxes) + "\n</svg>\n"
     )

@@ -75,7 +75,7 @@ def receive(
             raise UsageError("--create needs a stream that tells its size, and PROTO[3] does not: make the file first")
         create = options.create and not options.dry_run
         if options.dry_run and options.create:
-            return _dry_run_create(frames, header, session, options, watch)
+            return _dry_run_create(frames, header, session, options, watch, on_ready)
         with _claim(options, create=create) as (target, ledger):
             job = _Job(options, session, header, target, ledger, report, watch)
             return job.run(frames, on_ready)
@@ -171,6 +171,8 @@ class _Job:
                 )
         elif header.size is not None and target.size > header.size:
             self._notes.append(f"{target.name} is larger than the source; what is past {header.size} is left alone")
+        if target.created and header.intent == DELTA:
+            self._notes.append(f"{target.name} is new: it holds the changes alone, and zeros elsewhere")
         if self._session.version == 3:
             self._notes.append(
                 "a PROTO[3] stream has no size, checksums or end mark: whether it is whole cannot be known"
@@ -283,11 +285,17 @@ def read_stream(receive_some: Callable[[memoryview], int], session: Receiver) ->
 
 
 def _dry_run_create(
-    frames: Iterator[Frame], header: Header, session: Receiver, options: ReceiveOptions, watch: Stopwatch
+    frames: Iterator[Frame],
+    header: Header,
+    session: Receiver,
+    options: ReceiveOptions,
+    watch: Stopwatch,
+    on_ready: Callable[[], None],
 ) -> Receipt:
     """Check a stream for a target that is not made."""
     if Path(options.target).exists():
         raise DeviceError(f"{options.target} is there already; leave --create away to change it")
+    on_ready()
     for frame in frames:
         if isinstance(frame, Abort):
             raise StreamError(f"the sender gave up: {frame.reason}")

@@ -101,6 +101,8 @@ def sync(source: Source, peer: Peer, options: StreamOptions, report: Report, *, 
         if not isinstance(error, (TransportError, PeerError)):
             peer.transport.send_eof()  # it has been told; wait until it has brought its target back
             peer.transport.aclose()
+            if peer.last_words:
+                error.add_note(f"{peer.place}: {peer.last_words.removeprefix('lvmsync: ')}")
         raise
     peer.transport.send_eof()
     answer = parse_receipt(peer.expect(RECEIPT))

@@ -55,7 +55,7 @@ class Watch:
             is_live: whether that is the origin itself.
         """
         with _naming(store):
-            self.header = DiskHeader.parse(store.read_bytes(0, HEADER_SIZE))
+            self.header = DiskHeader.parse(store.read_bytes(0, min(HEADER_SIZE, store.size)))
             self.layout = Layout.of(self.header, store.size)
         self._store = store
         self._size = size

@@ -239,6 +239,8 @@ class Decoder:
         self._fail("compressed body does not have the announced size")
 
     def _parse(self, kind: int, count: int, body: memoryview) -> Frame:
+        if count and kind not in (_DATA, _ZERO, _HOLE):
+            self._fail(f"a {_NAMES[kind]} frame has no extents, and this one says {count}")
         if kind == _HEADER:
             return self._load_header(bytes(body))
         if kind == _ABORT:

@@ -25,8 +25,6 @@ from tests.strategies import build_changes
 from tests.stream.feeding import encode
 from tests.test_layers import ROOT
 
-known_bug = pytest.mark.xfail(strict=True, reason="the command line does not do this yet")
-
 COMMAND = str(Path(sys.executable).parent / "lvmsync")
 STORE = "snapshot:./cow,origin=./origin"
 SIZE = 64 * CHUNK + 512  # the last chunk is not whole
@@ -253,8 +251,8 @@ def write_aside(place: Place, name: str, data: bytes) -> str:
 @pytest.mark.parametrize(
     ("store", "status", "message"),
     [
-        pytest.param(b"", 4, "0 bytes, not 16: is this a COW store?", marks=known_bug),
-        pytest.param(b"short", 4, "5 bytes, not 16: is this a COW store?", marks=known_bug),
+        pytest.param(b"", 4, "0 bytes, not 16: is this a COW store?"),
+        pytest.param(b"short", 4, "5 bytes, not 16: is this a COW store?"),
         (bytes(16 * CHUNK), 4, "magic 0x0, not 0x70416e53: this is not a COW store"),
         (build_store(CHANGED, magic=0x70416E54), 4, "magic 0x70416e54, not 0x70416e53"),
         (build_store(CHANGED, valid=0), 5, "marked invalid, so later changes are not in it; compare the whole device"),
@@ -408,7 +406,6 @@ def test_a_stream_is_written_to_standard_output_or_a_new_file(place: Place, vers
         assert sent.stdout == place.read("out") == b"lvmsync PROTO[3]\n" + records
 
 
-@known_bug
 def test_a_file_that_cannot_be_finished_is_taken_away_again(place: Place) -> None:
     limited = ("bash", "-c", 'ulimit -f 8; exec "$@"', "limited")  # 8 KiB: less than the stream
     done = place.run("send", STORE, "-o", "out", before=limited)
@@ -609,17 +606,14 @@ def test_a_dry_run_still_refuses_what_the_run_would_refuse(place: Place) -> None
 # ---- what a user would expect, and does not get yet
 
 
-@known_bug
 def test_debug_keeps_the_status(place: Place) -> None:
     assert place.run("changes", "snapshot:./nothing,origin=./origin", "-d").returncode == 3
 
 
-@known_bug
 def test_debug_keeps_the_status_of_a_far_side(place: Place) -> None:
     assert place.run("sync", STORE, "./plain", "-d").returncode == 3
 
 
-@known_bug
 @pytest.mark.parametrize("sink", [">/dev/full", ">&-"])
 def test_an_output_that_cannot_be_written_is_one_line_and_status_3(place: Place, sink: str) -> None:
     done = place.run(before=("bash", "-c", f'"$1" changes "$2" {sink}', "-", COMMAND, STORE))
@@ -627,20 +621,17 @@ def test_an_output_that_cannot_be_written_is_one_line_and_status_3(place: Place,
     assert done.returncode == 3
 
 
-@known_bug
 def test_a_reader_of_a_map_that_is_gone_is_told_of(place: Place) -> None:
     done = place.run(before=("bash", "-c", '"$1" changes "$2" | true; exit ${PIPESTATUS[0]}', "-", COMMAND, STORE))
     assert "the reader of the output is gone" in complaint(done)
     assert done.returncode == 7
 
 
-@known_bug
 @pytest.mark.parametrize("words", [["-q", "--version"], ["-v", "-V"]])
 def test_the_version_may_come_behind_other_options(place: Place, words: list[str]) -> None:
     assert place.call(*words).stdout == f"lvmsync {__version__}\n".encode()
 
 
-@known_bug
 @pytest.mark.parametrize("words", [["--send", "--help"], ["vg/snap", "--help"], ["--server", "-h"]])
 def test_help_may_come_behind_classic_words(place: Place, words: list[str]) -> None:
     done = place.call(*words)
@@ -648,21 +639,18 @@ def test_help_may_come_behind_classic_words(place: Place, words: list[str]) -> N
     assert done.stdout.startswith(b"Usage: lvmsync")
 
 
-@known_bug
 def test_a_style_of_progress_that_is_not_known_is_refused(place: Place) -> None:
     done = place.call("send", STORE, "-o", "out", "--progress", "bogus")
     assert "--progress bogus" in complaint(done)
     assert done.returncode == 2
 
 
-@known_bug
 def test_a_dry_run_refuses_an_output_that_is_there(place: Place) -> None:
     done = place.call("send", STORE, "-o", "plain", "--dry-run")
     assert "plain is there already" in complaint(done)
     assert done.returncode == 3
 
 
-@known_bug
 @pytest.mark.parametrize("name", [b"a\x01b", b"a\xffb"])
 def test_a_picture_is_well_formed_even_if_a_name_is_not_text(place: Place, name: bytes) -> None:
     word = os.fsdecode(name)
@@ -671,7 +659,6 @@ def test_a_picture_is_well_formed_even_if_a_name_is_not_text(place: Place, name:
     ET.parse(place.folder / "map.svg")
 
 
-@known_bug
 def test_two_dashes_behind_all_words_change_nothing(place: Place) -> None:
     place.write("stream", STREAM)
     assert place.call("--apply", "./stream", "./target", "--").returncode == 0

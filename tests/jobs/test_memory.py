@@ -11,7 +11,8 @@ from tests.bench.bench_memory import Scattered, scatter, transfer
 
 @pytest.fixture(scope="module")
 def scattered(tmp_path_factory: pytest.TempPathFactory) -> Scattered:
-    return scatter(tmp_path_factory.mktemp("scattered"), 200_000_000, 48_000)
+    folder = tmp_path_factory.mktemp("scattered")
+    return scatter(folder, folder / "target", 200_000_000, 48_000)
 
 
 @pytest.mark.parametrize("stream_format", [4, 3])

@@ -24,6 +24,7 @@ from lvmsync.jobs.recover import recover
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.stream import v3, v4
 from lvmsync.stream.frames import Abort, End, Frame, Header
+from lvmsync.system.ledger import Transaction, open_ledger
 from tests import fakes
 from tests.fakes import MARK, Disk, change, data, hole, reader, zero
 
@@ -534,6 +535,29 @@ def test_a_disk_that_runs_full_in_the_middle_undoes_everything(tmp_path: Path, a
         assert "rolled back" in caught.value.__notes__[0]
         place.options = options
         assert place.is_at_rest()
+
+
+def fill(folder: Path) -> None:
+    """Fill a file system to the last block."""
+    with contextlib.suppress(OSError), (folder / "filler").open("ab", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+@needs_root
+def test_the_ledger_has_room_on_a_full_disk_as_long_as_a_transaction_is_open(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=1m") as state:
+        with open_ledger(state, "target", {"file": "1:1"}, 4096) as ledger:
+            ledger.write(transaction=Transaction("0123", phase="staging"))
+            fill(state)
+            for number in range(20):
+                ledger.write(transaction=Transaction("0123", extents=number))
+            ledger.write(transaction=None)
+        with open_ledger(state, "target", {"file": "1:1"}, 4096) as ledger:
+            assert ledger.record.transaction is None
+            fill(state)
+            with pytest.raises(DeviceError, match="cannot write the ledger"):
+                ledger.write(transaction=Transaction("4567"))  # a new one is not begun without room to end it
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -159,6 +159,9 @@ def test_a_staged_stream_that_is_finished_keeps_its_snapback(place: Place, fast_
 
 
 def test_without_an_undo_there_is_no_way_back_but_the_users_word(place: Place) -> None:
+    whole = fakes.encode([data((0, OLD[:1]))], Header(size=SIZE))
+    receive(reader(whole), ReceiveOptions(str(place.target), place.state), ignore)
+    assert place.record()["point"]
     place.crash_in_the_middle(undo=False)
     half = place.target.read_bytes()
     with pytest.raises(VerifyError, match="without an undo") as caught:

@@ -234,11 +234,14 @@ class Round:
         if dice < 0.12:
             wanted, delay = 0.0, rng.uniform(0.3, 2.5)
             cut.trigger = f"{delay:.2f} s after its start"
-        elif dice < 0.7:
+        elif dice < 0.65:
             cut.trigger = f"behind {100 * wanted:.0f} %"
-        else:
-            wanted, delay = 1.0, rng.uniform(0, 0.5)
+        elif dice < 0.85:
+            wanted, delay = 1.0, rng.uniform(0, 0.7)
             cut.trigger = f"{delay:.2f} s behind 100 %"
+        else:
+            wanted = 2.0  # more than there is: only its end counts
+            cut.trigger = "after its end"
         probe = Probe(self._material, self._target, rng)
         with self._boot("receive") as running:
             running.wait_for("started", 120)
@@ -346,7 +349,7 @@ def summarize(cuts: Sequence[Cut]) -> str:
     return (
         f"{len(cuts)} cuts: {ended['old']} ended old, {ended['new']} new, {len(cuts) - ended['old'] - ended['new']}"
         f" mixed. When the power went, {untouched} targets were untouched, {len(middle)} half written,"
-        f" {len(whole)} written but not all committed ({sum(cut.had_ended for cut in whole)} had ended)."
+        f" {len(whole)} wholly written ({sum(cut.had_ended for cut in whole)} of these receives had ended)."
         f" {sum(cut.recoveries > 1 for cut in cuts)} recoveries were cut, too."
         f" Wrong: {sum(bool(cut.wrong) for cut in cuts)}."
     )
