@@ -163,7 +163,7 @@ def test_killed_receivers_leave_old_or_new(tmp_path: Path, load: Load, v3_load: 
         for path in folder.iterdir():
             if path.is_file():
                 path.unlink()
-    found_states = [outcomes.pop(state) for state in ("old", "mid", "new")]
+    found_states = [outcomes.pop(state, 0) for state in ("old", "mid", "new")]
     print(f"\n{KILLS} kills, seed {SEED}: found {'{} old, {} half changed, {} new'.format(*found_states)}")
     for outcome, count in sorted(outcomes.items()):
         print(f"  {count:4} {outcome}")
