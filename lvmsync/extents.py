@@ -71,15 +71,8 @@ class ChangeMap:
         """Build from arrays of offsets and lengths (bytes) in any order, overlapping or empty ones included."""
         keep = lengths > 0
         starts = offsets[keep]
-        ends = starts + lengths[keep]
-        # Sorted each for itself: a gap is where as many ranges have ended as have begun.
-        starts.sort()
-        ends.sort()
-        first = np.ones(len(starts), bool)
-        last = np.ones(len(starts), bool)
-        first[1:] = starts[1:] > ends[:-1]
-        last[:-1] = first[1:]
-        return cls(starts[first], ends[last])
+        merged = _merge(starts, starts + lengths[keep])
+        return cls(merged.offsets, merged.ends)
 
     @classmethod
     def from_chunks(cls, chunks: Offsets, chunk_size: int, size: int) -> Self:
@@ -198,6 +191,20 @@ class ChangeMap:
             yield from _fill(block_offsets, lengths, max_bytes, max_extents)
 
 
+def _merge(starts: Offsets, ends: Offsets) -> ChangeMap:
+    """Return the map of ranges in any order; both arrays are sorted in place, each for itself."""
+    starts.sort()
+    ends.sort()
+    # A gap is where as many ranges have ended as have begun.
+    first = np.ones(len(starts), bool)
+    first[1:] = starts[1:] > ends[:-1]
+    if first.all():
+        return ChangeMap(starts, ends)
+    last = np.ones(len(starts), bool)
+    last[:-1] = first[1:]
+    return ChangeMap(starts[first], ends[last])
+
+
 def _fill(
     offsets: Offsets, lengths: Offsets, max_bytes: int, max_extents: int
 ) -> Iterator[tuple[list[int], list[int]]]:
@@ -248,9 +255,15 @@ class Covered:
 
     def add(self, ranges: ChangeMap) -> None:
         """Take ``ranges`` into the set."""
-        while self._levels and len(self._levels[-1]) <= 2 * len(ranges):
-            ranges = ranges | self._levels.pop()
         self._levels.append(ranges)
+        while len(self._levels) > 1 and len(self._levels[-2]) <= 2 * len(self._levels[-1]):
+            maps = [self._levels.pop(), self._levels.pop()]
+            parts = [[one.offsets for one in maps], [one.ends for one in maps]]
+            maps.clear()
+            # The old arrays go one after the other, so that no more than one and a half sets are there at a time.
+            starts = np.concatenate(parts.pop(0))
+            ends = np.concatenate(parts.pop(0))
+            self._levels.append(_merge(starts, ends))
 
     def unseen(self, ranges: ChangeMap) -> ChangeMap:
         """Return the bytes of ``ranges`` that are not in the set."""

@@ -362,11 +362,6 @@ def run_verb(words: Sequence[str]) -> int:
         result = app(list(words), standalone_mode=False, prog_name="lvmsync")
     except LvmsyncError:
         raise
-    except typer.Abort as error:  # how typer passes Ctrl-C on
-        interrupted = KeyboardInterrupt()
-        for note in getattr(error.__context__, "__notes__", ()):
-            interrupted.add_note(note)
-        raise interrupted from error
     except SystemExit as error:  # how typer ends when the reader of our output is gone
         if isinstance(error.__context__, BrokenPipeError):
             raise error.__context__ from None

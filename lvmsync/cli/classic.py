@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -30,8 +31,18 @@ VALUED = frozenset(
 """Every option of any verb that takes a value: its next word is not the first bare word."""
 
 
+class _Interrupted(BaseException):
+    """A signal asked us to end. Not a KeyboardInterrupt: typer would answer that itself, and drop what it says."""
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise _Interrupted(f"ended by {signal.Signals(number).name}" if number != signal.SIGINT else "interrupted")
+
+
 def run(words: Sequence[str]) -> int:
     """Carry the command line out and return the exit status."""
+    # Each of these brings a half-changed target back before the program ends.
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -39,14 +50,17 @@ def run(words: Sequence[str]) -> int:
         return _run(words)
     except LvmsyncError as error:
         return _complain(error, str(error), error.exit_code, words)
-    except KeyboardInterrupt as error:
-        return _complain(error, "interrupted", 130, words)
+    except _Interrupted as error:
+        return _complain(error, str(error), 130, words)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit finds no broken pipe
         return _complain(error, "the reader of the output is gone", 7, words)
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and where to get more
         message = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with -d and report it"
         return _complain(error, message, 1, words)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -227,7 +227,7 @@ class _Job:
         began = self._ledger.record.transaction is not None
         try:
             if not transaction.roll_back(self._report):
-                state = f"{name} is half changed and has no undo: do not use it; send the whole again"
+                state = f"{name} is half changed and has no undo: do not use it; see 'lvmsync recover {name}'"
             elif self._target.created:
                 state = f"{name} was removed again"
             else:

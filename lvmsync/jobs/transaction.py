@@ -211,8 +211,8 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     if not can_go_back(note):
         raise VerifyError(
             f"{target.name} was being changed without an undo when the transaction of {note.began} broke off: there"
-            " is no way back. Do not use it; send the whole again, or 'lvmsync recover --accept' if you know that it"
-            " is good",
+            f" is no way back. Do not use it; run 'lvmsync recover --accept {target.name}' and send the same changes,"
+            " or the whole, again",
             device=target.name,
         )
     restore(target, ledger, report)

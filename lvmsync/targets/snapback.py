@@ -72,7 +72,7 @@ class Snapback:
         """
         ranges = ChangeMap.from_arrays(table[:, 0], table[:, 1])
         fresh = self._covered.unseen(ranges)
+        if fresh.total_bytes != int(table[:, 1].sum()):
+            table = np.stack([fresh.offsets, fresh.ends - fresh.offsets], axis=1)
         self._covered.add(ranges)
-        if fresh.total_bytes == int(table[:, 1].sum()):
-            return table
-        return np.stack([fresh.offsets, fresh.ends - fresh.offsets], axis=1)
+        return table

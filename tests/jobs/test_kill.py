@@ -220,14 +220,12 @@ def test_ctrl_c_brings_the_target_back(receiver: Receiver) -> None:
     assert receiver.transaction() is None
 
 
-@pytest.mark.xfail(strict=True, reason="typer turns Ctrl-C into a bare status of 130, and what was done is not said")
 def test_ctrl_c_is_answered(receiver: Receiver) -> None:
     _, said = receiver.signal(signal.SIGINT)
     assert "interrupted" in said
     assert "rolled back" in said
 
 
-@pytest.mark.xfail(strict=True, reason="SIGTERM is not handled yet: the transaction stays open, for recover")
 def test_a_request_to_end_brings_the_target_back(receiver: Receiver) -> None:
     """What systemd and a shutdown send."""
     status, said = receiver.signal(signal.SIGTERM)
