@@ -86,7 +86,6 @@ mkdir /run/mnt
 mkfs.ext4 -q /dev/my-vg/copy.64
 at_siteb mount /dev/my-vg/copy.64 /run/mnt # in the other site's mount namespace only
 expect 3 'siteb:.*cannot open /dev/my-vg/copy.64: it is mounted' lvmsync my-vg/snap_64 siteb:/dev/my-vg/copy.64
-expect 3 'siteb:.*cannot open /dev/my-vg/copy.64: it is mounted' lvmsync -e ssh my-vg/snap_64 siteb:/dev/my-vg/copy.64
 
 it "says that lvmsync is not there on the far side"
 expect 7 'lvmsync was not found there' \

@@ -35,7 +35,7 @@ lvmsync send -q -o /run/small.stream vg/snap
 
 it "refuses a mounted target"
 copy=$(sum /dev/vg/copy)
-lvcreate -q -y -W n -L 16m -n used vg
+lvcreate -q -y -W n -L 32m -n used vg
 mkfs.ext4 -q /dev/vg/used
 mkdir /run/mnt
 mount /dev/vg/used /run/mnt
@@ -250,13 +250,13 @@ refuse_send 5 'vg/snap is being merged into vg/data, or will be' vg/snap
 refuse_send 5 'vg/snap is being merged into vg/data, or will be' /dev/vg/snap
 
 it "refuses a snapshot that is being merged"
-lvcreate -q -y -s -c 4k -L 12m -n slow vg/used
+lvcreate -q -y -s -c 4k -L 28m -n slow vg/used
 # From the end to the beginning, so that no two chunks are merged together, which makes it slow.
 python3 - <<'END'
 import mmap, os
 fd = os.open("/dev/vg/used", os.O_RDWR | os.O_DIRECT)
 block = mmap.mmap(-1, 4096)
-for at in reversed(range(2900)):
+for at in reversed(range(6500)):
     os.pwrite(fd, block, at * 4096)
 END
 lvconvert -q -b -i 600 --merge vg/slow # LVM looks at it again in ten minutes only
