@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -227,6 +228,10 @@ def _claim_device(path: str, fd: int) -> None:
     """Make a block device, which O_EXCL has made ours, ready to be written."""
     if ioctl.is_read_only(fd):
         raise DeviceError(f"cannot write to {path}: the device is set read-only", device=path)
+    # A guest may have its disk open without O_EXCL, and so has a loop device that is mounted.
+    users = _find_users(fd, writers_only=True)
+    if users:
+        raise DeviceError(f"{path} is open for writing in {', '.join(users)}; stop that first", device=path)
     # Pages from before the device was changed from below would be read again, and written back around our writes.
     ioctl.flush_buffers(fd)
 
@@ -243,35 +248,38 @@ def _claim_file(path: str, fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError as error:
+        users = _find_users(fd, writers_only=False)
+        by = f" ({', '.join(users)})" if users else ""
         raise DeviceError(
-            f"{path} is open in another program or a loop device{_describe_users(path)}; close it first", device=path
+            f"{path} is open in another program or a loop device{by}; close it first", device=path
         ) from error
-    except OSError as error:
-        loop = _find_loop(path)
-        if loop:
-            raise DeviceError(f"{path} is in use by {loop}; detach it first", device=path) from error
+    except OSError as error:  # no leases on this file system
+        users = [user for user in _find_users(fd, writers_only=True) if user.startswith("/dev/loop")]
+        if users:
+            raise DeviceError(f"{path} is in use by {', '.join(users)}; detach it first", device=path) from error
 
 
-def _find_loop(path: str) -> str | None:
-    """Return the loop device that has the file, where there is one."""
-    real = str(Path(path).resolve())
+def _find_users(fd: int, *, writers_only: bool) -> list[str]:
+    """Return who else has the open file or device: loop devices, and the processes that we may see."""
+    mine = os.fstat(fd)
+    users = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
-            if backing.read_text().rstrip("\n") == real:
-                return f"/dev/{backing.parts[3]}"
-    return None
-
-
-def _describe_users(path: str) -> str:
-    """Return " (...)" with who has the file open, as far as we may see."""
-    users = []
-    loop = _find_loop(path)
-    if loop:
-        users.append(loop)
-    state = Path(path).stat()
+            if _is_same(Path(backing.read_text().rstrip("\n")).stat(), mine):
+                users.append(f"/dev/{backing.parts[3]}")
     for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            other = link.stat()
-            if (other.st_dev, other.st_ino) == (state.st_dev, state.st_ino) and link.parts[2] != str(os.getpid()):
-                users.append(f"process {link.parts[2]}")
-    return f" ({', '.join(dict.fromkeys(users))})" if users else ""
+        with contextlib.suppress(OSError, LookupError, ValueError):
+            if link.parts[2] != str(os.getpid()) and _is_same(link.stat(), mine):
+                flags = int(
+                    re.findall(r"^flags:\s*([0-7]+)", (link.parents[1] / "fdinfo" / link.name).read_text(), re.M)[0], 8
+                )
+                if not writers_only or flags & os.O_ACCMODE != os.O_RDONLY:
+                    users.append(f"process {link.parts[2]}")
+    return list(dict.fromkeys(users))
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Tell whether two names are of one file, or of one device (of which there may be many nodes)."""
+    if stat.S_ISBLK(one.st_mode) or stat.S_ISBLK(other.st_mode):
+        return stat.S_IFMT(one.st_mode) == stat.S_IFMT(other.st_mode) and one.st_rdev == other.st_rdev
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

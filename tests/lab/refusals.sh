@@ -49,6 +49,15 @@ expect 3 'cannot open /dev/vg/used: it is mounted, or held' lvmsync receive -i /
 is "$(sum /dev/vg/used)" "$used" 'the sum of the target'
 dmsetup remove holder
 
+it "refuses a target that a program has open, or that a loop device uses"
+exec 7<>/dev/vg/used
+expect 3 '/dev/vg/used is open for writing in process' lvmsync receive -i /run/small.stream vg/used
+exec 7>&-
+loop=$(losetup -f --show /dev/vg/used)
+expect 3 '/dev/vg/used is open for writing in /dev/loop' lvmsync receive -i /run/small.stream vg/used
+losetup -d "$loop"
+is "$(sum /dev/vg/used)" "$used" 'the sum of the target'
+
 it "refuses a target that is too small, and does not touch it"
 lvcreate -q -y -W n -L 12m -n small vg
 put /dev/vg/small 0 0 192
