@@ -29,9 +29,9 @@ def main(runs: int = 3) -> None:
         origin, store, empty, offsets, loop = (
             folder / word for word in ("origin", "store", "empty", "offsets", "loop.py")
         )
-        write_data(origin, 16 * GIB)
+        write_data(origin, 8 * GIB)
         loop.write_text(_ONE_AT_A_TIME)
-        chunks = np.random.default_rng(4).permutation(16 * GIB // 4096)[:40_000]
+        chunks = np.random.default_rng(4).permutation(8 * GIB // 4096)[:40_000]
         write_store(store, chunks, 4096)
         write_store(empty, chunks[:0], 4096)
         np.save(offsets.with_suffix(".npy"), np.sort(chunks) * 4096)
