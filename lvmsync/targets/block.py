@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import stat
@@ -17,7 +18,7 @@ import numpy as np
 from lvmsync.errors import DeviceError, SyncFailed
 from lvmsync.extents import MAX_SIZE, Offsets
 from lvmsync.stream.frames import Changes, Data, Hole, Zero
-from lvmsync.system import identity, ioctl
+from lvmsync.system import dm, identity, ioctl
 from lvmsync.system.device import Device, open_device, opening_failed, require_storage
 from lvmsync.system.ledger import remove_file, sync_folder
 
@@ -150,6 +151,8 @@ class BlockTarget:
         if first >= last:
             self._write_zeros(offset, end)
             return
+        if unmap and self._unmap_thin(offset, end):
+            return
         self._write_zeros(offset, first)
         # Of a block device PUNCH_HOLE means: unmap if that is sure to give zeros, else fail
         # (blkdev_fallocate: BLKDEV_ZERO_NOFALLBACK). A plain discard promises nothing.
@@ -157,6 +160,36 @@ class BlockTarget:
         if not (unmap and ioctl.fallocate(self._fd, mode, first, last - first)):
             ioctl.zero_out(self._fd, first, last - first)
         self._write_zeros(last, end)
+
+    def _unmap_thin(self, offset: int, end: int) -> bool:
+        """Unmap the whole blocks of a range of a thin volume, and zero its edges; False where that cannot be done.
+
+        What is unmapped there reads as zeros. A discard of a part of a block is ignored by dm-thin, so that is
+        never asked for.
+        """
+        unit = self._thin_block
+        if not unit or -(-offset // unit) >= end // unit:
+            return False
+        first, last = -(-offset // unit) * unit, end // unit * unit
+        try:
+            ioctl.discard(self._fd, first, last - first)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # the pool ignores discards
+                return False
+            raise
+        for start, stop in ((offset, first), (last, end)):
+            if start < stop:
+                self._zero(start, stop, unmap=False)
+        return True
+
+    @functools.cached_property
+    def _thin_block(self) -> int:
+        """Bytes of a block of the thin pool that the target is in; 0 for any other device."""
+        kinds = {line.kind for line in dm.list_tables() if line.device.number == self._reader.number}
+        if kinds != {"thin"} or not self._reader.number:
+            return 0
+        major, minor = self._reader.number
+        return int(Path(f"/sys/dev/block/{major}:{minor}/queue/discard_granularity").read_text())
 
     def _zero_file(self, offset: int, end: int, *, unmap: bool) -> None:
         mode = ioctl.FALLOC_FL_PUNCH_HOLE if unmap else ioctl.FALLOC_FL_ZERO_RANGE

@@ -28,6 +28,11 @@ over_and_back /dev/vg/plain
 it "makes holes of a thin volume read as zeros"
 dd if="$SHARE/old.img" of=/dev/vg/thin bs=1M oflag=direct status=none
 over_and_back /dev/vg/thin
+before=$(dmsetup status vg-thin | cut -d' ' -f4)
+expect 0 '' lvmsync receive -i "$SHARE/stream" /dev/vg/thin
+same "$SHARE/new.img" /dev/vg/thin
+after=$(dmsetup status vg-thin | cut -d' ' -f4)
+((after < before)) || wrong "the thin volume has $after sectors mapped, $before before"
 
 it "makes holes of a loop device read as zeros, and its file smaller"
 over_and_back "$loop"
