@@ -451,3 +451,22 @@ def test_a_cut_tells_where_it_is(kept: int, words: str) -> None:
     with pytest.raises(StreamError, match=words) as caught:
         list(feed(b"".join([*pieces[:2], pieces[2][:kept]])))
     assert caught.value.offset == len(pieces[0]) + len(pieces[1])
+
+
+def test_a_count_in_a_frame_without_a_table_is_refused() -> None:
+    encoder = v4.Encoder()
+    encoder.encode(Header(size=4096))
+    frame = b"".join(encoder._frame(v4._MARK_TYPE, 1, [bytes(16)]))
+    decoder = v4.Decoder()
+    for piece in (b"".join(v4.Encoder().encode(Header(size=4096)))[len(v4.MAGIC) :], frame):
+        view = memoryview(piece)
+        while view:
+            buffer = decoder.get_buffer()
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            view = view[count:]
+            if piece is frame and not view:
+                with pytest.raises(StreamError, match="a MARK frame has no extents, and this one says 1"):
+                    decoder.received(count)
+            else:
+                decoder.received(count)
