@@ -34,6 +34,7 @@ same /dev/vg/data /dev/vg/copy
 it "refuses a second receiver of one image file"
 receiver=(lvmsync receive /run/copy.img)
 start_gated 1000
+until_true has_begun
 ln -s copy.img /run/link.img
 expect 3 '/run/link.img is locked by another program, perhaps another receive' \
     lvmsync receive -i /run/first.stream /run/link.img
