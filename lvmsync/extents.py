@@ -243,6 +243,47 @@ def _sweep(a: ChangeMap, b: ChangeMap, wanted: int) -> ChangeMap:
     return ChangeMap.from_arrays(offsets[keep], (ends - offsets)[keep])
 
 
+class MapBuilder:
+    """Makes a map of ranges that come in ascending order, piece by piece, in 16 bytes an extent."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[Offsets, Offsets]] = []
+        self._count = 0
+        self._end: int | None = None  # of the last range so far
+
+    def add(self, offsets: Offsets, ends: Offsets) -> None:
+        """Append ranges that are sorted, disjoint and merged among themselves, and behind all before them."""
+        if not len(offsets):
+            return
+        if self._end is not None and int(offsets[0]) == self._end:  # goes on where the last one ended
+            self._pieces[-1][1][-1] = ends[0]
+            offsets, ends = offsets[1:], ends[1:]
+        if len(offsets):
+            self._pieces.append((offsets.copy(), ends.copy()))
+            self._count += len(offsets)
+        self._end = int(self._pieces[-1][1][-1])
+
+    def add_blocks(self, blocks: Offsets, block_size: int) -> None:
+        """Append whole blocks, by ascending numbers, each behind all before it."""
+        if not len(blocks):
+            return
+        gaps = np.flatnonzero(blocks[1:] - blocks[:-1] != 1)
+        firsts = np.concatenate([blocks[:1], blocks[gaps + 1]])
+        lasts = np.concatenate([blocks[gaps], blocks[-1:]])
+        self.add(firsts * np.uint64(block_size), (lasts + np.uint64(1)) * np.uint64(block_size))
+
+    def build(self) -> ChangeMap:
+        """Return the map; nothing can be added after this."""
+        offsets, ends = np.empty(self._count, np.uint64), np.empty(self._count, np.uint64)
+        at = 0
+        self._pieces.reverse()
+        while self._pieces:  # each is let go as soon as it is copied
+            piece = self._pieces.pop()
+            offsets[at : at + len(piece[0])], ends[at : at + len(piece[0])] = piece
+            at += len(piece[0])
+        return ChangeMap(offsets, ends)
+
+
 class Covered:
     """A growing set of ranges that arrive in any order, with a cheap "was any of this seen before?".
 

@@ -1,11 +1,17 @@
 """How the words of the command line are read: SOURCE, TARGET, HOST and sizes; one grammar everywhere.
 
-    vg/snap  /dev/vg/snap                     an LVM volume, or a device by its path
+    vg/snap  /dev/vg/snap                     an LVM snapshot or thin volume, or a device by its path
     snapshot:COW,origin=PATH[,size=S]         a dm-snapshot COW store and its origin
+    thin:METADATA,id=N[,base=M]               thin device N of a dm-thin pool, against thin device M
+    era:METADATA[,since=N]                    what dm-era saw written since era N, inclusive
+    compare:NEW[,old=PATH]                    where two devices differ
+    full:DEVICE                               everything
     [USER@]HOST:NAME                          a target on another machine
 
 A word with exactly one slash and no leading ``/`` or ``./`` is VG/LV, always; a file needs ``./`` or ``/``.
 A SOURCE is split at the first ``:``, then at each ``,`` before ``key=``; a literal comma is doubled.
+Every kind takes ``size=S``, the device's size, where its metadata does not hold it; thin and era take
+``snap=held`` (read the metadata snapshot that is reserved) and ``snap=live`` (read the live superblock).
 """
 
 from __future__ import annotations
@@ -18,7 +24,18 @@ from lvmsync.errors import UsageError
 KINDS = ("snapshot", "thin", "era", "dattobd", "blksnap", "compare", "full")
 """Every word that is a kind of source, and so cannot be a bare host name."""
 
-_KEYS = {"snapshot": ("origin", "size")}  # the kinds that this version reads, and their keys
+_KEYS = {  # the kinds that this version reads, and their keys
+    "snapshot": ("origin", "size"),
+    "thin": ("id", "base", "size", "snap"),
+    "era": ("since", "size", "snap"),
+    "compare": ("old", "size"),
+    "full": ("size",),
+}
+
+MAX_THIN_ID = (1 << 24) - 1
+"""The largest number of a thin device (Linux v6.1, MAX_DEV_ID in drivers/md/dm-thin.c)."""
+MAX_ERA = (1 << 32) - 1
+"""The largest number of an era: it is a u32."""
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
 _HOST = re.compile(
@@ -73,12 +90,95 @@ class SnapshotStore:
     @property
     def word(self) -> str:
         """How a command line names it."""
-        keys = {"origin": self.origin and self.origin.word, "size": self.size and str(self.size)}
-        parts = [f"{key}={value.replace(',', ',,')}" for key, value in keys.items() if value]
-        return ",".join([f"snapshot:{self.store.word.replace(',', ',,')}", *parts])
+        return _join_keys("snapshot", self.store, origin=self.origin.word if self.origin else None, size=self.size)
 
 
-SourceName = Volume | SnapshotStore
+@dataclass(frozen=True)
+class ThinDevice:
+    """``thin:METADATA,id=N[,base=M]``: a thin device of a pool, against an older one.
+
+    Attributes:
+        metadata: path of the pool's metadata (device or file).
+        id: number of the thin device whose state is the head.
+        base: number of the thin device whose state is the base; None: everything that is mapped.
+        size: the device's size in bytes; None: taken from where its data is.
+        snap: "held": read the metadata snapshot that is reserved; "live": the live superblock; None: as fits.
+    """
+
+    metadata: Volume
+    id: int
+    base: int | None = None
+    size: int | None = None
+    snap: str | None = None
+
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        return _join_keys("thin", self.metadata, id=self.id, base=self.base, size=self.size, snap=self.snap)
+
+
+@dataclass(frozen=True)
+class EraMetadata:
+    """``era:METADATA[,since=N]``: what was written to a dm-era device.
+
+    Attributes:
+        metadata: path of its metadata (device or file), or of the era device itself.
+        since: the first era that counts; None: nothing said it yet.
+        size: the device's size in bytes; None: taken from where its data is.
+        snap: as of `ThinDevice`.
+    """
+
+    metadata: Volume
+    since: int | None = None
+    size: int | None = None
+    snap: str | None = None
+
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        return _join_keys("era", self.metadata, since=self.since, size=self.size, snap=self.snap)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``compare:NEW[,old=PATH]``: where two devices differ.
+
+    Attributes:
+        new: whose data is the head.
+        old: whose data is the base; None: the target of a sync.
+        size: bytes of both that count; None: all of ``new``.
+    """
+
+    new: Volume
+    old: Volume | None = None
+    size: int | None = None
+
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        return _join_keys("compare", self.new, old=self.old.word if self.old else None, size=self.size)
+
+
+@dataclass(frozen=True)
+class WholeDevice:
+    """``full:DEVICE``: everything; ``size`` is the bytes of it that count, None for all."""
+
+    device: Volume
+    size: int | None = None
+
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        return _join_keys("full", self.device, size=self.size)
+
+
+SourceName = Volume | SnapshotStore | ThinDevice | EraMetadata | Comparison | WholeDevice
+
+
+def _join_keys(kind: str, path: Volume, **values: str | int | None) -> str:
+    """Write a source as `parse_source` reads it."""
+    parts = [f"{key}={str(value).replace(',', ',,')}" for key, value in values.items() if value is not None]
+    return ",".join([f"{kind}:{path.word.replace(',', ',,')}", *parts])
 
 
 @dataclass(frozen=True)
@@ -140,17 +240,49 @@ def parse_source(word: str) -> SourceName:
         if kind not in _KEYS:
             raise UsageError(f"source kind '{kind}' is not supported by this version; it reads: {', '.join(_KEYS)}")
         path, values = _split_keys(rest, kind)
-        origin = values.get("origin")
-        if origin is None:
-            raise UsageError(f"'{word}' names no origin: write snapshot:COW,origin=PATH")
-        return SnapshotStore(
-            store=parse_volume(path),
-            origin=parse_volume(origin),
-            size=parse_size(values["size"]) if "size" in values else None,
-        )
+        return _build_source(kind, parse_volume(path), values, word)
     if not word.startswith(("/", "./", "../")) and _HOST.fullmatch(word):
         raise UsageError(f"'{word}' is a source on another machine: run lvmsync there")
     return parse_volume(word)
+
+
+def _build_source(kind: str, path: Volume, values: dict[str, str], word: str) -> SourceName:
+    """Return the source of a kind, with its keys read and checked."""
+    size = parse_size(values["size"]) if "size" in values else None
+    snap = values.get("snap")
+    if snap not in (None, "held", "live"):
+        raise UsageError(
+            f"snap={snap} is out of range: held (the metadata snapshot that is reserved) or live (the live superblock)"
+        )
+    match kind:
+        case "snapshot":
+            if "origin" not in values:
+                raise UsageError(f"'{word}' names no origin: write snapshot:COW,origin=PATH")
+            return SnapshotStore(path, parse_volume(values["origin"]), size)
+        case "thin":
+            if "id" not in values:
+                raise UsageError(f"'{word}' names no thin device: write thin:METADATA,id=N,base=M")
+            device = _parse_number("id", values["id"], MAX_THIN_ID)
+            base = _parse_number("base", values["base"], MAX_THIN_ID) if "base" in values else None
+            return ThinDevice(path, device, base, size, snap)
+        case "era":
+            since = _parse_number("since", values["since"], MAX_ERA) if "since" in values else None
+            return EraMetadata(path, since, size, snap)
+        case "compare":
+            return Comparison(path, parse_volume(values["old"]) if "old" in values else None, size)
+        case _:
+            return WholeDevice(path, size)
+
+
+def _parse_number(key: str, text: str, most: int) -> int:
+    """Read the value of a key that is a number.
+
+    Raises:
+        UsageError: it is not one, or out of range.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
+        raise UsageError(f"{key}={text} is out of range: a number from 0 to {most}")
+    return int(text)
 
 
 def _split_keys(text: str, kind: str) -> tuple[str, dict[str, str]]:

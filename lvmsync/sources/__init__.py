@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from lvmsync.names import SnapshotStore, SourceName, Volume
-from lvmsync.sources import snapshot
-from lvmsync.sources.source import Source
+from lvmsync.names import Comparison, EraMetadata, SnapshotStore, SourceName, ThinDevice, Volume, WholeDevice
+from lvmsync.sources.source import Reading, Source
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Reading", "Source", "open_source"]
 
 
-def open_source(
-    name: SourceName, *, data_source: str | None = None, frozen: bool = False
-) -> AbstractContextManager[Source]:
+def open_source(name: SourceName, reading: Reading | None = None) -> AbstractContextManager[Source]:
     """Open the source that ``name`` means; everything it needs is let go at the end of the ``with``.
 
     Args:
         name: as `parse_source` reads it.
-        data_source: VG/LV or path where changed data is read; None: where the mechanism says.
-        frozen: the user's word that nobody writes to a live origin meanwhile.
+        reading: what is wanted of it, and where that is.
 
     Raises:
         UsageError: not something that tracks changes, or not what belongs together.
@@ -27,9 +23,36 @@ def open_source(
         CommandError: lvs or dmsetup failed.
         FormatError: the tracker's metadata is damaged or not its own.
         ChangesLost: the tracker does not know all changes.
+        ConflictError: another run, or another program, holds what is needed.
     """
+    # Each mechanism is imported when it is asked for: numpy and the formats take time to load.
+    reading = reading or Reading()
     match name:
         case SnapshotStore():
-            return snapshot.open_store(name, data_source=data_source, frozen=frozen)
+            from lvmsync.sources import snapshot
+
+            return snapshot.open_store(name, reading)
+        case ThinDevice():
+            from lvmsync.sources import thin
+
+            return thin.open_metadata(name, reading)
+        case EraMetadata():
+            from lvmsync.sources import era
+
+            return era.open_metadata(name, reading)
+        case Comparison():
+            from lvmsync.sources import compare
+
+            return compare.open_comparison(name, reading)
+        case WholeDevice():
+            from lvmsync.sources import full
+
+            return full.open_whole(name, reading)
         case Volume():
-            return snapshot.open_volume(name, data_source=data_source, frozen=frozen)
+            from lvmsync.sources import snapshot, thin
+            from lvmsync.system.lvm import find_named
+
+            volume = find_named(name)
+            if volume and volume.is_thin:
+                return thin.open_volume(name, volume, reading)
+            return snapshot.open_volume(name, volume, reading)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
@@ -11,11 +12,32 @@ from lvmsync.interfaces import Readable
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a source is to be opened: what is wanted of it, and where that is.
+
+    Attributes:
+        data_source: VG/LV or path where the head's data is read; None: where the mechanism says.
+        frozen: the user's word that nobody writes to a live origin meanwhile.
+        with_data: whether the head's data will be read; without, only the map is wanted.
+        base_source: VG/LV or path where the base's data is read; None: where the mechanism says.
+        with_base: whether the base's data will be read as well.
+        state: the state folder: metadata snapshots that are held are noted there; None: this user's own.
+    """
+
+    data_source: str | None = None
+    frozen: bool = False
+    with_data: bool = True
+    base_source: str | None = None
+    with_base: bool = False
+    state: Path | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """The changes of one device between two of its states.
 
     Attributes:
-        kind: mechanism that tracked them: "snapshot".
+        kind: mechanism that tracked them: "snapshot", "thin", "era", "compare", "full".
         name: the source as its user named it.
         size: bytes of the device.
         granularity: bytes that the tracker tells apart (its chunk).
@@ -23,10 +45,11 @@ class Source:
         head: the state they lead to; None where nothing names it.
         changes: which bytes may differ between them; clipped to ``size``.
         holes: those of ``changes`` that are unmapped now and read as zeros.
-        data: where the head's bytes are read.
+        data: where the head's bytes are read; it refuses to, if they were not wanted (`Reading.with_data`).
         confirm: asks the tracker again, once all data has been read; raises if what was read may
             not be the head (ChangesLost: the tracker failed; ConflictError: data changed meanwhile).
         notes: what its user should know, a sentence each.
+        base_data: where the base's bytes are read; None where they were not wanted.
     """
 
     kind: str
@@ -40,3 +63,4 @@ class Source:
     data: Readable
     confirm: Callable[[], None]
     notes: tuple[str, ...] = ()
+    base_data: Readable | None = None

@@ -177,6 +177,15 @@ def _parse_line(device: Mapped, text: str) -> Line:
         raise CommandError(f"dmsetup: {device.name}: cannot read '{text}'; expected START LENGTH KIND") from error
 
 
+def send_message(device: Mapped, text: str) -> None:
+    """Send a message to the target at the start of a device.
+
+    Raises:
+        CommandError: the kernel did not take it.
+    """
+    run(["dmsetup", "message", device.name, "0", text])
+
+
 def find_snapshot(number: Number | None) -> Snapshot | None:
     """Return the snapshot whose own device has this number."""
     return _find_snapshot(lambda line, _: line.kind == "snapshot" and line.device.number == number) if number else None

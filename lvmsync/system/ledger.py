@@ -142,14 +142,7 @@ class Ledger:
             os.close(fd)
 
     def _replace_record(self) -> None:
-        temporary = self.folder / "record.json.new"
-        text = json.dumps({"version": VERSION, **asdict(self.record)}, indent=1)
-        with temporary.open("w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.folder / "record.json")
-        sync_folder(self.folder)
+        replace_file(self.folder / "record.json", json.dumps({"version": VERSION, **asdict(self.record)}, indent=1))
 
     def sweep(self) -> None:
         """Remove the files of transactions that are over: a crash may have come before their removal."""
@@ -175,10 +168,9 @@ def open_ledger(state: Path, target: str, identity: dict[str, str] | None, size:
             device that had the same name.
         FormatError: the record cannot be read.
     """
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", target).strip("-")[-60:]
-    folder = state / "targets" / f"{slug}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
+    folder = state / "targets" / file_name(target)
     try:
-        _make_folders(folder)
+        make_folders(folder)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise DeviceError(
@@ -229,7 +221,28 @@ def _words(identity: dict[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in identity.items())
 
 
-def _make_folders(folder: Path) -> None:
+def file_name(word: str) -> str:
+    """Return a name for a file about ``word`` (a path, a uuid): readable, and no other word's."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", word).strip("-")[-60:]
+    return f"{slug}-{hashlib.sha256(word.encode()).hexdigest()[:12]}"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a line of text to a file, durably and at once: a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    with temporary.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def make_folders(folder: Path) -> None:
     """Make ``folder`` and what is above it, each one durable in its parent."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):

@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from lvmsync.errors import ChangesLost, CommandError, DeviceError, LvmsyncError, UsageError
 from lvmsync.formats.snapshot import INSTEAD
+from lvmsync.names import Volume
 from lvmsync.system.command import run
+from lvmsync.system.device import open_device
+from lvmsync.system.dm import find_device
 
 _FIELDS = (
     "vg_name",
@@ -29,6 +33,9 @@ _FIELDS = (
     "lv_merge_failed",
     "lv_kernel_major",
     "lv_kernel_minor",
+    "pool_lv",
+    "pool_lv_uuid",
+    "thin_id",
 )
 _LVM_UUID = re.compile(r"LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(-[a-z]+[0-9]*)?")
 
@@ -51,6 +58,9 @@ class LogicalVolume:
         trouble: what lvs says is wrong with a snapshot; empty if nothing.
         number: major and minor; None while it is not active.
         created: seconds since 1970; None where LVM does not know.
+        pool: name of the thin pool that it is a volume of; empty if of none.
+        pool_id: like ``id``; empty if of none.
+        thin_id: its number in that pool; None if of none.
     """
 
     group: str
@@ -66,6 +76,9 @@ class LogicalVolume:
     trouble: str
     number: tuple[int, int] | None
     created: int | None
+    pool: str = ""
+    pool_id: str = ""
+    thin_id: int | None = None
 
     @property
     def full_name(self) -> str:
@@ -76,6 +89,11 @@ class LogicalVolume:
     def is_classic_snapshot(self) -> bool:
         """Whether dm-snapshot keeps it (not dm-thin)."""
         return "thicksnapshot" in self.role
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it is a volume of a thin pool, snapshot or not."""
+        return self.thin_id is not None
 
     @property
     def time(self) -> str | None:
@@ -137,6 +155,9 @@ def _parse_row(row: dict[str, str]) -> LogicalVolume:
         trouble=", ".join(word for word in troubles if word not in ("", "unknown")),
         number=(major, minor) if major >= 0 else None,
         created=int(created) if created.isdecimal() else None,
+        pool=row.get("pool_lv", "").strip("[]"),
+        pool_id=_join(group_id, row["pool_lv_uuid"]) if row.get("pool_lv_uuid") else "",
+        thin_id=int(row["thin_id"]) if row.get("thin_id") else None,
     )
 
 
@@ -157,6 +178,31 @@ def find_volume(word: str) -> LogicalVolume:
         if volume.name == name:
             return volume
     raise DeviceError(f"there is no volume '{name}' in group '{group}'; it has: {_names(volumes)}", device=word)
+
+
+def find_named(name: Volume) -> LogicalVolume | None:
+    """Return the volume that a name of whatever spelling means; None if LVM has nothing to do with it.
+
+    Raises:
+        UsageError: it names a hidden part of a volume.
+        DeviceError: no such volume or device.
+        CommandError: no such group, or lvs failed.
+    """
+    parts = name.word.split("/")
+    is_link = name.word.startswith("/dev/") and len(parts) == 4 and parts[2] != "mapper"
+    if name.is_lvm_name:
+        return find_volume(name.word)
+    if is_link and not Path(name.word).exists():  # not active, or hidden while it is merged
+        return find_volume("/".join(parts[2:]))
+    with open_device(name.path) as device:
+        mapped = find_device(device.number)
+    ids = parse_dm_uuid(mapped.uuid) if mapped else None
+    if not mapped or not ids:
+        return None
+    found = find_volume_by_id(ids[0])
+    if not found or ids[1]:
+        raise UsageError(f"{name.word} is a part of a volume ({mapped.uuid}), not a snapshot; name the snapshot")
+    return found
 
 
 def find_volume_by_id(volume_id: str) -> LogicalVolume | None:
@@ -198,10 +244,7 @@ def require_usable_snapshot(volume: LogicalVolume) -> None:
 
 def _not_a_snapshot(volume: LogicalVolume) -> LvmsyncError:
     if {"thin", "pool"} <= volume.layout:
-        found, step = "a thin pool", "this version reads classic snapshots only ('lvcreate -s -L SIZE')"
-    elif "thin" in volume.layout:
-        found = "a thin snapshot" if "thinsnapshot" in volume.role else "a thin volume"
-        step = "this version reads classic snapshots only ('lvcreate -s -L SIZE')"
+        found, step = "a thin pool", "name a thin snapshot in it ('lvs' lists them)"
     else:
         found = "a plain volume, not a snapshot"
         snapshots = list_snapshots(volume)
