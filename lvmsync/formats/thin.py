@@ -333,11 +333,13 @@ class PoolStatus:
 
     Attributes:
         transaction_id: LVM's.
+        data_blocks: how many data blocks the pool has.
         held_root: block of the metadata snapshot; None where none is reserved.
         mode: "rw", "ro" or "out_of_data_space".
     """
 
     transaction_id: int
+    data_blocks: int
     held_root: int | None
     mode: str
 
@@ -359,7 +361,7 @@ def parse_pool_status(text: str, name: str) -> PoolStatus:
         raise ChangesLost(
             f"{name}: its metadata needs a check: run 'lvconvert --repair' on the pool first", device=name
         )
-    return PoolStatus(int(match[1]), None if match[6] == "-" else int(match[6]), match[7])
+    return PoolStatus(int(match[1]), int(match[5]), None if match[6] == "-" else int(match[6]), match[7])
 
 
 def parse_pool_table(text: str, name: str) -> tuple[tuple[int, int], tuple[int, int]]:

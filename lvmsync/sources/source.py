@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.interfaces import Readable
@@ -64,3 +65,15 @@ class Source:
     confirm: Callable[[], None]
     notes: tuple[str, ...] = ()
     base_data: Readable | None = None
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands where a source's data would be read, if only its map was wanted (a `Readable`)."""
+
+    name: str
+    size: int
+
+    def read(self, offsets: Sequence[int], lengths: Sequence[int], out: memoryview) -> None:
+        """Refuse."""
+        raise UsageError(f"{self.name}: where its data is was not said; name it with -r")

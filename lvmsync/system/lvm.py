@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,6 +204,23 @@ def find_named(name: Volume) -> LogicalVolume | None:
     if not found or ids[1]:
         raise UsageError(f"{name.word} is a part of a volume ({mapped.uuid}), not a snapshot; name the snapshot")
     return found
+
+
+@contextmanager
+def activated(volume: LogicalVolume) -> Iterator[LogicalVolume]:
+    """Yield a volume as it is when active; one that was not is deactivated again at the end.
+
+    Raises:
+        CommandError: lvchange failed.
+    """
+    if volume.number is not None:
+        yield volume
+        return
+    run(["lvchange", "-ay", "-K", volume.full_name])  # -K: new thin snapshots are skipped otherwise
+    try:
+        yield find_volume(volume.full_name)
+    finally:
+        run(["lvchange", "-an", volume.full_name])
 
 
 def find_volume_by_id(volume_id: str) -> LogicalVolume | None:
