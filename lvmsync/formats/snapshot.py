@@ -195,6 +195,15 @@ def decode_exceptions(buf: bytes | memoryview, first: int, layout: Layout, size:
     return result
 
 
+def kept_at(buf: bytes | memoryview, count: int) -> Offsets:
+    """Return where the first ``count`` exceptions in a piece of the table keep their chunks: a view of ``buf``.
+
+    Only of entries that `decode_exceptions` has found right.
+    """
+    new: Offsets = np.frombuffer(buf, _DISK_EXCEPTION)[:count]["new"]
+    return new
+
+
 def _bad_entry(entries: npt.NDArray[np.void], index: int, first: int, layout: Layout, reason: str) -> FormatError:
     position = layout.locate((first + index) * ENTRY_SIZE, ENTRY_SIZE)[0][0]
     old, new = (int(number) for number in entries[index])

@@ -16,23 +16,28 @@ import numpy as np
 
 from lvmsync import __version__
 from lvmsync.errors import LvmsyncError, PeerError, TransportError
-from lvmsync.extents import as_table
+from lvmsync.extents import ChangeMap, as_table
 from lvmsync.interfaces import Readable
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
 from lvmsync.sources.source import Source
 from lvmsync.stream import v3, v4
-from lvmsync.stream.frames import Abort, Buffer, Changes, Data, End, Header, Mark, Zero
+from lvmsync.stream.frames import DELTA, FULL, Abort, Buffer, Changes, Data, End, Header, Hole, Mark, Zero
 from lvmsync.system.device import Device, aligned_buffer
 
 BATCH = 1 << 20
 """Bytes of changes in a frame, at the most."""
 BATCH_EXTENTS = 4096
 """Extents in a frame, at the most."""
+HOLE_BATCH = 1 << 30
+"""Bytes of holes in a frame, at the most: PROTO[3] writes them as zeros, and a receiver may save what is there."""
+ZERO_BLOCK, ZERO_RUN = 4096, 16
+"""Of a whole device, so many blocks of so many bytes that hold zeros are sent as zeros."""
 MARK_EVERY = 1 << 30
 """Bytes of changes between two marks."""
 
 Send = Callable[[Sequence[Buffer]], None]
 Batch = tuple[list[int], list[int]]
+_Read = Callable[[Readable, list[int], list[int], memoryview], list[Changes]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Sender:
                     host=os.uname().nodename,
                     time=datetime.now(UTC).isoformat(timespec="seconds"),
                     version=__version__,
+                    intent=FULL if source.kind == "full" else DELTA,
                     stream=uuid.uuid4().hex,
                 )
             )
@@ -162,31 +168,65 @@ def read_frames(source: Source, level: int) -> Iterator[tuple[Changes, bytes | N
     A frame's payload is good until the next frame is asked for: its buffer is used again.
 
     A device has many reads under way at a time, in threads. A file is read by one, while the kernel is
-    told what will come next. Compression has threads of its own in either case.
+    told what will come next. Compression has threads of its own in either case. Holes are not read.
     """
     depth = source.data.depth if isinstance(source.data, Device) else 1
-    batches = source.changes.batches(BATCH, BATCH_EXTENTS)
+    batches = cut_batches(source)
+    read = _read_sparse if source.kind == "full" else _read_frame
     if depth == 1 and not level:
-        yield from _read_inline(source.data, batches)
+        yield from _read_inline(source.data, batches, read)
         return
     workers = depth if depth > 1 else os.cpu_count() or 1
-    yield from _read_in_threads(source.data, batches, level, workers)
+    yield from _read_in_threads(source.data, batches, read, level, workers)
 
 
-def _read_inline(data: Readable, batches: Iterator[Batch]) -> Iterator[tuple[Changes, None]]:
+def cut_batches(source: Source) -> Iterator[Batch | Hole]:
+    """Yield what is to be read in batches, and frames of the holes, in the order of their offsets."""
+    if not len(source.holes):
+        yield from source.changes.batches(BATCH, BATCH_EXTENTS)
+        return
+    holes = source.changes & source.holes
+    data = source.changes - holes
+    # A run is all data up to the next hole, or all holes up to the next data.
+    before = np.searchsorted(holes.offsets, data.offsets)  # holes in front of each extent of data
+    starts = np.flatnonzero(np.diff(before, prepend=-1))
+    stops = np.flatnonzero(np.diff(before, append=-1)) + 1
+    at = 0
+    for start, stop, first in zip(starts.tolist(), stops.tolist(), before[starts].tolist(), strict=True):
+        yield from _hole_frames(holes, at, first)
+        yield from _part(data, start, stop).batches(BATCH, BATCH_EXTENTS)
+        at = first
+    yield from _hole_frames(holes, at, len(holes))
+
+
+def _hole_frames(holes: ChangeMap, start: int, stop: int) -> Iterator[Hole]:
+    for offsets, lengths in _part(holes, start, stop).batches(HOLE_BATCH, BATCH_EXTENTS):
+        yield Hole(as_table(offsets, lengths))
+
+
+def _part(ranges: ChangeMap, start: int, stop: int) -> ChangeMap:
+    return ChangeMap(ranges.offsets[start:stop], ranges.ends[start:stop])
+
+
+def _read_inline(data: Readable, batches: Iterator[Batch | Hole], read: _Read) -> Iterator[tuple[Changes, None]]:
     buffer = aligned_buffer(BATCH)
-    for offsets, lengths in prefetched(data, batches):
-        yield _read_frame(data, offsets, lengths, buffer), None
+    for batch in prefetched(data, batches):
+        if isinstance(batch, Hole):
+            yield batch, None
+            continue
+        for frame in read(data, *batch, buffer):
+            yield frame, None
 
 
-def prefetched(data: Readable, batches: Iterator[Batch]) -> Iterator[Batch]:
+def prefetched(data: Readable, batches: Iterator[Batch | Hole]) -> Iterator[Batch | Hole]:
     """Pass batches on; before each, the kernel is told of the one behind it."""
     if not isinstance(data, Device):
         yield from batches
         return
-    ahead: deque[Batch] = deque()
+    ahead: deque[Batch | Hole] = deque()
     for batch in batches:
-        data.prefetch(*batch)
+        if not isinstance(batch, Hole):
+            data.prefetch(*batch)
         ahead.append(batch)
         if len(ahead) > 2:
             yield ahead.popleft()
@@ -194,39 +234,70 @@ def prefetched(data: Readable, batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _read_in_threads(
-    data: Readable, batches: Iterator[Batch], level: int, workers: int
+    data: Readable, batches: Iterator[Batch | Hole], read: _Read, level: int, workers: int
 ) -> Iterator[tuple[Changes, bytes | None]]:
     own = local()  # a compressor is for one thread
 
-    def work(batch: Batch, buffer: memoryview) -> tuple[Changes, bytes | None]:
-        frame = _read_frame(data, *batch, buffer)
+    def work(batch: Batch | Hole, buffer: memoryview) -> list[tuple[Changes, bytes | None]]:
+        if isinstance(batch, Hole):
+            return [(batch, None)]
+        frames = read(data, *batch, buffer)
         if not level:
-            return frame, None
+            return [(frame, None) for frame in frames]
         if not hasattr(own, "compressor"):
             own.compressor = v4.Compressor(level)
-        return frame, own.compressor.pack(frame)
+        return [(frame, own.compressor.pack(frame)) for frame in frames]
 
     batches = prefetched(data, batches)
     with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[tuple[Future[tuple[Changes, bytes | None]], memoryview]] = deque()
+        under_way: deque[tuple[Future[list[tuple[Changes, bytes | None]]], memoryview]] = deque()
         try:
             for batch in itertools.islice(batches, workers + 1):
                 buffer = aligned_buffer(BATCH)
                 under_way.append((pool.submit(work, batch, buffer), buffer))
             while under_way:
                 future, buffer = under_way.popleft()
-                yield future.result()
+                yield from future.result()
                 for batch in itertools.islice(batches, 1):
                     under_way.append((pool.submit(work, batch, buffer), buffer))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read_frame(data: Readable, offsets: list[int], lengths: list[int], buffer: memoryview) -> Changes:
+def _read_frame(data: Readable, offsets: list[int], lengths: list[int], buffer: memoryview) -> list[Changes]:
     view = buffer[: sum(lengths)]
     data.read(offsets, lengths, view)
     table = as_table(offsets, lengths)
     # The first bytes settle it for almost all data, so that looking for zeros costs nothing.
     if not any(view[:64]) and not np.frombuffer(view, np.uint8).any():
-        return Zero(table)
-    return Data(table, view)
+        return [Zero(table)]
+    return [Data(table, view)]
+
+
+def _read_sparse(data: Readable, offsets: list[int], lengths: list[int], buffer: memoryview) -> list[Changes]:
+    """Read a batch of a whole device, where long runs of zeros are worth looking for."""
+    frames = _read_frame(data, offsets, lengths, buffer)
+    if len(offsets) != 1 or not isinstance(frames[0], Data):
+        return frames
+    return _without_zeros(offsets[0], frames[0].payload)
+
+
+def _without_zeros(offset: int, view: memoryview) -> list[Changes]:
+    """Return the frames of one extent: its long runs of zeros as such, what is between them as data."""
+    blocks = np.frombuffer(view[: len(view) // ZERO_BLOCK * ZERO_BLOCK], np.uint64).reshape(-1, ZERO_BLOCK // 8)
+    is_zero = blocks[:, 0] == 0  # one word of each block settles it for almost all data
+    candidates = np.flatnonzero(is_zero)
+    if len(candidates) >= ZERO_RUN:
+        is_zero[candidates] = ~blocks[candidates].any(axis=1)
+    edges = np.flatnonzero(np.diff(is_zero.astype(np.int8), prepend=0, append=0))
+    runs = edges.reshape(-1, 2)
+    runs = runs[runs[:, 1] - runs[:, 0] >= ZERO_RUN] * ZERO_BLOCK
+    frames: list[Changes] = []
+    at = 0
+    for start, stop in [*runs.tolist(), [len(view), len(view)]]:
+        if start > at:
+            frames.append(Data(as_table([offset + at], [start - at]), view[at:start]))
+        if stop > start:
+            frames.append(Zero(as_table([offset + start], [stop - start])))
+        at = stop
+    return frames

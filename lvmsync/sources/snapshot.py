@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from lvmsync.errors import ChangesLost, DeviceError, UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.formats.snapshot import INSTEAD, SECTOR
 from lvmsync.history import Point
+from lvmsync.interfaces import Readable
 from lvmsync.names import SnapshotStore, Volume, parse_volume
+from lvmsync.sources.snapshot_base import Kept
 from lvmsync.sources.snapshot_map import Watch
-from lvmsync.sources.source import Source
+from lvmsync.sources.source import Reading, Source
 from lvmsync.system import dm, lvm
 from lvmsync.system.device import Device, open_device
 
@@ -50,15 +51,21 @@ class _Base:
 
 
 @contextmanager
-def open_volume(name: Volume, *, data_source: str | None, frozen: bool) -> Iterator[Source]:
-    """Open a snapshot by its own name; see `open_source`."""
-    kept, volume = _find_snapshot(name)
-    with _open(_live_base(name.word, kept, volume), None, data_source, frozen) as source:
+def open_volume(name: Volume, volume: lvm.LogicalVolume | None, reading: Reading) -> Iterator[Source]:
+    """Open a snapshot by its own name; see `open_source`.
+
+    Args:
+        name: as its user wrote it.
+        volume: LVM's view of it; None if LVM has nothing to do with it.
+        reading: what is wanted.
+    """
+    kept = _find_snapshot(name, volume)
+    with _open(_live_base(name.word, kept, volume), None, reading) as source:
         yield source
 
 
 @contextmanager
-def open_store(name: SnapshotStore, *, data_source: str | None, frozen: bool) -> Iterator[Source]:
+def open_store(name: SnapshotStore, reading: Reading) -> Iterator[Source]:
     """Open a snapshot by its COW store and origin; see `open_source`."""
     origin = name.origin.path if name.origin else None
     with open_device(name.store.path) as store:
@@ -71,7 +78,7 @@ def open_store(name: SnapshotStore, *, data_source: str | None, frozen: bool) ->
         base = _idle_base(name, origin)
     else:
         raise UsageError(f"{name.store.word}: which origin is it a store of? Write snapshot:COW,origin=PATH")
-    with _open(base, name.size, data_source, frozen) as source:
+    with _open(base, name.size, reading) as source:
         yield replace(source, name=name.word)
 
 
@@ -100,10 +107,10 @@ def _require_origin(base: _Base, kept: dm.Snapshot, origin: str) -> None:
         )
 
 
-def _find_snapshot(name: Volume) -> tuple[dm.Snapshot, lvm.LogicalVolume | None]:
+def _find_snapshot(name: Volume, volume: lvm.LogicalVolume | None) -> dm.Snapshot:
     """Find the snapshot that a name means; refuse what is none, with the next step."""
-    volume = _find_lvm_snapshot(name)
     if volume:
+        lvm.require_usable_snapshot(volume)
         kept = dm.find_snapshot(volume.number)
         if not kept or lvm.parse_dm_uuid(kept.device.uuid) != (volume.id, ""):
             raise DeviceError(
@@ -111,7 +118,7 @@ def _find_snapshot(name: Volume) -> tuple[dm.Snapshot, lvm.LogicalVolume | None]
                 f"run 'lvchange --refresh {volume.full_name}'",
                 device=name.word,
             )
-        return kept, volume
+        return kept
     with open_device(name.path) as device:
         number = device.number
     if number is None:
@@ -123,29 +130,7 @@ def _find_snapshot(name: Volume) -> tuple[dm.Snapshot, lvm.LogicalVolume | None]
             "'dmsetup table' list them), or write snapshot:COW,origin=PATH",
             device=name.word,
         )
-    return kept, None
-
-
-def _find_lvm_snapshot(name: Volume) -> lvm.LogicalVolume | None:
-    """Return the usable classic snapshot of LVM that a name means; None if LVM has nothing to do with it."""
-    parts = name.word.split("/")
-    is_link = name.word.startswith("/dev/") and len(parts) == 4 and parts[2] != "mapper"
-    if name.is_lvm_name:
-        volume = lvm.find_volume(name.word)
-    elif is_link and not Path(name.word).exists():  # not active, or hidden while it is merged
-        volume = lvm.find_volume("/".join(parts[2:]))
-    else:
-        with open_device(name.path) as device:
-            mapped = dm.find_device(device.number)
-        ids = lvm.parse_dm_uuid(mapped.uuid) if mapped else None
-        if not mapped or not ids:
-            return None
-        found = lvm.find_volume_by_id(ids[0])
-        if not found or ids[1]:
-            raise UsageError(f"{name.word} is a part of a volume ({mapped.uuid}), not a snapshot; name the snapshot")
-        volume = found
-    lvm.require_usable_snapshot(volume)
-    return volume
+    return kept
 
 
 def _find_volume_of(kept: dm.Snapshot) -> lvm.LogicalVolume | None:
@@ -185,12 +170,12 @@ def _live_base(name: str, kept: dm.Snapshot, volume: lvm.LogicalVolume | None) -
 
 
 @contextmanager
-def _open(base: _Base, size: int | None, data_source: str | None, frozen: bool) -> Iterator[Source]:
+def _open(base: _Base, size: int | None, reading: Reading) -> Iterator[Source]:
     """Open everything in the right order, read the map, and yield the source."""
     with ExitStack() as stack:
         if base.kept:
             base.kept.read_usage()
-        data = stack.enter_context(_open_data(base, data_source, frozen))
+        data = stack.enter_context(_open_data(base, reading))
         if size is None:
             size = base.kept.size if base.kept else data.device.size
         if data.device.size < size:
@@ -202,6 +187,7 @@ def _open(base: _Base, size: int | None, data_source: str | None, frozen: bool) 
         watch = Watch(store, size, kept=base.kept, later=data.kept, data=data.device, is_live=data.is_live)
         changes = watch.read_map()
         point = Point(f"lv:{base.volume.id}", time=base.volume.time) if base.volume else None
+        base_data = _open_base(base, watch, store, reading, stack) if reading.with_base else None
         yield Source(
             kind="snapshot",
             name=base.name,
@@ -214,7 +200,18 @@ def _open(base: _Base, size: int | None, data_source: str | None, frozen: bool) 
             data=data.device,
             confirm=watch.confirm,
             notes=_notes(base, data),
+            base_data=base_data,
         )
+
+
+def _open_base(base: _Base, watch: Watch, store: Device, reading: Reading, stack: ExitStack) -> Readable:
+    """Open what gives the origin's bytes as they were when the snapshot was taken."""
+    if reading.base_source:
+        return stack.enter_context(open_device(parse_volume(reading.base_source).path))
+    if base.kept:
+        return stack.enter_context(dm.open_number(base.kept.device.number))
+    origin = stack.enter_context(base.origin(False))
+    return Kept(base.name, store, origin, watch.layout.chunk_size, *watch.read_kept())
 
 
 @dataclass(frozen=True)
@@ -235,16 +232,18 @@ class _Data:
 
 
 @contextmanager
-def _open_data(base: _Base, data_source: str | None, frozen: bool) -> Iterator[_Data]:
-    if data_source is None:
+def _open_data(base: _Base, reading: Reading) -> Iterator[_Data]:
+    # What changed can be asked of an origin that is in use: nothing is read from it.
+    frozen = reading.frozen or not reading.with_data
+    if reading.data_source is None:
         with _open_origin(base, frozen) as device:
             yield _Data(device, True)
         return
-    name = parse_volume(data_source)
+    name = parse_volume(reading.data_source)
     with open_device(name.path) as device:
         below = base.kept.table.origin if base.kept else None
         if device.number is None or device.number not in (base.origin_number, below):
-            yield _later_snapshot(base, device, data_source)
+            yield _later_snapshot(base, device, reading.data_source)
             return
     with _open_origin(base, frozen) as device:
         yield _Data(device, True)

@@ -19,6 +19,7 @@ from lvmsync.formats.snapshot import (
     Layout,
     build_map,
     decode_exceptions,
+    kept_at,
 )
 from lvmsync.system import dm
 from lvmsync.system.device import ALIGNMENT, Device, aligned_buffer
@@ -95,6 +96,24 @@ class Watch:
             f"it is damaged, or not what the kernel uses: {INSTEAD}",
             device=self._store.name,
         )
+
+    def read_kept(self) -> tuple[Offsets, Offsets]:
+        """Return the chunks of the map, sorted, and the chunk of the store that keeps each."""
+        old, new = np.empty(self._count, np.uint64), np.empty(self._count, np.uint64)
+        buffer = aligned_buffer(min(_GROUP, self.layout.table_size))
+        entries = len(buffer) // ENTRY_SIZE
+        with ThreadPoolExecutor(self._store.depth) as pool:
+            for first in range(0, self._count, entries):
+                count = min(entries, self._count - first)
+                piece = buffer[: count * ENTRY_SIZE]
+                _read_table(self._store, self.layout, first * ENTRY_SIZE, piece, pool)
+                with _naming(self._store):
+                    found = decode_exceptions(piece, first, self.layout, self._size)
+                    if len(found) != count:
+                        raise FormatError(f"{len(found)} exceptions where there were {count}: it changed meanwhile")
+                old[first : first + count], new[first : first + count] = found, kept_at(piece, count)
+        order = np.argsort(old)
+        return old[order], new[order]
 
     def confirm(self) -> None:
         """Raise if the data that was read may not be what the map leads to; see `Source`.

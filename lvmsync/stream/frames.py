@@ -14,6 +14,7 @@ from lvmsync.extents import Offsets
 from lvmsync.history import Point
 
 DELTA = "delta"
+FULL = "full"
 SNAPBACK = "snapback"
 
 
@@ -33,7 +34,7 @@ class Header:
         host: name of the sender's machine.
         time: when the stream was begun, UTC, ISO 8601.
         version: version of the sender's program.
-        intent: ``DELTA``, or ``SNAPBACK`` for what a receive overwrote.
+        intent: ``DELTA``, ``FULL`` for everything, or ``SNAPBACK`` for what a receive overwrote.
         stream: a random word, so that no two streams are alike.
     """
 

@@ -63,10 +63,13 @@ class Device:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptor; harmless when it is closed."""
+        if self.fd < 0:
+            return
         if self._ahead and self._ahead[0] != self.fd:
             os.close(self._ahead[0])
         os.close(self.fd)
+        self.fd, self._ahead = -1, None
 
     @property
     def depth(self) -> int:
