@@ -16,7 +16,7 @@ import typer
 
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.errors import LvmsyncError, UsageError
-from lvmsync.names import parse_source, parse_target
+from lvmsync.names import Comparison, parse_source, parse_target
 
 app = typer.Typer(
     name="lvmsync",
@@ -57,6 +57,17 @@ Atomic = Annotated[bool, typer.Option("--atomic", help="stage and verify the who
 AllowSmaller = Annotated[
     bool, typer.Option("--allow-smaller-target", help="drop what is past the target's end, and list it")
 ]
+Minimal = Annotated[
+    bool, typer.Option("--minimal", help="compare with the base, and take only the 4 KiB blocks that differ")
+]
+Audit = Annotated[
+    float | None,
+    typer.Option("--audit", metavar="PERCENT", help="first compare so much of what counts as unchanged with the base"),
+]
+BaseData = Annotated[
+    str | None,
+    typer.Option("--base-data", metavar="PATH", help="read the base here, for --minimal and --audit"),
+]
 IgnoreBase = Annotated[bool, typer.Option("--ignore-base", help="apply a snapback that starts from another point")]
 
 
@@ -67,6 +78,9 @@ def send(
     stdout: Annotated[bool, typer.Option("-s", "--stdout", help="write to standard output (the default)")] = False,
     data_source: DataSource = None,
     frozen: Frozen = False,
+    minimal: Minimal = False,
+    audit: Audit = None,
+    base_data: BaseData = None,
     stream_format: Format = 4,
     compress: Compress = None,
     as_json: Json = False,
@@ -78,8 +92,9 @@ def send(
 ) -> None:
     """Write a source's changes as a stream, to standard output or a file."""
     from lvmsync.cli import render
+    from lvmsync.cli.refinement import Refinement
     from lvmsync.jobs.send import Sender
-    from lvmsync.sources import open_source
+    from lvmsync.sources import Reading, open_source
     from lvmsync.transport.pipe import Stdio
 
     if output == DASH:
@@ -95,7 +110,9 @@ def send(
     options = stream_options(stream_format, compress)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
-        found = stack.enter_context(open_source(parse_source(source), data_source=data_source, frozen=frozen))
+        refinement = Refinement(minimal, audit, base_data)
+        reading = refinement.want(Reading(data_source=data_source, frozen=frozen))
+        found = refinement.apply(stack.enter_context(open_source(parse_source(source), reading)), report)
         if dry_run:
             if output:
                 require_new(output)
@@ -206,6 +223,9 @@ def sync(
     ] = None,
     data_source: DataSource = None,
     frozen: Frozen = False,
+    minimal: Minimal = False,
+    audit: Audit = None,
+    base_data: BaseData = None,
     rsh: Annotated[
         str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
     ] = None,
@@ -234,9 +254,10 @@ def sync(
 ) -> None:
     """Bring a copy up to date with one delta, and believe only the receiver's receipt."""
     from lvmsync.cli import render
-    from lvmsync.jobs.sync import Peer, far_words
+    from lvmsync.cli.refinement import Refinement, open_compared
+    from lvmsync.jobs.sync import Peer, far_words, leaves_words
     from lvmsync.jobs.sync import sync as run
-    from lvmsync.sources import open_source
+    from lvmsync.sources import Reading, open_source
     from lvmsync.transport import Ssh, open_transport
 
     place = parse_target(target)
@@ -254,18 +275,38 @@ def sync(
     arguments += ["--state", state] if state else []
     command = shlex.split(remote_command) if place.host else []
     words = far_words(command, arguments, place.name, sudo=sudo and place.host is not None)
+    refinement = Refinement(minimal, audit, base_data)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
-        changes = stack.enter_context(open_source(parse_source(source), data_source=data_source, frozen=frozen))
-        peer = Peer(str(place))
-        transport = open_transport(
-            place.host,
-            words,
-            rsh=shlex.split(rsh) if rsh and place.host else None,
-            ssh=Ssh(port=port, identity=identity),
-            on_stderr=lambda line: render.hear(peer, line),
-        )
-        peer.transport = stack.enter_context(transport)
+
+        def connect(words: list[str]) -> Peer:
+            peer = Peer(str(place))
+            transport = open_transport(
+                place.host,
+                words,
+                rsh=shlex.split(rsh) if rsh and place.host else None,
+                ssh=Ssh(port=port, identity=identity),
+                on_stderr=lambda line: render.hear(peer, line),
+            )
+            peer.transport = stack.enter_context(transport)
+            return peer
+
+        name = parse_source(source)
+        reading = refinement.want(Reading(data_source=data_source, frozen=frozen))
+        if isinstance(name, Comparison) and name.old is None:
+            if create:
+                raise UsageError(
+                    f"--create makes the target, so there is nothing to compare with: use full:{name.new.word}"
+                )
+
+            def connect_leaves(size: int, seed: int) -> Peer:
+                return connect(leaves_words(command, place.name, size, seed, sudo=sudo))
+
+            opened = open_compared(name, place, reading, connect_leaves, report)
+        else:
+            opened = open_source(name, reading)
+        changes = refinement.apply(stack.enter_context(opened), report)
+        peer = connect(words)
         receipt = run(changes, peer, options, report, dry_run=dry_run)
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
@@ -274,6 +315,9 @@ def sync(
 def changes(
     source: SourceWord,
     data_source: DataSource = None,
+    minimal: Minimal = False,
+    audit: Audit = None,
+    base_data: BaseData = None,
     as_json: Json = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="draw the map into a new picture")] = None,
     width: Annotated[int, typer.Option("--width", help="cells in a row of the map")] = 64,
@@ -281,15 +325,22 @@ def changes(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Show what changed: a map in the terminal, a picture, or JSON. Reads no data."""
+    """Show what changed: a map in the terminal, a picture, or JSON. Reads no data, unless it is to compare."""
     from lvmsync.cli import render
-    from lvmsync.sources import open_source
+    from lvmsync.cli.refinement import Refinement
+    from lvmsync.jobs.progress import ignore
+    from lvmsync.sources import Reading, open_source
 
     if not 8 <= width <= 1024:
         raise UsageError(f"--width {width} is out of range: 8 to 1024")
-    # What changed can be asked of a live origin, too: nothing is read from it.
-    with open_source(parse_source(source), data_source=data_source, frozen=True) as found:
-        pass
+    refinement = Refinement(minimal, audit, base_data)
+    # An origin in use is no error here: nothing is sent.
+    reading = Reading(data_source=data_source, frozen=refinement.is_wanted, with_data=refinement.is_wanted)
+    with open_source(parse_source(source), refinement.want(reading)) as opened:
+        found = refinement.apply(opened, ignore)
+    if not quiet:
+        for note in found.notes[len(opened.notes) :]:
+            print(f"note: {note}", file=sys.stderr)
     if svg:
         write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))
     if as_json:
@@ -304,6 +355,22 @@ def changes(
             f"{found.name}: {render.size(changed)} of {render.size(found.size)} changed ({share:.2f} %),"
             f" {render.counted(len(found.changes))}, chunks of {render.size(found.granularity)}\n"
         )
+
+
+@app.command(hidden=True)
+def leaves(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
+    size: Annotated[int, typer.Option("--size", help="bytes of the other side", min=0)],
+    seed: Annotated[int, typer.Option("--seed", help="of the digests", min=0, max=(1 << 64) - 1)],
+    debug: Debug = False,
+) -> None:
+    """Hash a target for an lvmsync on another machine, which compares it with its own device."""
+    from lvmsync.jobs.leaves import answer
+    from lvmsync.transport.pipe import Stdio
+
+    path = local_target(target)
+    with Stdio() as stdio:
+        answer(path, size, seed, stdio.send_all, stdio.receive_some)
 
 
 @app.command()

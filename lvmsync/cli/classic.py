@@ -21,11 +21,14 @@ from lvmsync.errors import LvmsyncError, UsageError
 
 VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover")
 
+HIDDEN = ("leaves",)
+"""Verbs between two lvmsyncs, not for people."""
+
 VALUED = frozenset(
     (
         "-a", "--apply", "-b", "--snapback", "-r", "--data-source", "-e", "--rsh", "-o", "--output", "-i", "--input",
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
-        "--remote-command", "--width",
+        "--remote-command", "--width", "--audit", "--base-data", "--size", "--seed",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""
@@ -91,7 +94,7 @@ def translate(words: Sequence[str]) -> list[str]:
         UsageError: flags of the original that do not go together, or too few words.
     """
     bare = _bare_words(words)
-    if bare and words[bare[0]] in VERBS:
+    if bare and words[bare[0]] in (*VERBS, *HIDDEN):
         verb = bare[0]
         return [words[verb], *words[:verb], *words[verb + 1 :]]
     if not words or any(word in ("--install-completion", "--show-completion") for word in words):

@@ -54,12 +54,6 @@ Digests = npt.NDArray[np.uint8]
 """An array of shape ``(n, 16)``."""
 
 
-def leaves_words(remote_command: Sequence[str], target: str, size: int, seed: int, *, sudo: bool) -> list[str]:
-    """Return the words of the command that hashes on the far side."""
-    options = ["--size", str(size), "--seed", str(seed)]
-    return [*(("sudo", "-n") if sudo else ()), *remote_command, "leaves", *options, "--", target]
-
-
 # The far side
 
 

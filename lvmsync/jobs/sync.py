@@ -80,6 +80,12 @@ def far_words(remote_command: Sequence[str], arguments: Sequence[str], target: s
     return [*(("sudo", "-n") if sudo else ()), *remote_command, "receive", "--reply", *arguments, "--", target]
 
 
+def leaves_words(remote_command: Sequence[str], target: str, size: int, seed: int, *, sudo: bool) -> list[str]:
+    """Return the words of the command that hashes on the far side."""
+    options = ["--size", str(size), "--seed", str(seed)]
+    return [*(("sudo", "-n") if sudo else ()), *remote_command, "leaves", *options, "--", target]
+
+
 def sync(source: Source, peer: Peer, options: StreamOptions, report: Report, *, dry_run: bool = False) -> Receipt:
     """Send ``source`` to a receiver that answers, and return the receipt of both.
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from lvmsync.cli.app import app
-from lvmsync.cli.classic import VALUED, VERBS, translate
+from lvmsync.cli.classic import HIDDEN, VALUED, VERBS, translate
 from lvmsync.errors import UsageError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -28,7 +28,7 @@ def test_every_option_that_takes_a_value_is_known_before_typer_is_there() -> Non
 
 
 def test_every_verb_is_a_command() -> None:
-    assert set(COMMANDS) == set(VERBS)
+    assert set(COMMANDS) == {*VERBS, *HIDDEN}
 
 
 def test_no_flag_of_the_original_is_an_option_of_a_verb_with_another_meaning() -> None:

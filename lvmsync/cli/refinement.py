@@ -1,0 +1,69 @@
+"""``--minimal``, ``--audit`` and ``--base-data``, and ``compare:`` with the target of a sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from lvmsync.errors import UsageError
+from lvmsync.jobs.progress import Progress, Report
+from lvmsync.jobs.sync import Peer
+from lvmsync.names import Comparison, TargetName, Volume
+from lvmsync.sources import Reading, Source, open_source
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How a source's map is to be held against the base.
+
+    Attributes:
+        minimal: take only the blocks that differ.
+        audit_percent: how much of what counts as unchanged is compared first; None: nothing.
+        base_data: where the base is read; None: where the source says.
+    """
+
+    minimal: bool
+    audit_percent: float | None
+    base_data: str | None
+
+    def __post_init__(self) -> None:
+        if self.base_data is not None and not self.is_wanted:
+            raise UsageError("--base-data is where --minimal and --audit read the base: give one of these as well")
+        if self.audit_percent is not None and not 0 < self.audit_percent <= 100:
+            raise UsageError(f"--audit {self.audit_percent:g} is out of range: more than 0, and 100 at the most")
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the base is to be read at all."""
+        return self.minimal or self.audit_percent is not None
+
+    def want(self, reading: Reading) -> Reading:
+        """Return ``reading`` with what is needed for this."""
+        return replace(reading, base_source=self.base_data, with_base=self.is_wanted)
+
+    def apply(self, source: Source, report: Report) -> Source:
+        """Audit the source, then make its map minimal, as asked for; see `refine`."""
+        if not self.is_wanted:
+            return source
+        from lvmsync.jobs.refine import refine
+
+        return refine(source, report, minimal=self.minimal, audit_percent=self.audit_percent)
+
+
+def open_compared(
+    name: Comparison,
+    place: TargetName,
+    reading: Reading,
+    connect: Callable[[int, int], Peer],
+    report: Report,
+) -> AbstractContextManager[Source]:
+    """Open a comparison with the target of a sync, wherever that is; ``connect`` reaches a far one."""
+    report(Progress("comparing", 0, None))
+    if place.host is None:
+        return open_source(replace(name, old=Volume(place.name)), reading)
+    if reading.with_base:
+        raise UsageError("--minimal, --audit and --base-data: compare: finds the blocks that differ itself")
+    from lvmsync.jobs.leaves import open_far_comparison
+
+    return open_far_comparison(name, reading, connect, report)
