@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.errors import LvmsyncError, UsageError
 from lvmsync.names import Comparison, parse_source, parse_target
@@ -416,6 +417,9 @@ def recover(
     with render.progress("none" if quiet else progress) as report:
         receipt = run(local_target(target), state_folder(state), report, accept=accept, back=back)
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+
+
+app.command()(cleanup)
 
 
 def run_verb(words: Sequence[str]) -> int:

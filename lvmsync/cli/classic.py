@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from lvmsync.errors import LvmsyncError, UsageError
 
-VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover")
+VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup")
 
 HIDDEN = ("leaves",)
 """Verbs between two lvmsyncs, not for people."""
@@ -28,7 +28,7 @@ VALUED = frozenset(
     (
         "-a", "--apply", "-b", "--snapback", "-r", "--data-source", "-e", "--rsh", "-o", "--output", "-i", "--input",
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
-        "--remote-command", "--width", "--audit", "--base-data", "--size", "--seed",
+        "--remote-command", "--width", "--release", "--audit", "--base-data", "--size", "--seed",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -17,6 +17,15 @@ dd if=/dev/urandom of=/dev/vg/data bs=1M count=16 status=none
 lvcreate -qq -y -s -L 8M -n snap vg/data
 cp /dev/vg/snap /dev/vg/copy
 dd if=/dev/urandom of=/dev/vg/data bs=64k count=9 seek=17 conv=notrunc status=none
+make_vg tvg /dev/ubdb
+lvcreate -qq -y --type thin-pool --poolmetadataspare n -L 48M -n pool tvg
+lvcreate -qq -y -V 16M --thinpool pool -n data tvg
+lvcreate -qq -y -L 16M -n thincopy vg
+dd if=/dev/urandom of=/dev/tvg/data bs=1M count=12 oflag=direct status=none
+lvcreate -qq -y -s -n monday tvg/data
+cp /dev/tvg/data /dev/vg/thincopy
+dd if=/dev/urandom of=/dev/tvg/data bs=64k count=5 seek=30 oflag=direct status=none
+blkdiscard -o 1M -l 512K /dev/tvg/data
 sync
 two_sites
 mkdir -p /var/snapbacks /root/work
@@ -29,7 +38,8 @@ _AFTER = {  # what must hold once an example has run
     "lvmsync --send": "is_new",
     "ssh backup lvmsync --apply": "is_old",
     "lvmsync vg/snap": "is_new",
-    "lvmsync sync": "is_new",
+    "lvmsync sync vg/": "is_new",
+    "lvmsync sync tvg/": "cmp /dev/tvg/data /dev/vg/thincopy && true",
     "ssh backup lvmsync apply /var/snapbacks/changes.lvmsync /dev/vg/copy\n": "is_new",
 }
 
@@ -49,7 +59,7 @@ def test_every_example_of_the_readme_works(lab: Lab) -> None:
                 checked += 1
     assert checked >= len(_AFTER)
     script.append('cp changes.json changes.svg "$SHARE/"')
-    lab.run("\n".join(script), disks=[lab.disk(size=128 << 20)])
+    lab.run("\n".join(script), disks=[lab.disk(size=128 << 20), lab.disk("thin", 128 << 20)])
     changes = json.loads((lab.share / "changes.json").read_text())
     assert changes["extents"] == [[17 * 65536, 9 * 65536]]
     assert "<svg" in (lab.share / "changes.svg").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from lvmsync.errors import ChangesLost, CommandError, DeviceError, FormatError, UsageError
 from lvmsync.names import SnapshotStore, Volume, parse_source
-from lvmsync.sources import Source, open_source
+from lvmsync.sources import Reading, Source, open_source
 from tests.fixture_files import Case, find_case, list_cases
 from tests.sources.machine import Machine
 
@@ -92,7 +92,7 @@ def test_data_of_a_file_can_be_read_elsewhere_on_the_users_word(tmp_path: Path) 
     copy = tmp_path / "copy"
     name = store_name(FEW, tmp_path)
     copy.write_bytes(origin_of(FEW, tmp_path).read_bytes())
-    with open_source(name, data_source=str(copy)) as source:
+    with open_source(name, Reading(data_source=str(copy))) as source:
         assert source.data.name == str(copy)
         assert "is your word" in source.notes[-1]
         source.confirm()
@@ -193,7 +193,7 @@ def test_an_origin_that_is_open_is_refused_unless_frozen(few: Machine) -> None:
     few.set_open_count("vg-data", 1)
     with pytest.raises(DeviceError, match=r"vg-data is open: unmount it .* -r with a later snapshot, or --frozen"):
         open_source(parse_source("vg/snap")).__enter__()
-    with open_source(parse_source("vg/snap"), frozen=True) as source:
+    with open_source(parse_source("vg/snap"), Reading(frozen=True)) as source:
         source.confirm()
 
 
@@ -202,7 +202,7 @@ def test_an_origin_that_is_held_is_refused_unless_frozen(few: Machine) -> None:
     try:
         with pytest.raises(DeviceError, match=r"mounted, or held .* -r with a later snapshot"):
             open_source(parse_source("vg/snap")).__enter__()
-        with open_source(parse_source("vg/snap"), frozen=True) as source:
+        with open_source(parse_source("vg/snap"), Reading(frozen=True)) as source:
             source.confirm()
     finally:
         os.close(holder)
@@ -215,7 +215,7 @@ def test_an_origin_is_held_while_it_is_read(few: Machine) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_write_to_the_origin_is_noticed_even_to_a_chunk_that_changed_before(few: Machine, frozen: bool) -> None:
-    with open_source(parse_source("vg/snap"), frozen=frozen) as source:
+    with open_source(parse_source("vg/snap"), Reading(frozen=frozen)) as source:
         fd = os.open(few.loops[0], os.O_WRONLY | os.O_DSYNC)
         os.pwrite(fd, bytes(4096), 0)
         os.close(fd)
@@ -225,7 +225,7 @@ def test_a_write_to_the_origin_is_noticed_even_to_a_chunk_that_changed_before(fe
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_growth_by_the_kernels_count_is_noticed(few: Machine, frozen: bool) -> None:
-    with open_source(parse_source("vg/snap"), frozen=frozen) as source:
+    with open_source(parse_source("vg/snap"), Reading(frozen=frozen)) as source:
         few.set_status("vg-snap", "0 32768 snapshot 104/2048 16\n")
         with pytest.raises(DeviceError, match="was written to while it was read"):
             source.confirm()
@@ -372,7 +372,7 @@ def two(machine: Callable[[Case], Machine], tmp_path: Path) -> Machine:
 
 
 def test_data_comes_from_the_later_snapshot_while_the_origin_is_in_use(two: Machine) -> None:
-    with open_source(parse_source("vg/snap"), data_source=two.node("vg-snapb")) as source:
+    with open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-snapb"))) as source:
         assert source.data.name == two.node("vg-snapb")
         assert source.head
         assert source.base
@@ -389,7 +389,7 @@ def test_data_comes_from_the_later_snapshot_while_the_origin_is_in_use(two: Mach
 
 def test_a_later_snapshot_is_watched_although_nobody_uses_the_store(two: Machine, tmp_path: Path) -> None:
     word = f"snapshot:{tmp_path / 'cow.img'},origin={tmp_path / 'origin-after.img'}"
-    with open_source(parse_source(word), data_source=two.node("vg-snapb")) as source:
+    with open_source(parse_source(word), Reading(data_source=two.node("vg-snapb"))) as source:
         assert (source.base, source.head, len(source.notes)) == (None, None, 2)
         source.confirm()
         two.set_status("vg-snapb", "0 32768 snapshot Invalid\n")
@@ -399,40 +399,40 @@ def test_a_later_snapshot_is_watched_although_nobody_uses_the_store(two: Machine
 
 def test_the_snapshot_itself_is_no_place_to_read(two: Machine) -> None:
     with pytest.raises(UsageError, match="is the snapshot itself"):
-        open_source(parse_source("vg/snap"), data_source=two.node("vg-snap")).__enter__()
+        open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-snap"))).__enter__()
 
 
 def test_an_older_snapshot_is_no_place_to_read(two: Machine) -> None:
     two.report["report"][0]["lv"][2]["lv_time"] = "1795254315"
     two.answer_lvs()
     with pytest.raises(UsageError, match=r"was made at 2026-11-21T09:45:15\+00:00, before vg/snap"):
-        open_source(parse_source("vg/snap"), data_source=two.node("vg-snapb")).__enter__()
+        open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-snapb"))).__enter__()
 
 
 def test_a_snapshot_of_another_origin_is_no_place_to_read(two: Machine) -> None:
     two.set_table("snapshot 254:1 254:4", "snapshot 254:77 254:4")
     with pytest.raises(UsageError, match="a snapshot of another origin"):
-        open_source(parse_source("vg/snap"), data_source=two.node("vg-snapb")).__enter__()
+        open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-snapb"))).__enter__()
 
 
 def test_an_invalid_later_snapshot_is_no_place_to_read(two: Machine) -> None:
     two.set_status("vg-snapb", "0 32768 snapshot Invalid\n")
     with pytest.raises(ChangesLost, match="vg-snapb is invalid"):
-        open_source(parse_source("vg/snap"), data_source=two.node("vg-snapb")).__enter__()
+        open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-snapb"))).__enter__()
 
 
 def test_the_origin_given_as_the_place_to_read_is_still_a_live_origin(two: Machine) -> None:
     with pytest.raises(DeviceError, match="vg-data is open"):
-        open_source(parse_source("vg/snap"), data_source=two.node("vg-data")).__enter__()
-    with open_source(parse_source("vg/snap"), data_source=two.node("vg-data"), frozen=True) as source:
+        open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-data"))).__enter__()
+    with open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-data"), frozen=True)) as source:
         source.confirm()
 
 
 def test_another_place_to_read_is_taken_as_the_users_word(two: Machine, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.write_bytes(bytes(16 << 20))
-    with open_source(parse_source("vg/snap"), data_source=str(copy)) as source:
+    with open_source(parse_source("vg/snap"), Reading(data_source=str(copy))) as source:
         assert "is your word" in source.notes[0]
     copy.write_bytes(bytes((16 << 20) - 512))
     with pytest.raises(UsageError, match="has 16776704 bytes, less than the 16777216"):
-        open_source(parse_source("vg/snap"), data_source=str(copy)).__enter__()
+        open_source(parse_source("vg/snap"), Reading(data_source=str(copy))).__enter__()
