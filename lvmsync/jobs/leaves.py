@@ -89,10 +89,11 @@ def _receive_request(receive: Callable[[memoryview], int], limit: int) -> list[i
     head = _receive_exactly(receive, _COUNT.size)
     if not head:
         return None
-    (count,) = _COUNT.unpack(head)
+    count = _COUNT.unpack(head)[0] if len(head) == _COUNT.size else 0
     if not 0 < count <= MOST_ASKED:
-        raise StreamError(f"the other side asks for {count} leaves at once, and {MOST_ASKED} are the limit")
-    asked = np.frombuffer(_receive_exactly(receive, count * 8), "<u8")
+        raise StreamError(f"the other side asks for {count} leaves at once; 1 to {MOST_ASKED} are possible")
+    body = _receive_exactly(receive, count * 8)
+    asked = np.frombuffer(body[: len(body) // 8 * 8], "<u8")
     if len(asked) != count or int(asked.max()) >= -(-limit // LEAF) or (asked[1:] <= asked[:-1]).any():
         raise StreamError("the other side asks for leaves that are not there, or not in order, or was cut off")
     return [int(number) for number in asked]

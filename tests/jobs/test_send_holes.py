@@ -1,0 +1,175 @@
+"""Holes and zeros on their way out: in order, between the data, and never read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lvmsync.extents import ChangeMap
+from lvmsync.jobs import send as sending
+from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.receive import ReceiveOptions, read_stream, receive
+from lvmsync.jobs.send import StreamOptions
+from lvmsync.names import Volume, WholeDevice
+from lvmsync.sources import Source, open_source
+from lvmsync.stream.frames import DELTA, FULL, Changes, Data, End, Header, Hole, Mark, Zero
+from lvmsync.stream.session import Receiver
+from tests.fakes import Memory, change, make_source, reader, send
+from tests.sources.loops import loop_of, sparse
+from tests.strategies import change_maps
+
+KIB, MIB = 1 << 10, 1 << 20
+BLOCK = 4096
+
+
+def frames_of(stream: bytes) -> list[Changes]:
+    """Return the changes of a stream that keeps every rule: the counts and the order among them."""
+    found = list(read_stream(reader(stream), Receiver()))
+    assert isinstance(found[0], Header)
+    return [frame for frame in found if isinstance(frame, (Data, Zero, Hole))]
+
+
+def covered(frames: Sequence[Changes], kind: type) -> ChangeMap:
+    return ChangeMap.from_extents(
+        (offset, length) for frame in frames if isinstance(frame, kind) for offset, length in frame.table.tolist()
+    )
+
+
+class Unmapped(Memory):
+    """Memory whose holes must not be read."""
+
+    def __init__(self, content: bytes, holes: ChangeMap) -> None:
+        super().__init__(content)
+        self._holes = holes
+
+    def read(self, offsets: Sequence[int], lengths: Sequence[int], out: memoryview) -> None:
+        wanted = ChangeMap.from_extents(zip(offsets, lengths, strict=True))
+        assert not len(wanted & self._holes)
+        super().read(offsets, lengths, out)
+
+
+def with_holes(changes: ChangeMap, holes: ChangeMap, content: bytes = bytes(range(1, 251)) * 2) -> Source:
+    return replace(make_source(Unmapped(content, holes), changes), holes=holes)
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=change_maps(), holes=change_maps(), level=st.sampled_from((0, 1)))
+@example(ChangeMap.whole(300), ChangeMap.whole(300), 0)
+@example(ChangeMap.empty(), ChangeMap.whole(300), 0)
+def test_data_and_holes_come_in_order_and_cover_exactly_the_changes(
+    changes: ChangeMap, holes: ChangeMap, level: int
+) -> None:
+    frames = frames_of(send(with_holes(changes, holes), StreamOptions(level=level)))  # the session checks the order
+    assert covered(frames, Hole) == changes & holes
+    assert covered(frames, Data) == changes - holes
+    kinds = [type(frame) for frame in frames]
+    assert all(kind is not after for kind, after in itertools.pairwise(kinds))  # each run is one frame
+
+
+def test_in_the_old_format_holes_become_zeros() -> None:
+    content = b"\xff" * 500
+    source = with_holes(ChangeMap.whole(500), ChangeMap.from_extents([(100, 50), (200, 300)]), content)
+    frames = frames_of(send(source, StreamOptions(format=3)))
+    assert not len(covered(frames, Hole))
+    wanted = b"\xff" * 100 + bytes(50) + b"\xff" * 50 + bytes(300)
+    assert change(b"\x11" * 500, frames) == wanted
+
+
+def test_many_holes_behind_one_another_share_a_frame_and_long_ones_are_cut() -> None:
+    apart = ChangeMap.from_extents((2 * index, 1) for index in range(10000))
+    frames = list(sending.cut_batches(with_holes(apart, apart, bytes(20000))))
+    assert [len(frame.table) for frame in frames if isinstance(frame, Hole)] == [4096, 4096, 1808]
+    long = ChangeMap.from_extents([(0, (5 << 30) + 1)])
+    frames = list(sending.cut_batches(replace(with_holes(long, long), size=6 << 30)))
+    assert [frame.changed_bytes for frame in frames if isinstance(frame, Hole)] == [1 << 30] * 5 + [1]
+
+
+def test_a_sparse_file_travels_as_holes_and_zeros_and_arrives_sparse(tmp_path: Path) -> None:
+    data = np.random.default_rng(1).bytes(MIB)
+    path = sparse(tmp_path / "file", 64 * MIB + 1000, (5 * MIB, data), (20 * MIB, bytes(3 * MIB)), (40 * MIB, data))
+    with open_source(WholeDevice(Volume(str(path)))) as source:
+        stream = send(source)
+    frames = frames_of(stream)
+    assert covered(frames, Zero) == ChangeMap.from_extents([(20 * MIB, 3 * MIB)])
+    assert covered(frames, Data) == ChangeMap.from_extents([(5 * MIB, MIB), (40 * MIB, MIB)])
+    assert len(stream) < 2 * MIB + 10000
+    session = Receiver()
+    list(read_stream(reader(stream), session))
+    assert (session.header.intent, session.header.extents) == (FULL, 1)
+    options = ReceiveOptions(target=str(tmp_path / "copy"), state=tmp_path / "state", create=True)
+    receipt = receive(reader(stream), options, ignore)
+    assert not any("changes alone" in note for note in receipt.notes)
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    assert (tmp_path / "copy").stat().st_blocks * 512 <= 6 * MIB
+
+
+def test_a_whole_device_sends_its_zeros_as_such(tmp_path: Path) -> None:
+    data = np.random.default_rng(1).bytes(4 * MIB)
+    image = bytearray(data)
+    image[64 * KIB : 192 * KIB] = bytes(128 * KIB)
+    image[3 * MIB - BLOCK : 3 * MIB + 64 * KIB] = bytes(BLOCK + 64 * KIB)
+    (tmp_path / "file").write_bytes(image)
+    with loop_of(tmp_path / "file") as device, open_source(WholeDevice(Volume(str(device)))) as source:
+        frames = frames_of(send(source, StreamOptions(level=1)))
+    assert covered(frames, Zero) == ChangeMap.from_extents([(64 * KIB, 128 * KIB), (3 * MIB, 64 * KIB)])
+    assert change(b"\x11" * (4 * MIB), frames) == bytes(image)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    offset=st.integers(0, 3).map(lambda block: block * BLOCK),
+    length=st.integers(1, 400 * KIB),
+    pieces=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 40)), max_size=4),
+    dots=st.lists(st.integers(0, 400 * KIB), max_size=3),
+)
+def test_what_is_split_at_zeros_is_the_same_bytes(
+    offset: int, length: int, pieces: Sequence[tuple[int, int]], dots: Sequence[int]
+) -> None:
+    image = bytearray(b"\xaa" * (offset + length))
+    for first, count in pieces:
+        part = image[first * BLOCK : (first + count) * BLOCK]
+        image[first * BLOCK : (first + count) * BLOCK] = bytes(len(part))
+    for dot in dots:
+        if dot < len(image):
+            image[dot] = 0xBB
+    frames = sending._without_zeros(offset, memoryview(image)[offset:])
+    assert change(bytes(offset) + b"\x11" * length, frames)[offset:] == image[offset:]
+    ends = [offset]
+    for frame in frames:
+        assert frame.table.shape == (1, 2)
+        assert int(frame.table[0, 0]) == ends[-1]
+        ends.append(int(frame.table[0].sum()))
+        if isinstance(frame, Zero):
+            assert frame.changed_bytes >= 64 * KIB
+    assert ends[-1] == offset + length
+
+
+def test_a_delta_keeps_its_few_zeros_in_the_data() -> None:
+    content = b"x" * BLOCK + bytes(MIB - 2 * BLOCK) + b"x" * BLOCK
+    stream = send(make_source(content, [(0, MIB)]))
+    assert [type(frame) for frame in frames_of(stream)] == [Data]
+    session = Receiver()
+    list(read_stream(reader(stream), session))
+    assert session.header.intent == DELTA
+
+
+@pytest.mark.parametrize("stream_format", [3, 4])
+def test_marks_and_the_end_count_holes_as_well(stream_format: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "MARK_EVERY", 100)
+    source = with_holes(ChangeMap.whole(500), ChangeMap.from_extents([(100, 150), (300, 100)]), os.urandom(500))
+    frames = list(read_stream(reader(send(source, StreamOptions(format=stream_format))), Receiver()))
+    end = frames[-1]
+    assert isinstance(end, End)
+    assert end.changed_bytes == 500
+    if stream_format == 4:
+        assert [frame for frame in frames if isinstance(frame, Mark)] == [
+            Mark(1, 100), Mark(2, 250), Mark(4, 400), Mark(5, 500),
+        ]  # fmt: skip
