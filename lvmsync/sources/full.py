@@ -1,4 +1,4 @@
-"""Everything that a device holds: the first copy. Of a file its holes are told, and not read."""
+"""Everything that a device holds: the first copy. Holes of a file and of a thin volume are told, and not read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lvmsync.names import WholeDevice
 from lvmsync.sources.difference import BLOCK
 from lvmsync.sources.head import choose_size, make_point, open_head
 from lvmsync.sources.source import Reading, Source
+from lvmsync.sources.thin import find_unmapped
 from lvmsync.system.holes import find_holes
 
 
@@ -18,6 +19,7 @@ def open_whole(name: WholeDevice, reading: Reading) -> Iterator[Source]:
     """Open a device to be copied whole; see `open_source`."""
     with open_head(name.device, reading) as (device, watch):
         size = choose_size(device, name.size)
+        unmapped = find_unmapped(device, name.word)
         yield Source(
             kind="full",
             name=name.word,
@@ -26,7 +28,8 @@ def open_whole(name: WholeDevice, reading: Reading) -> Iterator[Source]:
             base=None,
             head=make_point(),
             changes=ChangeMap.whole(size),
-            holes=find_holes(device, size),
+            holes=unmapped.holes.clip(size) if unmapped else find_holes(device, size),
             data=device,
             confirm=watch.confirm,
+            notes=unmapped.notes if unmapped else (),
         )

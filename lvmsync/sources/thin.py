@@ -149,6 +149,26 @@ def open_volume(name: Volume, volume: lvm.LogicalVolume, reading: Reading) -> It
         )
 
 
+def find_unmapped(device: Device, purpose: str) -> _Map | None:
+    """Return what of an open thin device is not mapped, as the ``holes`` of a map; None if it is of another kind.
+
+    Raises:
+        ConflictError: the pool's metadata snapshot cannot be had.
+        FormatError: the metadata is damaged.
+    """
+    if not device.number or not dm.is_mapped(device.number):
+        return None
+    line = next((line for line in dm.list_tables() if line.device.number == device.number), None)
+    if line is None or line.kind != "thin":
+        return None
+    number, thin_id = parse_thin_table(line.text, line.device.path)
+    pool = _find_pool(number)
+    if pool is None:
+        return None
+    with dm.open_number(parse_pool_table(pool.text, pool.device.path)[0]) as metadata, naming(metadata):
+        return _read_map(metadata, pool, None, _Wanted(thin_id, None, device.size), purpose)
+
+
 def _head_point(head: lvm.LogicalVolume, base: Point) -> Point:
     if head.origin_id:
         return Point(f"lv:{head.id}", base.id, head.time)

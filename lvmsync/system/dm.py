@@ -144,6 +144,11 @@ def _parse_device(line: str) -> Mapped:
         raise CommandError(f"dmsetup info: cannot read '{line}'; expected {_FIELDS} with '|' between") from error
 
 
+def is_mapped(number: Number) -> bool:
+    """Tell, without dmsetup, whether a block device is one of the device mapper's."""
+    return (SYSFS_BLOCK / f"{number[0]}:{number[1]}" / "dm").exists()
+
+
 def find_device(number: Number | None) -> Mapped | None:
     """Return the mapped device with this number."""
     return next((device for device in list_devices() if device.number == number), None) if number else None
