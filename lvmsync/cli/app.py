@@ -112,8 +112,9 @@ def send(
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
         refinement = Refinement(minimal, audit, base_data)
-        reading = refinement.want(Reading(data_source=data_source, frozen=frozen))
-        found = refinement.apply(stack.enter_context(open_source(parse_source(source), reading)), report)
+        name = parse_source(source)
+        reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
+        found = refinement.apply(stack.enter_context(open_source(name, reading)), report)
         if dry_run:
             if output:
                 require_new(output)
@@ -293,7 +294,7 @@ def sync(
             return peer
 
         name = parse_source(source)
-        reading = refinement.want(Reading(data_source=data_source, frozen=frozen))
+        reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         if isinstance(name, Comparison) and name.old is None:
             if create:
                 raise UsageError(
@@ -337,7 +338,8 @@ def changes(
     refinement = Refinement(minimal, audit, base_data)
     # An origin in use is no error here: nothing is sent.
     reading = Reading(data_source=data_source, frozen=refinement.is_wanted, with_data=refinement.is_wanted)
-    with open_source(parse_source(source), refinement.want(reading)) as opened:
+    name = parse_source(source)
+    with open_source(name, refinement.want(name, reading)) as opened:
         found = refinement.apply(opened, ignore)
     if not quiet:
         for note in found.notes[len(opened.notes) :]:

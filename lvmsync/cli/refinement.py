@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lvmsync.errors import UsageError
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.jobs.sync import Peer
-from lvmsync.names import Comparison, TargetName, Volume
+from lvmsync.names import Comparison, SourceName, TargetName, Volume, WholeDevice
 from lvmsync.sources import Reading, Source, open_source
 
 
@@ -30,6 +30,7 @@ class Refinement:
     def __post_init__(self) -> None:
         if self.base_data is not None and not self.is_wanted:
             raise UsageError("--base-data is where --minimal and --audit read the base: give one of these as well")
+        # Before anything is opened: a device may take an hour to compare.
         if self.audit_percent is not None and not 0 < self.audit_percent <= 100:
             raise UsageError(f"--audit {self.audit_percent:g} is out of range: more than 0, and 100 at the most")
 
@@ -38,8 +39,18 @@ class Refinement:
         """Whether the base is to be read at all."""
         return self.minimal or self.audit_percent is not None
 
-    def want(self, reading: Reading) -> Reading:
-        """Return ``reading`` with what is needed for this."""
+    def want(self, name: SourceName, reading: Reading) -> Reading:
+        """Return ``reading`` with what is needed for this.
+
+        Raises:
+            UsageError: the source has no tracker to audit, or no base.
+        """
+        if isinstance(name, (Comparison, WholeDevice)) and self.audit_percent is not None:
+            raise UsageError(f"--audit: {name.word} has no tracker that could miss a change; leave --audit away")
+        if isinstance(name, WholeDevice) and self.minimal:
+            raise UsageError(f"--minimal: {name.word} has no base; write compare:{name.device.word} instead")
+        if isinstance(name, Comparison):
+            return reading  # it finds the blocks that differ itself
         return replace(reading, base_source=self.base_data, with_base=self.is_wanted)
 
     def apply(self, source: Source, report: Report) -> Source:
@@ -62,8 +73,6 @@ def open_compared(
     report(Progress("comparing", 0, None))
     if place.host is None:
         return open_source(replace(name, old=Volume(place.name)), reading)
-    if reading.with_base:
-        raise UsageError("--minimal, --audit and --base-data: compare: finds the blocks that differ itself")
     from lvmsync.jobs.leaves import open_far_comparison
 
     return open_far_comparison(name, reading, connect, report)

@@ -179,7 +179,7 @@ def far(script: str) -> list[str]:
         ("out.write(b'lvmsync LEAVES ' + b'9' * 5000 + b'\\n')", TransportError, "its size is not readable"),
         ("out.write(b'x' * (2 << 20))", TransportError, "where lvmsync should have answered"),
         ("out.write(b'lvmsync LEAVES {\"size\": 9999999}\\n' + bytes(47))", TransportError, "in the middle of"),
-        ("out.write(b'lvmsync LEAVES {\"size\": 9999999}\\n' + bytes(48))", TransportError, "in the middle of"),
+        ("out.write(b'lvmsync LEAVES {\"size\": 9999999}\\n' + bytes(48))", TransportError, "though its status is 0"),
         ("out.write(b'lvmsync LEAVES {\"size\": 9999999}\\n'); out.flush(); sys.exit(5)", PeerError, "status 5"),
         ("sys.exit(127)", PeerError, "lvmsync was not found there"),
     ],
