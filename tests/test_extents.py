@@ -10,7 +10,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvmsync.extents import MAX_SIZE, ChangeMap, Covered, Extent, as_table
+from lvmsync.extents import MAX_SIZE, ChangeMap, Covered, Extent, MapBuilder, as_table
 from tests.strategies import BIG, DEVICE, array, change_maps, ranges
 
 SIZES = st.integers(0, DEVICE + 20)
@@ -205,3 +205,39 @@ def test_a_table_has_a_row_an_extent() -> None:
     assert table.tolist() == [[0, 512], [BIG, 4096]]
     assert table.dtype == np.dtype("<u8")
     assert as_table([], []).shape == (0, 2)
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=5), max_size=6))
+def test_a_map_that_is_built_piece_by_piece_is_that_of_all_ranges(pieces: list[list[tuple[int, int]]]) -> None:
+    builder = MapBuilder()
+    everything: list[tuple[int, int]] = []
+    at = 0
+    for piece in pieces:
+        ranges: list[tuple[int, int]] = []
+        for gap, length in piece:
+            at += max(gap, 1) if ranges else gap  # merged among themselves; a piece may touch the one before
+            ranges.append((at, length))
+            at += length
+        builder.add(array([start for start, _ in ranges]), array([start + length for start, length in ranges]))
+        everything += ranges
+    found = builder.build()
+    assert is_canonical(found)
+    assert found == ChangeMap.from_extents(everything)
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 9), st.integers(1, 5))
+def test_a_map_that_is_built_of_blocks_is_that_of_their_bytes(blocks: set[int], block_size: int, count: int) -> None:
+    builder = MapBuilder()
+    ordered = sorted(blocks)
+    for begin in range(0, len(ordered), count):
+        builder.add_blocks(array(ordered[begin : begin + count]), block_size)
+    builder.add_blocks(array([]), block_size)
+    assert builder.build() == ChangeMap.from_extents((block * block_size, block_size) for block in blocks)
+
+
+def test_a_builder_keeps_no_view_of_what_it_was_given() -> None:
+    offsets, ends = array([0, 10]), array([5, 15])
+    builder = MapBuilder()
+    builder.add(offsets, ends)
+    offsets[:] = ends[:] = 99
+    assert list(builder.build()) == [(0, 5), (10, 5)]

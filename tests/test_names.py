@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from lvmsync.errors import UsageError
 from lvmsync.names import (
     KINDS,
+    MAX_ERA,
+    MAX_THIN_ID,
+    Comparison,
+    EraMetadata,
     Host,
     SnapshotStore,
+    SourceName,
     TargetName,
+    ThinDevice,
     Volume,
+    WholeDevice,
     parse_size,
     parse_source,
     parse_target,
@@ -131,6 +138,48 @@ def test_any_path_can_be_written_as_a_store_and_an_origin(store: str, origin: st
 
 
 @pytest.mark.parametrize(
+    ("word", "source"),
+    [
+        ("thin:/meta,id=1", ThinDevice(Volume("/meta"), 1)),
+        ("thin:vg/pool_tmeta,id=4,base=3", ThinDevice(Volume("vg/pool_tmeta"), 4, 3)),
+        ("thin:./m,base=0,id=0", ThinDevice(Volume("./m"), 0, 0)),
+        ("thin:/m,id=16777215,base=16777215", ThinDevice(Volume("/m"), MAX_THIN_ID, MAX_THIN_ID)),
+        ("thin:/m,id=007,size=1G,snap=held", ThinDevice(Volume("/m"), 7, None, 1 << 30, "held")),
+        ("thin:/m,,id=1,id=2,snap=live", ThinDevice(Volume("/m,id=1"), 2, snap="live")),
+        ("era:/meta", EraMetadata(Volume("/meta"))),
+        ("era:/meta,since=0", EraMetadata(Volume("/meta"), 0)),
+        ("era:vg/meta,since=4294967295,size=4k,snap=held", EraMetadata(Volume("vg/meta"), MAX_ERA, 4096, "held")),
+        ("compare:/new", Comparison(Volume("/new"))),
+        ("compare:./new,old=vg/old,size=8", Comparison(Volume("./new"), Volume("vg/old"), 8)),
+        ("compare:/new,old=/a,,b", Comparison(Volume("/new"), Volume("/a,b"))),
+        ("full:/dev/x", WholeDevice(Volume("/dev/x"))),
+        ("full:vg/lv,size=2M", WholeDevice(Volume("vg/lv"), 2 << 20)),
+    ],
+)
+def test_every_kind_is_read_with_its_keys_in_any_order(word: str, source: SourceName) -> None:
+    assert parse_source(word) == source
+
+
+NUMBERS = st.none() | st.integers(0, MAX_THIN_ID)
+SIZES = st.none() | st.integers(0, (1 << 63) - 1)
+VOLUMES = PATHS.map(Volume)
+SNAPS = st.sampled_from([None, "held", "live"])
+
+
+@given(
+    st.builds(SnapshotStore, VOLUMES, VOLUMES, SIZES)
+    | st.builds(ThinDevice, VOLUMES, st.integers(0, MAX_THIN_ID), NUMBERS, SIZES, SNAPS)
+    | st.builds(EraMetadata, VOLUMES, st.none() | st.integers(0, MAX_ERA), SIZES, SNAPS)
+    | st.builds(Comparison, VOLUMES, st.none() | VOLUMES, SIZES)
+    | st.builds(WholeDevice, VOLUMES, SIZES)
+)
+def test_every_source_is_named_again_as_the_command_line_would(
+    source: SnapshotStore | ThinDevice | EraMetadata | Comparison | WholeDevice,
+) -> None:
+    assert parse_source(source.word) == source
+
+
+@pytest.mark.parametrize(
     ("word", "message"),
     [
         ("snapshot:/cow", r"names no origin: write snapshot:COW,origin=PATH"),
@@ -141,7 +190,37 @@ def test_any_path_can_be_written_as_a_store_and_an_origin(store: str, origin: st
         ("snapshot:/cow,origin=/o,size=big", "not a size: 'big'"),
         ("snapshot:/cow,origin=/o,base=3", "unknown key 'base' .* known are: origin, size"),
         ("snapshot:/cow,origin=/o,origin=/p", "'origin' is given twice"),
-        ("thin:/meta,id=1", "kind 'thin' is not supported by this version; it reads: snapshot"),
+        ("dattobd:/x", "kind 'dattobd' is not supported by this version; it reads: snapshot, thin, era, compare, full"),
+        ("blksnap:/x", "kind 'blksnap' is not supported by this version"),
+        ("thin:/meta", "names no thin device: write thin:METADATA,id=N,base=M"),
+        ("thin:/meta,base=1", "names no thin device"),
+        ("thin:,id=1", "an empty name"),
+        ("thin:meta,id=1", "neither VG/LV nor a path"),
+        ("thin:/meta,id=", "id= is out of range: a number from 0 to 16777215"),
+        ("thin:/meta,id=16777216", "id=16777216 is out of range"),
+        ("thin:/meta,id=-1", "id=-1 is out of range"),
+        ("thin:/meta,id=+1", "id=.1 is out of range"),
+        ("thin:/meta,id=0x1", "id=0x1 is out of range"),
+        ("thin:/meta,id=1 ", "id=1  is out of range"),
+        ("thin:/meta,id=\u0661", "is out of range"),
+        ("thin:/meta,id=\u00b2", "is out of range"),
+        ("thin:/meta,id=" + "0" * 5000, "is out of range"),
+        ("thin:/meta,id=1,base=x", "base=x is out of range: a number from 0 to 16777215"),
+        ("thin:/meta,id=1,id=2", "'id' is given twice"),
+        ("thin:/meta,id=1,snap=mine", r"snap=mine is out of range: held \(.*\) or live \("),
+        ("thin:/meta,id=1,snap=", "snap= is out of range"),
+        ("thin:/meta,id=1,size=8E", "out of range: a device has less than 8 EiB"),
+        ("thin:/meta,id=1,since=2", "unknown key 'since' in a 'thin:' source; known are: id, base, size, snap"),
+        ("era:/meta,since=4294967296", "since=4294967296 is out of range: a number from 0 to 4294967295"),
+        ("era:/meta,since=-1", "since=-1 is out of range"),
+        ("era:/meta,id=1", "unknown key 'id' in a 'era:' source; known are: since, size, snap"),
+        ("era:/meta,snap=Held", "snap=Held is out of range"),
+        ("compare:/new,old=", "an empty name"),
+        ("compare:/new,old=old", "neither VG/LV nor a path"),
+        ("compare:/new,snap=held", "unknown key 'snap' in a 'compare:' source; known are: old, size"),
+        ("full:", "an empty name"),
+        ("full:/dev/x,old=/y", "unknown key 'old' in a 'full:' source; known are: size"),
+        ("full:/dev/x,size=1,size=2", "'size' is given twice"),
         ("host:vg/snap", "a source on another machine: run lvmsync there"),
         ("user@snapshot:/x", "a source on another machine"),
         ("[::1]:vg/snap", "a source on another machine"),
@@ -209,7 +288,9 @@ def test_names_are_written_as_the_user_wrote_them() -> None:
 WORDS = st.one_of(
     st.text(max_size=30),
     st.lists(
-        st.sampled_from([*KINDS, ":", "/", ",", ",,", "=", "origin=", "size=", "@", "[", "]", ".", "-", "vg", "9", "K"])
+        st.sampled_from(
+            [*KINDS, *":/,=@[].-9K", ",,", "vg", "/m", "origin=", "size=", "id=", "base=", "since=", "snap=", "old="]
+        )
     ).map("".join),
 )
 

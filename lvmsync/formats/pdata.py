@@ -241,7 +241,8 @@ class BTree:
             if at < 0:
                 return None
             high = int(node["keys"][at + 1]) - 1 if at + 1 < count else int(level.highs[0])
-            level = Level(*(node[part][at : at + 1].copy() for part in ("values", "keys")), np.array([high], np.uint64))
+            one = slice(at, at + 1)
+            level = Level(node["values"][one].copy(), node["keys"][one].copy(), np.array([high], np.uint64))
             _require_blocks(level.blocks, self.root, self._nr_blocks)
         for keys, values in self.leaves(level):
             at = int(np.searchsorted(keys, np.uint64(key)))
