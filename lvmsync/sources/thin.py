@@ -8,7 +8,7 @@ changes unless it is written to itself, so data is read from it without any lock
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ TRACKER = Tracker(
 )
 """How a thin pool deals with its metadata snapshot."""
 
+_EXTERNAL = 2  # where the table of a thin device names its external origin, if it has one
 _SHOWN = 10  # thin devices that a message lists
 
 
@@ -92,7 +93,7 @@ def open_metadata(name: ThinDevice, reading: Reading) -> Iterator[Source]:
             base=None,
             head=None,
             changes=found.changes,
-            holes=found.holes,
+            holes=_zeros(found.holes, data),
             data=data or Unread(name.word, found.size),
             confirm=lambda: _confirm(pool, watch),
             notes=tuple(notes),
@@ -117,7 +118,7 @@ def open_volume(name: Volume, volume: lvm.LogicalVolume, reading: Reading) -> It
         if reading.with_data:
             active = stack.enter_context(lvm.activated(head))
             # A snapshot may be open, by udev or for reading; what writes to it is noticed at the end.
-            is_quiet = reading.frozen or bool(head.origin_id)
+            is_quiet = reading.frozen or _is_snapshot(head, volumes)
             data = stack.enter_context(_open_volume(active, frozen=is_quiet))
         watch = Watch(data) if data else None
         metadata = stack.enter_context(dm.open_number(parse_pool_table(pool.text, pool.device.path)[0]))
@@ -139,9 +140,9 @@ def open_volume(name: Volume, volume: lvm.LogicalVolume, reading: Reading) -> It
             size=found.size,
             granularity=found.granularity,
             base=point,
-            head=_head_point(head, point),
+            head=_head_point(head, point, is_snapshot=_is_snapshot(head, volumes)),
             changes=found.changes,
-            holes=found.holes,
+            holes=_zeros(found.holes, data),
             data=data or Unread(head.full_name, found.size),
             confirm=lambda: _confirm(pool, watch),
             notes=tuple(notes),
@@ -169,8 +170,8 @@ def find_unmapped(device: Device, purpose: str) -> _Map | None:
         return _read_map(metadata, pool, None, _Wanted(thin_id, None, device.size), purpose)
 
 
-def _head_point(head: lvm.LogicalVolume, base: Point) -> Point:
-    if head.origin_id:
+def _head_point(head: lvm.LogicalVolume, base: Point, *, is_snapshot: bool) -> Point:
+    if is_snapshot:
         return Point(f"lv:{head.id}", base.id, head.time)
     return Point(f"origin:{uuid.uuid4().hex}", base.id, datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -180,18 +181,20 @@ def _choose(
 ) -> tuple[lvm.LogicalVolume, lvm.LogicalVolume]:
     """Return the base and the head that a thin volume's name means."""
     pool = [one for one in volumes if one.is_thin and one.pool_id == volume.pool_id]
-    snapshots = sorted(
-        (one for one in pool if one.origin_id == volume.id), key=lambda one: (one.created or 0, one.thin_id or 0)
-    )
-    if volume.origin_id:
+    snapshots = sorted((one for one in pool if one.origin_id == volume.id), key=_age)
+    if _is_snapshot(volume, pool):
         base = volume
         head = next((one for one in pool if one.id == volume.origin_id), None)
     elif snapshots:
         base, head = snapshots[0], volume
+    elif data_source is not None:
+        base, head = volume, None
     else:
         raise UsageError(
-            f"{volume.full_name} is a thin volume without a snapshot: nothing says what changed on it; take one with"
-            f" 'lvcreate -s {volume.full_name}' before you copy it, or use full:/dev/{volume.full_name}",
+            f"{volume.full_name} is a thin volume without a snapshot, and without an origin that is still there:"
+            f" nothing says what changed on it; take a snapshot with 'lvcreate -s {volume.full_name}' before you copy"
+            " it, name the newer state with -r if it is a snapshot whose origin was removed, or use"
+            f" full:/dev/{volume.full_name}",
             device=volume.full_name,
         )
     if data_source is not None:
@@ -204,16 +207,24 @@ def _choose(
             )
         if head.id == base.id:
             raise UsageError(f"-r {data_source} is the base itself; name a later snapshot")
-    if head is None:
-        raise UsageError(
-            f"the origin of {volume.full_name} is gone; name the newer state with -r, a volume of the same pool",
-            device=volume.full_name,
-        )
-    if head.origin_id and (head.created or 1 << 63) < (base.created or 0):
+    assert head is not None
+    is_older = None not in (head.created, base.created) and _age(head) < _age(base)
+    # The live state of what the base is a snapshot of is newer than it, whenever that volume was made.
+    if data_source is not None and head.id != base.origin_id and _is_snapshot(head, pool) and is_older:
         raise UsageError(
             f"-r {head.full_name} was made at {head.time}, before {base.full_name} ({base.time}); name a later snapshot"
         )
     return base, head
+
+
+def _age(volume: lvm.LogicalVolume) -> tuple[int, int]:
+    """Return what orders the volumes of a pool by age: LVM's times are in seconds, its numbers rise."""
+    return volume.created or 0, volume.thin_id or 0
+
+
+def _is_snapshot(volume: lvm.LogicalVolume, pool: Sequence[lvm.LogicalVolume]) -> bool:
+    """Tell whether a volume is a snapshot in its pool; the origin may also be a read-only volume outside of it."""
+    return bool(volume.origin_id) and any(one.id == volume.origin_id for one in pool)
 
 
 def _open_volume(volume: lvm.LogicalVolume, *, frozen: bool) -> Device:
@@ -276,6 +287,19 @@ def _find_thin(pool: dm.Line, device: int) -> dm.Line | None:
         if line.kind == "thin" and parse_thin_table(line.text, line.device.path) == (pool.device.number, device):
             return line
     return None
+
+
+def _zeros(holes: ChangeMap, data: Device | None) -> ChangeMap:
+    """Return those of the unmapped ranges that read as zeros: none, where an external origin shows through.
+
+    Source: Linux v6.1, Documentation/admin-guide/device-mapper/thin-provisioning.rst, "External snapshots".
+    """
+    if data is None or not data.number:
+        return holes
+    for line in dm.list_tables():
+        if line.kind == "thin" and line.device.number == data.number and len(line.text.split()) > _EXTERNAL:
+            return ChangeMap.empty()
+    return holes
 
 
 def _confirm(pool: dm.Line | None, watch: Watch | None) -> None:

@@ -216,11 +216,28 @@ def activated(volume: LogicalVolume) -> Iterator[LogicalVolume]:
     if volume.number is not None:
         yield volume
         return
-    run(["lvchange", "-ay", "-K", volume.full_name])  # -K: new thin snapshots are skipped otherwise
+    is_refused = False
     try:
+        try:
+            run(["lvchange", "-ay", "-K", volume.full_name])  # -K: new thin snapshots are skipped otherwise
+        except CommandError:
+            is_refused = True
+            raise
         yield find_volume(volume.full_name)
     finally:
-        run(["lvchange", "-an", volume.full_name])
+        if not is_refused:
+            _deactivate(volume.full_name)
+
+
+def _deactivate(name: str) -> None:
+    """Deactivate a volume that was activated here, unless another program has it open by now."""
+    try:
+        run(["lvchange", "-an", name])
+    except CommandError:
+        number = find_volume(name).number
+        mapped = find_device(number)
+        if not mapped or not mapped.open_count:
+            raise  # otherwise it is in use, perhaps by another run of ours, and stays active
 
 
 def find_volume_by_id(volume_id: str) -> LogicalVolume | None:

@@ -10,9 +10,12 @@ back what is surely ours, and says so. One that may be another program's is neve
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +23,16 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lvmsync.errors import CommandError, ConflictError, DeviceError, LvmsyncError
+from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError, LvmsyncError
 from lvmsync.system import dm
+from lvmsync.system.device import aligned_buffer
 from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file, state_folder
 
 LOCK_TRIES, LOCK_WAIT = 300, 0.1
 """How often, and how many seconds apart, a lock is tried that another run has: maps are read in seconds."""
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_BLOCK = 4096  # bytes of a metadata block
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Owner:
         boot: id of the boot that it runs in.
         time: when it took it: UTC, ISO 8601.
         root: block of the metadata snapshot; None: it may not have been taken yet.
+        content: hash of that block; another snapshot may come to be in the same block, but not with the same trees.
     """
 
     device: str
@@ -66,6 +72,7 @@ class Owner:
     boot: str
     time: str
     root: int | None = None
+    content: str | None = None
 
     def __str__(self) -> str:
         return f"lvmsync process {self.pid} ({self.purpose}, {self.time})"
@@ -93,24 +100,28 @@ class Held:
     Attributes:
         device: of the target.
         root: block of the superblock's copy.
+        content: hash of that block.
         owner: our note of it; None: another program took it, or the note is lost.
         is_running: whether a run of ours works with it at this moment.
     """
 
     device: dm.Mapped
     root: int
+    content: str
     owner: Owner | None
     is_running: bool
 
     @property
     def is_ours(self) -> bool:
         """Whether it surely is one that a run of ours took."""
-        return self.owner is not None and self.owner.root == self.root
+        return self.owner is not None and (self.owner.root, self.owner.content) == (self.root, self.content)
 
     def __str__(self) -> str:
         whose = "by another program, or a run of lvmsync whose note is lost"
-        if self.owner:
-            whose = f"by {self.owner}" if self.is_ours else f"perhaps by {self.owner}, which was cut off just then"
+        if self.owner and self.is_ours:
+            whose = f"by {self.owner}"
+        elif self.owner and self.owner.root is None:
+            whose = f"perhaps by {self.owner}, which was cut off just then"
         return f"the metadata snapshot of {self.device.path} (block {self.root}) was taken {whose}"
 
 
@@ -146,7 +157,7 @@ def reserve(device: dm.Mapped, tracker: Tracker, purpose: str) -> Iterator[Reser
             if root is None:
                 note.remove()
                 raise DeviceError(f"{device.path} has no metadata snapshot, though it was taken just now: '{status}'")
-            note.write(replace(owner, root=root))
+            note.write(replace(owner, root=root, content=_read_content(device, root)))
         try:
             yield Reservation(root, status, notes)
         except BaseException as error:
@@ -180,10 +191,14 @@ def find_held(tracker: Tracker) -> list[Held]:
     for line in dm.list_tables():
         if line.kind != tracker.kind:
             continue
-        root, _ = read_held(line.device, tracker)
+        try:
+            root, _ = read_held(line.device, tracker)
+        except ChangesLost:  # a target that has failed takes no messages: there is nothing to give back
+            continue
         if root is not None:
             note = _Note(_path(line.device))
-            found.append(Held(line.device, root, note.read(), note.is_locked()))
+            content = _read_content(line.device, root)
+            found.append(Held(line.device, root, content, note.read(), note.is_locked()))
     return found
 
 
@@ -204,7 +219,7 @@ def _settle(device: dm.Mapped, tracker: Tracker, note: _Note) -> tuple[str, ...]
     owner = note.read()
     if root is None:
         return ()
-    held = Held(device, root, owner, is_running=False)
+    held = Held(device, root, _read_content(device, root), owner, is_running=False)
     if not held.is_ours:
         raise ConflictError(
             f"{held}, and there can be only one; wait for that program, or if none runs give it back with"
@@ -227,6 +242,19 @@ def _give_back(device: dm.Mapped, tracker: Tracker, note: _Note, root: int) -> N
             )
         dm.send_message(device, tracker.drop)
         note.remove()
+
+
+def _read_content(device: dm.Mapped, root: int) -> str:
+    """Return the hash of the block that a metadata snapshot begins with."""
+    line = next((one for one in dm.list_tables() if one.device.number == device.number), None)
+    # The tables of thin pools and era devices begin with their metadata device.
+    match = re.match(r"(\d+):(\d+) ", line.text) if line else None
+    if match is None:
+        raise CommandError(f"{device.path}: its table names no metadata device: it was changed or removed meanwhile")
+    buffer = aligned_buffer(_BLOCK)
+    with dm.open_number((int(match[1]), int(match[2]))) as metadata:
+        metadata.read([root * _BLOCK], [_BLOCK], buffer)
+    return hashlib.sha256(buffer).hexdigest()
 
 
 class _Note:
@@ -302,11 +330,20 @@ def _locked(device: dm.Mapped) -> Iterator[_Note]:
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
     """Let a few steps be done whole: signals to end come after them. Programs that are run inherit this."""
+    came: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        # A mask is one thread's: a signal that another thread gets would run its handler here all the same.
+        handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _boot() -> str:
