@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from lvmsync.cli import era
 from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.errors import LvmsyncError, UsageError
@@ -257,9 +258,11 @@ def sync(
     """Bring a copy up to date with one delta, and believe only the receiver's receipt."""
     from lvmsync.cli import render
     from lvmsync.cli.refinement import Refinement, open_compared
+    from lvmsync.jobs.era_points import Memory
     from lvmsync.jobs.sync import Peer, far_words, leaves_words
     from lvmsync.jobs.sync import sync as run
-    from lvmsync.sources import Reading, open_source
+    from lvmsync.sources import Reading
+    from lvmsync.system.ledger import state_folder
     from lvmsync.transport import Ssh, open_transport
 
     place = parse_target(target)
@@ -278,6 +281,7 @@ def sync(
     command = shlex.split(remote_command) if place.host else []
     words = far_words(command, arguments, place.name, sudo=sudo and place.host is not None)
     refinement = Refinement(minimal, audit, base_data)
+    memory = Memory(state_folder(state), str(place))
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
 
@@ -306,10 +310,10 @@ def sync(
 
             opened = open_compared(name, place, reading, connect_leaves, report)
         else:
-            opened = open_source(name, reading)
+            opened = memory.open(name, reading)
         changes = refinement.apply(stack.enter_context(opened), report)
         peer = connect(words)
-        receipt = run(changes, peer, options, report, dry_run=dry_run)
+        receipt = memory.remember(run(changes, peer, options, report, dry_run=dry_run))
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
 
@@ -342,7 +346,7 @@ def changes(
     with open_source(name, refinement.want(name, reading)) as opened:
         found = refinement.apply(opened, ignore)
     if not quiet:
-        for note in found.notes[len(opened.notes) :]:
+        for note in found.notes if found.kind == "era" else found.notes[len(opened.notes) :]:
             print(f"note: {note}", file=sys.stderr)
     if svg:
         write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))
@@ -422,6 +426,7 @@ def recover(
 
 
 app.command()(cleanup)
+app.add_typer(era.app)
 
 
 def run_verb(words: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from lvmsync.errors import LvmsyncError, UsageError
 
-VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup")
+VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "era")
 
 HIDDEN = ("leaves",)
 """Verbs between two lvmsyncs, not for people."""
@@ -29,6 +29,7 @@ VALUED = frozenset(
         "-a", "--apply", "-b", "--snapback", "-r", "--data-source", "-e", "--rsh", "-o", "--output", "-i", "--input",
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
         "--remote-command", "--width", "--release", "--audit", "--base-data", "--size", "--seed",
+        "--granularity", "--since", "--unit-dir",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""
@@ -67,7 +68,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    if any(word in ("-V", "--version") for word in words) and not _bare_words(words):
+    if any(word in ("-V", "--version") for word in words) and not bare_words(words):
         from lvmsync import __version__
 
         print(f"lvmsync {__version__}")
@@ -93,7 +94,7 @@ def translate(words: Sequence[str]) -> list[str]:
     Raises:
         UsageError: flags of the original that do not go together, or too few words.
     """
-    bare = _bare_words(words)
+    bare = bare_words(words)
     if bare and words[bare[0]] in (*VERBS, *HIDDEN):
         verb = bare[0]
         return [words[verb], *words[:verb], *words[verb + 1 :]]
@@ -104,7 +105,7 @@ def translate(words: Sequence[str]) -> list[str]:
     return _translate_flags(words, bare)
 
 
-def _bare_words(words: Sequence[str]) -> list[int]:
+def bare_words(words: Sequence[str]) -> list[int]:
     """Return the indexes of the words that are neither options nor their values."""
     found: list[int] = []
     at = 0

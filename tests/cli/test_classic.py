@@ -17,7 +17,8 @@ SNAP, FAR, HERE = "vg/snap", "host:vg/lv", "/dev/x"
 
 
 def valued_options() -> Iterator[str]:
-    for command in COMMANDS.values():
+    actions = [action for command in COMMANDS.values() for action in getattr(command, "commands", {}).values()]
+    for command in [*COMMANDS.values(), *actions]:
         for option in command.params:
             if option.param_type_name == "option" and not option.is_flag:
                 yield from option.opts
