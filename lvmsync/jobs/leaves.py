@@ -79,9 +79,10 @@ def answer(
         send([f"{LEAVES}{json.dumps({'size': device.size})}\n".encode()])
         for digests in hash_leaves(device, limit, seed):
             send([digests.tobytes()])
+        data = find_data(device, limit)
         with ThreadPoolExecutor(_workers(device)) as pool:
             while (asked := _receive_request(receive, limit)) is not None:
-                send([digest.tobytes() for digest in hash_blocks(device, asked, limit, seed, pool)])
+                send([digest.tobytes() for digest in hash_blocks(device, data, asked, limit, seed, pool)])
         watch.confirm()
 
 
@@ -170,6 +171,7 @@ def _find_blocks(
     asked = [numbers[at : at + MOST_ASKED] for at in range(0, len(numbers), MOST_ASKED)]
     per_leaf = np.arange(LEAF // BLOCK, dtype=np.uint64)
     blocks = np.uint64(-(-limit // BLOCK))
+    data = find_data(device, limit)
     sent = 0
     with ThreadPoolExecutor(_workers(device)) as pool:
         for index, leaves in enumerate(asked):
@@ -178,7 +180,7 @@ def _find_blocks(
                 sent += 1
             places = (leaves[:, None] * np.uint64(len(per_leaf)) + per_leaf).ravel()
             places = places[places < blocks]
-            mine = np.concatenate(hash_blocks(device, leaves.tolist(), limit, seed, pool))
+            mine = np.concatenate(hash_blocks(device, data, leaves.tolist(), limit, seed, pool))
             differs = (mine != _receive_digests(peer, len(mine))).any(axis=1)
             yield ChangeMap.from_chunks(places[differs], BLOCK, limit)
             report(Progress("comparing", min((index + 1) * MOST_ASKED, len(numbers)) * LEAF, len(numbers) * LEAF))
@@ -197,21 +199,12 @@ def _receive_digests(peer: Peer, count: int) -> Digests:
 def hash_leaves(device: Device, limit: int, seed: int) -> Iterator[Digests]:
     """Yield the digests of all leaves below ``limit``, in order, some at a time; the holes of a file are not read."""
     count = -(-limit // LEAF)
-    holes = find_holes(device, limit)
-    data = holes.complement(limit)
+    data = find_data(device, limit)
     of_zeros = np.frombuffer(xxhash.xxh3_128_digest(bytes(LEAF), seed), np.uint8)
     together = 1 if device.depth > 1 else _TOGETHER
-    own = local()
 
     def work(numbers: list[int]) -> bytes:
-        if not hasattr(own, "buffer"):
-            own.buffer = aligned_buffer(LEAF)
-        digests = []
-        for number in numbers:
-            view = own.buffer[: min(LEAF, limit - number * LEAF)]
-            device.read([number * LEAF], [len(view)], view)
-            digests.append(xxhash.xxh3_128_digest(view, seed))
-        return b"".join(digests)
+        return b"".join(xxhash.xxh3_128_digest(_read_leaf(device, data, number, limit), seed) for number in numbers)
 
     def submit(first: int) -> _Group:
         starts = np.arange(first, min(first + _GROUP, count), dtype=np.uint64) * np.uint64(LEAF)
@@ -222,8 +215,8 @@ def hash_leaves(device: Device, limit: int, seed: int) -> Iterator[Digests]:
         has_data |= ends - starts < LEAF  # the last one, if it is short
         digests = np.tile(of_zeros, (len(starts), 1))
         numbers = (starts[has_data] // np.uint64(LEAF)).tolist()
-        if numbers:
-            device.prefetch([number * LEAF for number in numbers], [LEAF] * len(numbers))
+        for number in numbers:
+            device.prefetch(*_data_of(data, number, limit))
         tasks = [pool.submit(work, numbers[at : at + together]) for at in range(0, len(numbers), together)]
         return digests, has_data, tasks
 
@@ -252,17 +245,52 @@ def _collect(group: _Group) -> Digests:
 
 
 def hash_blocks(
-    device: Device, numbers: Sequence[int], limit: int, seed: int, pool: ThreadPoolExecutor
+    device: Device, data: ChangeMap, numbers: Sequence[int], limit: int, seed: int, pool: ThreadPoolExecutor
 ) -> list[Digests]:
-    """Return the digests of the blocks of 4 KiB in each of the given leaves."""
+    """Return the digests of the blocks of 4 KiB in each of the given leaves; ``data``: as of `find_data`."""
 
     def work(number: int) -> Digests:
-        view = device.read_bytes(number * LEAF, min(LEAF, limit - number * LEAF))
+        view = _read_leaf(device, data, number, limit)
         digests = [xxhash.xxh3_128_digest(view[at : at + BLOCK], seed) for at in range(0, len(view), BLOCK)]
         return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
 
-    device.prefetch([number * LEAF for number in numbers], [LEAF] * len(numbers))
+    for number in numbers:
+        device.prefetch(*_data_of(data, number, limit))
     return list(pool.map(work, numbers))
+
+
+_own = local()
+
+
+def _read_leaf(device: Device, data: ChangeMap, number: int, limit: int) -> memoryview:
+    """Return the bytes of a leaf, in a buffer that this thread uses again: new memory takes longer than the read.
+
+    Holes are not read: the kernel would fill its page cache with zeros.
+    """
+    if not hasattr(_own, "buffer"):
+        _own.buffer = aligned_buffer(LEAF)
+    start, end = number * LEAF, min((number + 1) * LEAF, limit)
+    view: memoryview = _own.buffer[: end - start]
+    offsets, lengths = _data_of(data, number, limit)
+    if sum(lengths) < len(view):
+        np.frombuffer(view, np.uint8)[:] = 0
+    for offset, length in zip(offsets, lengths, strict=True):
+        device.read([offset], [length], view[offset - start : offset - start + length])
+    return view
+
+
+def _data_of(data: ChangeMap, number: int, limit: int) -> tuple[list[int], list[int]]:
+    """Return offsets and lengths of the data in a leaf."""
+    start, end = np.uint64(number * LEAF), np.uint64(min((number + 1) * LEAF, limit))
+    first = int(np.searchsorted(data.ends, start, "right"))
+    last = int(np.searchsorted(data.offsets, end, "left"))
+    offsets = np.maximum(data.offsets[first:last], start)
+    return offsets.tolist(), (np.minimum(data.ends[first:last], end) - offsets).tolist()
+
+
+def find_data(device: Device, limit: int) -> ChangeMap:
+    """Return what is no hole below ``limit``."""
+    return find_holes(device, limit).complement(limit)
 
 
 def _workers(device: Device) -> int:
