@@ -129,7 +129,7 @@ def _touches(ranges: ChangeMap, piece: int, size: int) -> np.ndarray[tuple[int],
 
 
 def _require_base(source: Source, option: str) -> Readable:
-    if source.kind == "full":
+    if source.is_full:
         raise UsageError(f"{option}: 'full:' has no base to compare with; use 'compare:', or leave {option} away")
     if source.base_data is None:
         raise UsageError(

@@ -85,7 +85,7 @@ class Sender:
                     host=os.uname().nodename,
                     time=datetime.now(UTC).isoformat(timespec="seconds"),
                     version=__version__,
-                    intent=FULL if source.kind == "full" else DELTA,
+                    intent=FULL if source.is_full else DELTA,
                     stream=uuid.uuid4().hex,
                 )
             )
@@ -172,7 +172,7 @@ def read_frames(source: Source, level: int) -> Iterator[tuple[Changes, bytes | N
     """
     depth = source.data.depth if isinstance(source.data, Device) else 1
     batches = cut_batches(source)
-    read = _read_sparse if source.kind == "full" else _read_frame
+    read = _read_sparse if source.is_full else _read_frame
     if depth == 1 and not level:
         yield from _read_inline(source.data, batches, read)
         return

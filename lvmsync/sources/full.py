@@ -32,4 +32,5 @@ def open_whole(name: WholeDevice, reading: Reading) -> Iterator[Source]:
             data=device,
             confirm=watch.confirm,
             notes=unmapped.notes if unmapped else (),
+            is_full=True,
         )

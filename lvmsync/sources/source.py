@@ -51,6 +51,7 @@ class Source:
             not be the head (ChangesLost: the tracker failed; ConflictError: data changed meanwhile).
         notes: what its user should know, a sentence each.
         base_data: where the base's bytes are read; None where they were not wanted.
+        is_full: whether it is the whole device, whatever the other side holds: a first copy.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Source:
     confirm: Callable[[], None]
     notes: tuple[str, ...] = ()
     base_data: Readable | None = None
+    is_full: bool = False
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def open_metadata(name: ThinDevice, reading: Reading) -> Iterator[Source]:
             confirm=lambda: _confirm(pool, watch),
             notes=tuple(notes),
             base_data=base_data,
+            is_full=name.base is None,
         )
 
 

@@ -102,7 +102,7 @@ def test_without_a_readable_base_the_next_step_is_told() -> None:
         with pytest.raises(UsageError, match="with --base-data PATH"):
             job(source, ignore)
         with pytest.raises(UsageError, match=r"'full:' (has no base|source has no tracker)"):
-            job(replace(source, kind="full", base_data=Memory(b"")), ignore)
+            job(replace(source, is_full=True, base_data=Memory(b"")), ignore)
     compared = replace(source, kind="compare", base_data=Memory(b""))
     assert minimize(compared, ignore) is compared
     with pytest.raises(UsageError, match="'compare:' source has no tracker"):
