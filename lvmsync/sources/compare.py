@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.names import Comparison, parse_volume
-from lvmsync.sources.difference import BLOCK, find_differences
+from lvmsync.sources.difference import BLOCK, Zeros, common_size, find_differences, join_maps
 from lvmsync.sources.head import Watch, choose_size, make_point, open_head
 from lvmsync.sources.source import Reading, Source
 from lvmsync.system.device import Device, open_device
@@ -34,7 +34,7 @@ def open_comparison(name: Comparison, reading: Reading) -> Iterator[Source]:
         with keep:
             old = keep.enter_context(open_device(old_name.path))
             old_watch = Watch(old)
-            differing = find_differences(new, old, _worth_reading(new, old, size))
+            differing = _compare(new, old, size)
             old_watch.confirm()
             if reading.with_base:
                 stack.enter_context(keep.pop_all())
@@ -92,9 +92,15 @@ def build_source(
     )
 
 
-def _worth_reading(new: Device, old: Device, size: int) -> ChangeMap:
-    """Return all but the holes that both have."""
-    holes = find_holes(new, size)
-    if len(holes):
-        holes = holes & find_holes(old, size)
-    return holes.complement(size) if len(holes) else ChangeMap.whole(size)
+def _compare(new: Device, old: Device, size: int) -> ChangeMap:
+    """Return where two sides differ; holes are not read: the kernel would fill its page cache with their zeros."""
+    end = common_size(size, old.size)
+    new_holes, old_holes = find_holes(new, end), find_holes(old, end)
+    return join_maps(
+        [
+            find_differences(new, old, (new_holes | old_holes).complement(end)),
+            find_differences(new, Zeros(end), old_holes - new_holes),
+            find_differences(Zeros(end), old, new_holes - old_holes),
+            ChangeMap.from_extents([(end, size - end)]),
+        ]
+    )

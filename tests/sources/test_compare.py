@@ -46,12 +46,17 @@ def flip(data: bytes, *places: int) -> bytes:
 
 
 def naive(new: bytes, old: bytes, ranges: ChangeMap) -> list[tuple[int, int]]:
-    """Return what `find_differences` should, one byte after another."""
+    """Return what `find_differences` should: each range cut at blocks, and one piece after another compared."""
     end = common_size(ranges.end, len(old))
-    blocks = {at // BLOCK for offset, length in ranges for at in range(offset, offset + length)
-              if at >= end or new[at] != old[at]}  # fmt: skip
-    kept = ChangeMap.from_extents((block * BLOCK, BLOCK) for block in blocks)
-    return extents(kept & ranges)
+    pieces = []
+    for offset, length in ranges:
+        stop = offset + length
+        while offset < stop:
+            to = min((offset // BLOCK + 1) * BLOCK, stop)
+            if to > end or new[offset:to] != old[offset:to]:
+                pieces.append((offset, to - offset))
+            offset = to
+    return extents(ChangeMap.from_extents(pieces))
 
 
 def test_the_blocks_that_differ_are_the_changes(tmp_path: Path) -> None:
@@ -135,6 +140,26 @@ def test_holes_of_a_sparse_new_side_are_told_where_the_old_side_has_data(tmp_pat
     with open_source(Comparison(Volume(str(tmp_path / "new")), Volume(str(tmp_path / "old")))) as source:
         assert extents(source.changes) == [(2 * MIB, BLOCK), (5 * MIB, MIB)]
         assert extents(source.holes) == [(5 * MIB, MIB)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(0, 9 * BLOCK), st.integers(0, 9 * BLOCK)),
+    pieces=st.tuples(*[st.lists(st.tuples(st.integers(0, 8), st.sampled_from((b"", b"a", b"b"))), max_size=6)] * 2),
+)
+def test_sparse_files_differ_where_their_bytes_do(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: tuple[int, int],
+    pieces: tuple[Sequence[tuple[int, bytes]], Sequence[tuple[int, bytes]]],
+) -> None:
+    folder = tmp_path_factory.mktemp("sparse")
+    for name, size, parts in zip(("new", "old"), sizes, pieces, strict=True):
+        sparse(folder / name, size, *[(block * BLOCK, (word or b"\0") * BLOCK) for block, word in parts])
+        os.truncate(folder / name, size)
+    new, old = (folder / "new").read_bytes(), (folder / "old").read_bytes()
+    with open_source(Comparison(Volume(str(folder / "new")), Volume(str(folder / "old")))) as source:
+        assert extents(source.changes) == naive(new, old, ChangeMap.whole(len(new)))
+        assert not any(new[offset : offset + length].strip(b"\0") for offset, length in source.holes)
 
 
 def test_a_sparse_tebibyte_takes_a_moment(tmp_path: Path) -> None:
