@@ -1,6 +1,6 @@
 """Damaged metadata: whatever is wrong with an image, the answer is one of our errors, or it is right.
 
-    python -m tests.damage [--count 100000] [--seed 1] [--format thin]
+    python -m tests.damage [--count 100000] [--seed 1] [--format thin|era]
 
 Each image is a sound one with one piece of damage: flipped bits, a field with a value that was chosen to hurt (a
 huge count, a number that makes a tree a circle), a block over another one, a cut. Most of them get their checksum
@@ -32,9 +32,22 @@ from crc32c import crc32c
 
 from lvmsync.errors import LvmsyncError
 from lvmsync.extents import ChangeMap
-from lvmsync.formats.thin import Pool, Superblock
+from lvmsync.formats import era, thin
+from tests.era_store import ERA_MAGIC, ERA_XOR, Bits, build_era
 from tests.fixture_files import FIXTURES, list_cases
-from tests.metadata_store import BLOCK, INTERNAL, LEAF, NODE_XOR, THIN_MAGIC, THIN_XOR, Reader, Thin, build_pool, room
+from tests.metadata_store import (
+    ARRAY_XOR,
+    BLOCK,
+    INTERNAL,
+    LEAF,
+    NODE_XOR,
+    THIN_MAGIC,
+    THIN_XOR,
+    Reader,
+    Thin,
+    build_pool,
+    room,
+)
 
 SECONDS = 2.0
 """Longer may no image take."""
@@ -108,7 +121,7 @@ def mend(image: bytearray, number: int, xors: Sequence[int], sound: bytes) -> No
 
 def find_fields(block: bytes | bytearray, is_superblock: bool) -> list[tuple[int, int]]:
     """Return offset and width of the fields of a block, as far as it looks like a node or superblock."""
-    header = [(4, 4), (8, 8), (16, 4), (16, 8), (20, 4), (24, 4), (28, 4)]
+    header = [(4, 4), (8, 4), (8, 8), (12, 4), (16, 4), (16, 8), (20, 4), (24, 4), (28, 4)]
     if is_superblock:
         return [(at, width) for width in (4, 8) for at in range(4, 400, width)]
     count, most, size = struct.unpack_from("<3I", block, 16)
@@ -173,7 +186,8 @@ def damage(rng: random.Random, sample: Sample, xors: Sequence[int]) -> tuple[str
         image[at : at + BLOCK] = sample.image[other * BLOCK :][:BLOCK]
         is_renumbered = rng.random() < 0.7
         if is_renumbered:
-            image[at + 8 : at + 16] = struct.pack("<Q", number)
+            own = at + (8 if image[at + 8 : at + 16] == struct.pack("<Q", other) else 16)
+            image[own : own + 8] = struct.pack("<Q", number)
             mend(image, number, xors, sample.image[:at] + sample.image[other * BLOCK :][:BLOCK])
         return f"{kind} {number}: a copy of {other}, {'renumbered' if is_renumbered else 'as it is'}", image
     if kind == "wipe":
@@ -368,10 +382,10 @@ def cover(blocks: set[int], chunk: int, size: int) -> ChangeMap:
 def answer_thin(reader: Reader, question: Question) -> Answer:
     """Ask lvmsync what is mapped, or how two devices differ: ``(what, is_held, device..., size)``."""
     what, is_held, *devices, size = question
-    live = Superblock.parse(reader.read_block(0) if reader.nr_blocks else b"")
+    live = thin.Superblock.parse(reader.read_block(0) if reader.nr_blocks else b"")
     root = live.held_root if is_held else 0
-    shown = Superblock.parse(reader.read_block(root), root)
-    pool = Pool(reader, reader.nr_blocks, shown, live.data_blocks)
+    shown = thin.Superblock.parse(reader.read_block(root), root)
+    pool = thin.Pool(reader, reader.nr_blocks, shown, live.data_blocks)
     if what == "mapped":
         return [pool.mapped(devices[0], size)]
     delta = pool.diff(devices[0], devices[1], size)
@@ -419,7 +433,117 @@ def thin_samples() -> list[tuple[str, bytes, list[Question]]]:
     return found
 
 
-FORMATS = {"thin": Format("thin", (THIN_XOR, NODE_XOR), thin_samples, answer_thin, check_thin)}
+# ---- era
+
+
+def read_words(image: bytes, root: int, count: int, size: int) -> list[int]:
+    """Return the values of a dm-array."""
+    index, _ = walk(image, root, 8, set())
+    most = (BLOCK - 24) // size
+    if sorted(index) != list(range(-(-count // most))):
+        raise Damaged(f"array {root} has other blocks")
+    found: list[int] = []
+    seen: set[int] = set()
+    for key in sorted(index):
+        number = int.from_bytes(index[key], "little")
+        if not 0 < number < len(image) // BLOCK or number in seen:
+            raise Damaged(f"array {root} leads to block {number}")
+        seen.add(number)
+        block = image[number * BLOCK :][:BLOCK]
+        used = min(most, count - key * most)
+        if sum_of(block, ARRAY_XOR) != block[:4] or struct.unpack_from("<3IQ", block, 4) != (most, used, size, number):
+            raise Damaged(f"block {number} is no array block, or none of {used} entries")
+        found += [int.from_bytes(block[at : at + size], "little") for at in range(24, 24 + used * size, size)]
+    return found
+
+
+def check_era_superblock(image: bytes, number: int) -> dict[str, int]:
+    """Return the fields of an era superblock that matter."""
+    block = image[number * BLOCK :][:BLOCK]
+    if len(block) < BLOCK or sum_of(block, ERA_XOR) != block[:4]:
+        raise Damaged("no superblock")
+    names = ("sectors", "metadata_sectors", "count", "era", "bits", "current", "tree", "array", "held")
+    found = dict(zip(names, struct.unpack_from("<5I4Q", block, 172), strict=True))
+    if struct.unpack_from("<Q16xQI", block, 8) != (number, ERA_MAGIC, 1) or found["metadata_sectors"] != 8:
+        raise Damaged("a strange superblock")
+    if found["sectors"] < 8 or found["sectors"] % 8:
+        raise Damaged("a strange superblock")
+    return found
+
+
+def check_era(image: bytes, question: Question) -> Answer:
+    """Answer as `answer_era` does, slowly."""
+    is_held, since, size = question
+    shown = check_era_superblock(image, 0)
+    if is_held:
+        shown = check_era_superblock(image, shown["held"])
+    block, count, current = shown["sectors"] * 512, shown["count"], shown["era"]
+    if -(-size // block) != count:
+        raise Damaged("of a device of another size")
+    newest = read_words(image, shown["array"], count, 4)
+    if any(one > current for one in newest):
+        raise Damaged("a block of a later era")
+    tree, _ = walk(image, shown["tree"], 12, set())
+    sets = {key: struct.unpack("<IQ", value) for key, value in tree.items()}
+    if any(key > current - bool(shown["current"]) for key in sets):
+        raise Damaged("a writeset of a later era")
+    if shown["current"] and not is_held:
+        sets[current] = (shown["bits"], shown["current"])
+    for key, (nr_bits, root) in sets.items():
+        if key < since:
+            continue  # what it says does not matter
+        words = read_words(image, root, -(-nr_bits // 64), 8)
+        if words and nr_bits % 64 and words[-1] >> nr_bits % 64:
+            raise Damaged("a bit behind the end of a writeset")
+        for at in range(count):
+            if at >= nr_bits or words[at // 64] >> at % 64 & 1:
+                newest[at] = max(newest[at], key)
+    return cover({at for at, one in enumerate(newest) if one >= since}, block, size)
+
+
+def answer_era(reader: Reader, question: Question) -> Answer:
+    """Ask lvmsync what was written since an era: ``(is_held, since, size)``."""
+    is_held, since, size = question
+    live = era.Superblock.parse(reader.read_block(0) if reader.nr_blocks else b"")
+    root = live.metadata_snap if is_held else 0
+    shown = era.Superblock.parse(reader.read_block(root), root)
+    return era.Metadata(reader, reader.nr_blocks, shown, is_snapshot=is_held).changes(since, size)
+
+
+def era_samples() -> list[tuple[str, bytes, list[Question]]]:
+    """Return metadata of the kernel's, cut behind the last block that is used, and some made by hand."""
+    found: list[tuple[str, bytes, list[Question]]] = []
+    for case in list_cases("era"):
+        if case.name not in ("g16k", "g64k", "g4k-crash"):
+            continue
+        size = case.facts["origin_size"]
+        for key, facts in case.facts["images"].items():
+            for view in facts["views"]:
+                image = unpack("era", case.facts["files"][key]["file"])
+                questions: list[Question] = [(view != "live", since, size) for since in (1, 3, 5, 8)]
+                reader = Reader(image)
+                for question in questions:
+                    answer_era(reader, question)
+                end = (max(reader.numbers) + 4) * BLOCK
+                found.append((f"{case} {key} {view}", image[:end], questions))
+    rng = random.Random(8)
+    for count in (700, 3000):
+
+        def bits(part: int, known: int) -> Bits:
+            return Bits(frozenset(rng.sample(range(known), known // part)), known)
+
+        eras = [rng.randrange(5) for _ in range(count)]
+        archived = {at: bits(9, count - 70 * (at == 4)) for at in (4, 5, 6, 7, 8)}
+        image = build_era(eras, archived, bits(20, count), is_held=True).image
+        end = count * 4096 - 512
+        found.append((f"{count} blocks", image, [(is_held, since, end) for is_held in (0, 1) for since in (2, 5, 9)]))
+    return found
+
+
+FORMATS = {
+    "thin": Format("thin", (THIN_XOR, NODE_XOR), thin_samples, answer_thin, check_thin),
+    "era": Format("era", (ERA_XOR, NODE_XOR, ARRAY_XOR), era_samples, answer_era, check_era),
+}
 
 
 def main() -> int:
