@@ -82,11 +82,10 @@ refuse_send 3 "'lvs' failed .*is there a volume group 'nowhere'" nowhere/snap
 it "refuses the hidden parts of a snapshot"
 refuse_send 2 'vg-snap-cow is a part of a volume .*name the snapshot' /dev/mapper/vg-snap-cow
 
-it "refuses thin volumes and thin snapshots"
+it "refuses a thin pool, and a thin volume without a snapshot"
 lvcreate -q -y --poolmetadataspare n -L 8m -V 16m --thinpool pool -n thin vg 2>/run/lvcreate.err
-lvcreate -q -y -s -n thinsnap vg/thin
-refuse_send 2 'vg/thin is a thin volume; this version reads classic snapshots only' vg/thin
-refuse_send 2 'vg/thinsnap is a thin snapshot; this version reads classic snapshots only' vg/thinsnap
+refuse_send 2 'vg/pool is a thin pool; name a thin snapshot in it' vg/pool
+refuse_send 2 'vg/thin is a thin volume without a snapshot' vg/thin
 lvremove -q -y vg/pool
 
 ### Origins that are alive
