@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from lvmsync.errors import CommandError, ConflictError, DeviceError
 from lvmsync.names import parse_volume
-from lvmsync.sources import thin
+from lvmsync.sources import era, thin
 from lvmsync.system import dm, lvm
 from lvmsync.system.reservation import Held, Tracker, find_held, release
 
-TRACKERS: tuple[Tracker, ...] = (thin.TRACKER,)
+TRACKERS: tuple[Tracker, ...] = (thin.TRACKER, era.TRACKER)
 
 
 @dataclass(frozen=True)

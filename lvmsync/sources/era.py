@@ -113,12 +113,13 @@ def open_chosen(name: EraMetadata, reading: Reading, choose: Callable[[Seen], Ch
         ConflictError: that era has not been yet.
     """
     with ExitStack() as stack:
-        metadata = stack.enter_context(open_device(name.metadata.path))
-        live = find_live(metadata.number)
-        if live and live.device.number == metadata.number:  # the era device itself was named
+        with open_device(name.metadata.path) as named:  # closed again: it may be the device that no one may have open
+            number = named.number
+        live = find_live(number)
+        if live and live.device.number == number:
             metadata = stack.enter_context(dm.open_number(live.table.metadata))
-        elif not live and metadata.number:  # so that no one starts to use it while it is read
-            metadata = stack.enter_context(open_device(name.metadata.path, exclusive=True))
+        else:  # metadata that is not in use is held, so that no one starts to use it while it is read
+            metadata = stack.enter_context(open_device(name.metadata.path, exclusive=live is None))
         data, is_own = _open_data(name, live, reading, stack)
         watch = Watch(data) if data else None
         base_data = _open_base(name, reading, stack)
