@@ -280,6 +280,8 @@ def require_usable_snapshot(volume: LogicalVolume) -> None:
 def _not_a_snapshot(volume: LogicalVolume) -> LvmsyncError:
     if {"thin", "pool"} <= volume.layout:
         found, step = "a thin pool", "name a thin snapshot in it ('lvs' lists them)"
+    elif "thin" in volume.layout:
+        found, step = "a volume of a thin pool", "a classic snapshot is needed beside another one"
     else:
         found = "a plain volume, not a snapshot"
         snapshots = list_snapshots(volume)

@@ -142,13 +142,13 @@ def test_a_plain_volume_is_refused_and_its_snapshots_are_listed(lvs: FakeProgram
 @pytest.mark.parametrize(
     ("layout", "role", "found"),
     [
-        ("thin,pool", "private", "a thin pool"),
-        ("thin,sparse", "public", "a thin volume"),
-        ("thin,sparse", "public,snapshot,thinsnapshot", "a thin snapshot"),
+        ("thin,pool", "private", "a thin pool; name a thin snapshot in it"),
+        ("thin,sparse", "public", "a volume of a thin pool; a classic snapshot is needed"),
+        ("thin,sparse", "public,snapshot,thinsnapshot", "a volume of a thin pool; a classic snapshot is needed"),
     ],
 )
-def test_what_belongs_to_a_thin_pool_is_refused(layout: str, role: str, found: str) -> None:
-    with pytest.raises(UsageError, match=f"vg/snap is {found}; this version reads classic snapshots only"):
+def test_what_belongs_to_a_thin_pool_is_no_classic_snapshot(layout: str, role: str, found: str) -> None:
+    with pytest.raises(UsageError, match=f"vg/snap is {found}"):
         lvm.require_usable_snapshot(volume(lv_layout=layout, lv_role=role))
 
 
