@@ -140,33 +140,43 @@ def reserve(device: dm.Mapped, tracker: Tracker, purpose: str) -> Iterator[Reser
     """
     with _locked(device) as note:
         notes = _settle(device, tracker, note)
-        with _signals_deferred():
-            owner = Owner(device.name, purpose, os.getpid(), _boot(), datetime.now(UTC).isoformat(timespec="seconds"))
-            note.write(owner)
-            try:
-                dm.send_message(device, tracker.take)
-            except CommandError as error:
-                note.remove()
-                if read_held(device, tracker)[0] is not None:
-                    raise ConflictError(
-                        f"another program has just taken the metadata snapshot of {device.path}; try again later",
-                        device=device.path,
-                    ) from error
-                raise
-            root, status = read_held(device, tracker)
-            if root is None:
-                note.remove()
-                raise DeviceError(f"{device.path} has no metadata snapshot, though it was taken just now: '{status}'")
-            note.write(replace(owner, root=root, content=_read_content(device, root)))
+        root: int | None = None
         try:
+            with _signals_deferred():  # one that came meanwhile is raised at the end of this, inside the try
+                owner = Owner(
+                    device.name, purpose, os.getpid(), _boot(), datetime.now(UTC).isoformat(timespec="seconds")
+                )
+                note.write(owner)
+                _take(device, tracker, note)
+                root, status = read_held(device, tracker)
+                if root is None:
+                    note.remove()
+                    raise DeviceError(
+                        f"{device.path} has no metadata snapshot, though it was taken just now: '{status}'"
+                    )
+                note.write(replace(owner, root=root, content=_read_content(device, root)))
             yield Reservation(root, status, notes)
         except BaseException as error:
-            try:
-                _give_back(device, tracker, note, root)
-            except LvmsyncError as failure:
-                error.add_note(f"its metadata snapshot could not be given back ({failure}): see 'lvmsync cleanup'")
+            if root is not None:
+                try:
+                    _give_back(device, tracker, note, root)
+                except LvmsyncError as failure:
+                    error.add_note(f"its metadata snapshot could not be given back ({failure}): see 'lvmsync cleanup'")
             raise
         _give_back(device, tracker, note, root)
+
+
+def _take(device: dm.Mapped, tracker: Tracker, note: _Note) -> None:
+    try:
+        dm.send_message(device, tracker.take)
+    except CommandError as error:
+        note.remove()
+        if read_held(device, tracker)[0] is not None:
+            raise ConflictError(
+                f"another program has just taken the metadata snapshot of {device.path}; try again later",
+                device=device.path,
+            ) from error
+        raise
 
 
 def read_held(device: dm.Mapped, tracker: Tracker) -> tuple[int | None, str]:
