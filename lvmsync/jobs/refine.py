@@ -130,7 +130,10 @@ def _touches(ranges: ChangeMap, piece: int, size: int) -> np.ndarray[tuple[int],
 
 def _require_base(source: Source, option: str) -> Readable:
     if source.is_full:
-        raise UsageError(f"{option}: 'full:' has no base to compare with; use 'compare:', or leave {option} away")
+        raise UsageError(
+            f"{option}: {source.name} is a whole device and has no base to compare with; use 'compare:', or leave"
+            f" {option} away"
+        )
     if source.base_data is None:
         raise UsageError(
             f"{option}: nothing holds the base of {source.name} here; name a device that does with --base-data PATH"
