@@ -152,6 +152,17 @@ def test_what_is_split_at_zeros_is_the_same_bytes(
     assert ends[-1] == offset + length
 
 
+def test_a_block_that_only_begins_with_zeros_is_data() -> None:
+    image = bytearray(64 * BLOCK)
+    image[20 * BLOCK + 8] = image[41 * BLOCK - 1] = 1
+    frames = sending._without_zeros(0, memoryview(image))
+    assert [(type(frame), frame.table.tolist()) for frame in frames] == [
+        (Zero, [[0, 20 * BLOCK]]), (Data, [[20 * BLOCK, BLOCK]]), (Zero, [[21 * BLOCK, 19 * BLOCK]]),
+        (Data, [[40 * BLOCK, BLOCK]]), (Zero, [[41 * BLOCK, 23 * BLOCK]]),
+    ]  # fmt: skip
+    assert change(b"\x11" * len(image), frames) == bytes(image)
+
+
 def test_a_delta_keeps_its_few_zeros_in_the_data() -> None:
     content = b"x" * BLOCK + bytes(MIB - 2 * BLOCK) + b"x" * BLOCK
     stream = send(make_source(content, [(0, MIB)]))
