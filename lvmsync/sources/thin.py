@@ -34,6 +34,7 @@ TRACKER = Tracker(
 """How a thin pool deals with its metadata snapshot."""
 
 _EXTERNAL = 2  # where the table of a thin device names its external origin, if it has one
+_FAILED = ("Fail", "Error")  # dm-thin.c, thin_status()
 _SHOWN = 10  # thin devices that a message lists
 
 
@@ -285,7 +286,11 @@ def _find_lvm_pool(volume: lvm.LogicalVolume) -> dm.Line:
 def _find_thin(pool: dm.Line, device: int) -> dm.Line | None:
     """Return the active target of a pool's thin device; None while it is not active."""
     for line in dm.list_tables():
-        if line.kind == "thin" and parse_thin_table(line.text, line.device.path) == (pool.device.number, device):
+        if line.kind != "thin":
+            continue
+        if line.text in _FAILED:  # instead of its table, when its pool has failed: it does not say which
+            read_held(pool.device, TRACKER)  # raises if it is this one
+        elif parse_thin_table(line.text, line.device.path) == (pool.device.number, device):
             return line
     return None
 

@@ -1,0 +1,115 @@
+"""Runs in the guest: lvmsync without the seconds that python and its modules take to start.
+
+    python3 forks.py FOLDER &     serves; FOLDER/lvmsync and FOLDER/run are programs from then on
+
+Each call is a fork of this process, which has imported everything, with the caller's standard input, output
+and error, working folder and environment. ``FOLDER/run SCRIPT.py ARGUMENTS`` runs a python file that way.
+Signals do not reach the fork through the caller: its children's $PPID is the process to send them to.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pkgutil
+import runpy
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+# Asks, and waits for the status. Its number stays its own until then, so that nothing is mixed up.
+_CLIENT = """#!/bin/bash
+mkfifo {folder}/$$.done
+printf '%s\\0' $$ "$PWD" {program} "$@" >/run/forks.$$
+mv /run/forks.$$ {folder}/$$.call
+echo $$ >{folder}/calls
+read -r status <{folder}/$$.done
+rm -f {folder}/$$.done
+exit "$status"
+"""
+
+
+def import_all() -> None:
+    """Import what any call may need."""
+    import lvmsync
+
+    for module in pkgutil.walk_packages(lvmsync.__path__, "lvmsync."):
+        if not module.name.endswith(("__main__", "asyncssh")):
+            importlib.import_module(module.name)
+
+
+def call(folder: Path, number: str) -> int:
+    """Be the program that a caller asked for, and return its status."""
+    path = folder / f"{number}.call"
+    _, where, *argv = path.read_bytes().decode().split("\0")[:-1]
+    path.unlink()
+    for at, mode in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)):
+        fd = os.open(f"/proc/{number}/fd/{at}", mode)
+        os.dup2(fd, at)
+        os.close(fd)
+    pairs = (pair.partition("=") for pair in Path(f"/proc/{number}/environ").read_text().split("\0") if pair)
+    os.environ.clear()
+    os.environ.update({name: value for name, _, value in pairs})
+    os.chdir(where)
+    sys.argv = argv
+    try:
+        if argv[0] == "lvmsync":
+            from lvmsync.cli import main
+
+            main()
+        else:
+            runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    return 0
+
+
+def answer(folder: Path, number: str) -> None:
+    """Run a call in a child, and tell its caller how it ended."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = call(folder, number)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BaseException as error:  # noqa: BLE001  # the end of this process
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(ended)
+    (folder / f"{number}.done").write_text(f"{code if code >= 0 else 128 - code}\n")
+
+
+def collect() -> None:
+    """Let the children go that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    folder.mkdir()
+    for name, program in (("lvmsync", "lvmsync"), ("run", "")):
+        (folder / name).write_text(_CLIENT.format(folder=folder, program=program))
+        (folder / name).chmod(0o755)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts with &
+    import_all()
+    gc.freeze()  # else a fork that collects copies every page
+    os.mkfifo(folder / "calls")
+    with open(os.open(folder / "calls", os.O_RDWR)) as calls:  # no end of the file between two calls
+        for line in calls:
+            if not os.fork():
+                answer(folder, line.strip())
+                os._exit(0)
+            collect()
+
+
+if __name__ == "__main__":
+    main()
