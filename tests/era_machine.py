@@ -34,7 +34,7 @@ case "$1" in
         case "$4" in
             take_metadata_snap) [ -e held ] && {{ echo "message failed: Invalid argument" >&2; exit 1; }}; touch held ;;
             drop_metadata_snap) rm held ;;
-            checkpoint) [ -e status.next ] && mv status.next status ;;
+            checkpoint) if [ -e status.next ]; then mv status.next status; fi ;;
         esac ;;
     create) mv info.new info; mv table.new table; ln -s "$(cat node.new)" mapper/"$2" ;;
     remove) : >info; : >table; rm mapper/"$2" ;;
@@ -62,7 +62,7 @@ class EraMachine:
         self.loops: list[Path] = []
         self.origin = self.add_loop(case.image("origin-at-snap.img", folder))
         self.metadata = self.add_loop(case.image("meta-snap.img", folder))
-        self.show("meta-snap.img")
+        self.set_status_of("meta-snap.img")
         self.set_up()
 
     def add_loop(self, image: Path) -> Path:
@@ -110,6 +110,10 @@ class EraMachine:
             os.pwrite(fd, data, 0)
         finally:
             os.close(fd)
+        self.set_status_of(image)
+
+    def set_status_of(self, image: str) -> None:
+        """Let the status be the one that goes with a recorded image."""
         live = self.case.facts["images"][image]["views"]["live"]["superblock"]
         self.set_status(live["current_era"], live["metadata_snap"])
 
