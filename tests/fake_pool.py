@@ -13,7 +13,6 @@ from pathlib import Path
 from tests.sources.machine import number_of
 
 GROUP, POOL = "AFRDyDkPK0Y6LyvpH4SyOEh91K7k8fDr", "cGc3caX1bx14bfvtMEvqeF610TCs1Q31"
-POOL_NUMBER = "254:2"
 BUSY = "device-mapper: message ioctl on vg-pool-tpool  failed: Device or resource busy\nCommand failed."
 
 _SCRIPT = """#!/bin/sh
@@ -50,11 +49,19 @@ class FakePool:
         folder: what the fake dmsetup answers with; a file ``on-...`` in it is shell code that runs then.
     """
 
-    def __init__(self, folder: Path, metadata: Path, root: int) -> None:
-        """Let the block device ``metadata`` be a pool's; a metadata snapshot of it begins at block ``root``."""
+    def __init__(self, folder: Path, metadata: Path, root: int, *, own: Path | None = None) -> None:
+        """Let the block device ``metadata`` be a pool's; a metadata snapshot of it begins at block ``root``.
+
+        Args:
+            folder: where the fake dmsetup is made.
+            metadata: a loop device.
+            root: see above.
+            own: the pool's own device, for tests that open it.
+        """
         self.folder = folder / "pool"
         self.folder.mkdir()
         self._metadata = number_of(metadata)
+        self._number = number_of(own) if own else "254:2"
         self._devices: dict[str, tuple[Path, int]] = {}
         script = folder / "dmsetup"
         script.write_text(_SCRIPT.format(here=shlex.quote(str(self.folder)), busy=BUSY))
@@ -75,12 +82,12 @@ class FakePool:
         self._describe()
 
     def _describe(self) -> None:
-        info = [f"vg-pool-tpool|LVM-{GROUP}{POOL}-tpool|{POOL_NUMBER.replace(':', '|')}|3"]
+        info = [f"vg-pool-tpool|LVM-{GROUP}{POOL}-tpool|{self._number.replace(':', '|')}|3"]
         table = [f"vg-pool-tpool: 0 32768 thin-pool {self._metadata} 254:1 128 0 0 "]
         for name, (device, thin_id) in self._devices.items():
             number = number_of(device)
             info.append(f"{name}|LVM-{GROUP}{name:x<32}|{number.replace(':', '|')}|0")
-            table.append(f"{name}: 0 16384 thin {POOL_NUMBER} {thin_id}")
+            table.append(f"{name}: 0 16384 thin {self._number} {thin_id}")
         self.put("info", "\n".join(info) + "\n")
         self.put("table", "\n".join(table) + "\n")
 
