@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,21 +100,23 @@ class Held:
     Attributes:
         device: of the target.
         root: block of the superblock's copy.
-        content: hash of that block.
+        content: hash of that block; None: it cannot be read.
         owner: our note of it; None: another program took it, or the note is lost.
         is_running: whether a run of ours works with it at this moment.
     """
 
     device: dm.Mapped
     root: int
-    content: str
+    content: str | None
     owner: Owner | None
     is_running: bool
 
     @property
     def is_ours(self) -> bool:
         """Whether it surely is one that a run of ours took."""
-        return self.owner is not None and (self.owner.root, self.owner.content) == (self.root, self.content)
+        if self.owner is None or self.content is None:
+            return False
+        return (self.owner.root, self.owner.content) == (self.root, self.content)
 
     def __str__(self) -> str:
         whose = "by another program, or a run of lvmsync whose note is lost"
@@ -207,7 +209,9 @@ def find_held(tracker: Tracker) -> list[Held]:
             continue
         if root is not None:
             note = _Note(_path(line.device))
-            content = _read_content(line.device, root)
+            content = None
+            with suppress(DeviceError):  # then it is not surely ours, but can be named and given back
+                content = _read_content(line.device, root)
             found.append(Held(line.device, root, content, note.read(), note.is_locked()))
     return found
 

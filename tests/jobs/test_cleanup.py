@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from lvmsync.system.reservation import Owner
 from tests.fake_programs import FakeProgram
 
 POOL = "LVM-AFRDyDkPK0Y6LyvpH4SyOEh91K7k8fDrcGc3caX1bx14bfvtMEvqeF610TCs1Q31-tpool"
-OURS = Owner("vg-pool-tpool", "send vg/monday", 4711, "boot", "2026-01-02T03:04:05+00:00", root=106)
+OURS = Owner("vg-pool-tpool", "send vg/monday", 4711, "boot", "2026-01-02T03:04:05+00:00", root=106, content="c0ffee")
 
 
 def status(root: object) -> str:
@@ -31,6 +31,7 @@ def dmsetup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProgram:
     monkeypatch.setenv("LVMSYNC_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(dm, "MISC_DEVICES", tmp_path / "misc")
     (tmp_path / "misc").write_text("236 device-mapper\n")
+    monkeypatch.setattr(reservation, "_read_content", lambda *_: "c0ffee")
     program = FakeProgram(tmp_path, "dmsetup")
     program.answer(f"vg-pool-tpool|{POOL}|254|2|1\nvg-other|LVM-x|254|3|0\n", "info")
     program.answer(
@@ -58,7 +59,21 @@ def test_says_whose_it_is(dmsetup: FakeProgram) -> None:
 
 
 def test_a_note_of_another_block_is_not_ours(dmsetup: FakeProgram) -> None:
-    leave_note(Owner("vg-pool-tpool", "send vg/monday", 4711, "boot", "2026-01-02", root=99))
+    leave_note(replace(OURS, root=99))
+    (found,) = find_leftovers()
+    assert not found.held.is_ours
+    assert "by another program" in str(found.held)
+
+
+def test_another_metadata_snapshot_in_the_block_of_the_note_is_not_ours(dmsetup: FakeProgram) -> None:
+    leave_note(replace(OURS, content="0ddba11"))
+    (found,) = find_leftovers()
+    assert not found.held.is_ours
+    assert "by another program" in str(found.held)
+
+
+def test_one_that_was_being_taken_when_its_run_ended_is_perhaps_ours(dmsetup: FakeProgram) -> None:
+    leave_note(replace(OURS, root=None, content=None))
     (found,) = find_leftovers()
     assert not found.held.is_ours
     assert "perhaps by lvmsync process 4711" in str(found.held)

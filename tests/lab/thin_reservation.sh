@@ -12,13 +12,16 @@ put /dev/vg/data 0 0 2048
 snapshot data three
 put /dev/vg/data 33 5000 40
 blkdiscard -o $((20 * 65536)) -l $((5 * 65536)) /dev/vg/data
+snapshot data later
 lvchange -q -ay -K vg/three
 
 it "refuses when another program has the metadata snapshot, and does not give it back"
 message $tpool reserve_metadata_snap
 root=$(held $tpool)
 expect 8 "metadata snapshot of /dev/mapper/$tpool .block $root. was taken by another program.*lvmsync cleanup --release $tpool'$" \
-    lvmsync changes vg/three
+    lvmsync send -o /run/refused -r vg/later vg/three
+is "$(active later)" inactive 'the later snapshot'
+gone /run/refused
 is "$(wc -l <"$ERR")" 1 'the number of lines'
 is "$(held $tpool)" "$root" 'the metadata snapshot'
 expect 0 "$tpool .block $root. was taken by another program" bash -c 'lvmsync cleanup >&2'
