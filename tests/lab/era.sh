@@ -24,7 +24,10 @@ scatter() { # COUNT: write to random blocks
     local i
     for ((i = 0; i < $1; i++)); do block "$((RANDOM % 2049))"; done
 }
-copied() { same /dev/ubda /dev/ubdc; }
+fresh() { # same|differ: origin and copy; not the page cache of the origin, which dm-era writes below
+    blockdev --flushbufs /dev/ubda /dev/ubdc
+    "$1" /dev/ubda /dev/ubdc
+}
 RANDOM=1
 
 it "refuses a metadata device that is too small, or holds something"
@@ -54,9 +57,9 @@ says '^0 65576 era [0-9:]+ [0-9:]+ 32$' <(dmsetup table era)
 it "copies everything at first"
 scatter 30
 short
-differ /dev/ubda /dev/ubdc
+fresh differ
 expect 0 'No era is remembered for /dev/ubdc: everything is sent' lvmsync sync era:/dev/mapper/era /dev/ubdc
-copied
+fresh same
 
 it "then copies what was written, and that is what era_invalidate says"
 since=$(dmsetup status era | cut -d' ' -f6)
@@ -82,9 +85,9 @@ END
 expect 8 "era.* was taken by another program.*; .* with 'lvmsync cleanup --release era'" \
     lvmsync sync era:/dev/mapper/era /dev/ubdc
 dmsetup message era 0 drop_metadata_snap
-differ /dev/ubda /dev/ubdc
+fresh differ
 expect 0 'is at era' lvmsync sync era:/dev/mapper/meta /dev/ubdc
-copied
+fresh same
 says '^synced [0-9.]+ (K|M)iB in' "$ERR"
 
 it "does not copy a device that is in use"
@@ -108,7 +111,7 @@ dd if=/run/first of=/dev/mapper/meta bs=4k count=1 oflag=direct status=none
 expect 0 '' lvmsync era start era
 scatter 10
 expect 0 'is at era' lvmsync sync era:/dev/mapper/era /dev/ubdc
-copied
+fresh same
 
 # A run that is killed at each step of its metadata snapshot's life, and the next one.
 mkdir /run/wrap
@@ -155,5 +158,5 @@ it "is written to when the power goes"
 scatter 10
 short
 dmsetup status era | cut -d' ' -f6 >/var/lib/lvmsync/last-era
-differ /dev/ubda /dev/ubdc
+fresh differ
 sync

@@ -2,8 +2,16 @@
 # After era.sh, whose era device was never shut down; the same disks.
 . "$LAB/cases.sh"
 
+python3 "$LAB/forks.py" /run/forks & # a second less for each call
+until_true test -p /run/forks/calls
+export PATH=/run/forks:$PATH
+
 mount /dev/ubde /var/lib/lvmsync
 dmsetup create meta --table '0 8192 linear /dev/ubdb 0'
+fresh() { # same|differ: origin and copy; not the page cache of the origin, which dm-era writes below
+    blockdev --flushbufs /dev/ubda /dev/ubdc
+    "$1" /dev/ubda /dev/ubdc
+}
 era=$(cat /var/lib/lvmsync/last-era)
 
 it "finds the writes of the last era, which only the live superblock knows"
@@ -14,9 +22,9 @@ says '\[33570816, 4096\]' "$OUT" # the short block
 it "starts again with its history, and copies what was written before the power went"
 expect 0 '' lvmsync era start era
 says "era: era $((era + 1))," "$OUT"
-differ /dev/ubda /dev/ubdc
+fresh differ
 expect 0 'is at era' lvmsync sync era:/dev/mapper/era /dev/ubdc
-same /dev/ubda /dev/ubdc
+fresh same
 
 it "refuses a copy whose era is not of this history"
 dmsetup remove era
@@ -26,7 +34,7 @@ expect 8 'was at era .* of another era device' lvmsync sync era:/dev/mapper/fore
 expect 0 'is at era' lvmsync sync era:/dev/mapper/foreign,since=0 /dev/ubdc
 dd if=/dev/ubdd of=/dev/mapper/foreign bs=16k seek=100 count=30 oflag=direct conv=notrunc status=none
 expect 0 '' lvmsync sync era:/dev/mapper/foreign /dev/ubdc
-same /dev/ubda /dev/ubdc
+fresh same
 dmsetup remove foreign # made anew behind our back, with as many eras
 dd if=/dev/zero of=/dev/mapper/meta bs=4k count=1 oflag=direct status=none
 dmsetup create foreign --table "0 $(blockdev --getsz /dev/ubda) era /dev/mapper/meta /dev/ubda 32"
