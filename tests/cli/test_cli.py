@@ -166,7 +166,7 @@ def test_without_words_it_shows_help_on_standard_output(place: Place) -> None:
 def test_each_verb_has_help(place: Place, verb: str) -> None:
     done = place.call(verb, "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith(f"Usage: lvmsync {verb} [OPTIONS] ".encode())
+    assert done.stdout.startswith(f"Usage: lvmsync {verb} [OPTIONS]".encode())
     assert done.stderr == b""
     assert b"--reply" not in done.stdout  # between two lvmsyncs, not for people
 
