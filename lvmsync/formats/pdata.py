@@ -104,6 +104,7 @@ def node_type(value: npt.DTypeLike) -> np.dtype[np.void]:
 
 
 _INTERNAL_TYPE = node_type(_U64)
+_Nodes = tuple[npt.NDArray[np.void], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class BTree:
             flags = int(blocks[0].view(_INTERNAL_TYPE)[0]["flags"])
             if flags == LEAF_NODE:
                 return height
-            first = self._decode(blocks, level, _INTERNAL_TYPE, INTERNAL_NODE)
+            first, _ = self._decode(blocks, level, _INTERNAL_TYPE, INTERNAL_NODE)
             level = Level(first["values"][:, 0].copy(), first["keys"][:, 0].copy(), level.highs)
             _require_blocks(level.blocks, self.root, self._nr_blocks)
         raise damaged(self.root, f"a tree of more than {MAX_HEIGHT} levels: it runs in a circle, it is damaged")
@@ -187,8 +188,7 @@ class BTree:
         parts = []
         for begin in range(0, len(level), BATCH):
             piece = Level(*(part[begin : begin + BATCH] for part in (level.blocks, level.lows, level.highs)))
-            nodes = self._nodes(piece, _INTERNAL_TYPE, INTERNAL_NODE)
-            used = _used(nodes)
+            nodes, used = self._nodes(piece, _INTERNAL_TYPE, INTERNAL_NODE)
             keys, blocks = nodes["keys"], nodes["values"]
             # A child holds the keys up to the one before the next child's; the last one, all that its parent may.
             highs = np.empty(keys.shape, np.uint64)
@@ -216,8 +216,7 @@ class BTree:
         """
         for begin in range(0, len(level), BATCH):
             piece = Level(*(part[begin : begin + BATCH] for part in (level.blocks, level.lows, level.highs)))
-            nodes = self._nodes(piece, self._leaf_type, LEAF_NODE)
-            used = _used(nodes)
+            nodes, used = self._nodes(piece, self._leaf_type, LEAF_NODE)
             yield nodes["keys"][used], nodes["values"][used]
 
     def leaf_level(self) -> Level:
@@ -235,7 +234,7 @@ class BTree:
         """Return the value of one key; None if it is not there. Reads one node a level."""
         level = self.top
         for _ in range(self.height - 1):
-            node = self._nodes(level, _INTERNAL_TYPE, INTERNAL_NODE)[0]
+            node = self._nodes(level, _INTERNAL_TYPE, INTERNAL_NODE)[0][0]
             count = int(node["nr_entries"])
             at = int(np.searchsorted(node["keys"][:count], np.uint64(key), "right")) - 1
             if at < 0:
@@ -250,13 +249,17 @@ class BTree:
                 return values[at]
         return None
 
-    def _nodes(self, level: Level, layout: np.dtype[np.void], flags: int) -> npt.NDArray[np.void]:
+    def _nodes(self, level: Level, layout: np.dtype[np.void], flags: int) -> _Nodes:
         blocks = self._read(level.blocks)
         check_blocks(blocks, level.blocks, NODE_XOR, 8, "b-tree node")
         return self._decode(blocks, level, layout, flags)
 
-    def _decode(self, blocks: Blocks, level: Level, layout: np.dtype[np.void], flags: int) -> npt.NDArray[np.void]:
-        """Decode nodes whose checksums are right, and check all that leads on from them."""
+    def _decode(self, blocks: Blocks, level: Level, layout: np.dtype[np.void], flags: int) -> _Nodes:
+        """Decode nodes whose checksums are right, and check all that leads on from them.
+
+        Returns:
+            The nodes, and which entries of each are in use: an array of shape ``(nodes, entries)``.
+        """
         nodes: npt.NDArray[np.void] = blocks.view(layout)[:, 0]
         _require(nodes["flags"] == flags, level, f"not {'a leaf' if flags == LEAF_NODE else 'an internal node'}")
         value_size = layout["values"].base.itemsize
@@ -268,11 +271,12 @@ class BTree:
         least = 0 if flags == LEAF_NODE and len(level) == 1 and int(level.blocks[0]) == self.root else 1
         _require((counts >= least) & (counts <= room), level, f"a number of entries that is not {least} to {room}")
         keys = nodes["keys"]
-        _require(((keys[:, 1:] > keys[:, :-1]) | ~_used(nodes)[:, 1:]).all(axis=1), level, "keys that do not ascend")
+        used = np.arange(keys.shape[1], dtype=np.uint32) < counts[:, None]
+        _require(((keys[:, 1:] > keys[:, :-1]) | ~used[:, 1:]).all(axis=1), level, "keys that do not ascend")
         lasts = keys[np.arange(len(nodes)), np.maximum(counts, 1).astype(np.intp) - 1]
         is_inside = (keys[:, 0] >= level.lows) & (lasts <= level.highs)
         _require(is_inside | (counts == 0), level, "keys that belong to another node")
-        return nodes
+        return nodes, used
 
 
 def _require_blocks(blocks: Offsets, root: int, nr_blocks: int) -> None:
@@ -291,12 +295,6 @@ def _note_once(seen: npt.NDArray[np.bool_], blocks: Offsets, root: int) -> None:
     seen[numbers] = True
     if is_again.any() or len(np.unique(numbers)) != len(numbers):
         raise damaged(root, "its tree leads to one block twice: it is damaged")
-
-
-def _used(nodes: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Return which entries of each node are in use: an array of shape ``(nodes, entries)``."""
-    used: npt.NDArray[np.bool_] = np.arange(nodes["keys"].shape[1]) < nodes["nr_entries"][:, None]
-    return used
 
 
 def _require(is_good: Any, level: Level, why: str) -> None:
