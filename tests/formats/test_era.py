@@ -222,10 +222,10 @@ def test_a_superblock_that_is_not_right_is_refused(fields: dict[str, int], messa
 
 def test_a_damaged_superblock_is_refused() -> None:
     block = bytearray(build_era_superblock(**GOOD))
-    assert Superblock.parse(block).nr_blocks == 100
+    assert Superblock.parse(bytes(block)).nr_blocks == 100
     block[180] ^= 1
     with pytest.raises(FormatError, match=r"checksum 0x.*, not 0x.*: the superblock is damaged"):
-        Superblock.parse(block)
+        Superblock.parse(bytes(block))
     with pytest.raises(FormatError, match="100 bytes, not even one block"):
         Superblock.parse(bytes(100))
 
@@ -255,7 +255,7 @@ EIGHT = [1] * 8
     ],
 )
 def test_damage_gives_one_line_and_never_a_shorter_map(store: Store, message: str) -> None:
-    size = Superblock.parse(store.blocks[0]).nr_blocks * BLOCK_SIZE
+    size = Superblock.parse(store.image).nr_blocks * BLOCK_SIZE
     with pytest.raises(FormatError, match=message) as caught:
         made(store).changes(1, size)
     assert "\n" not in str(caught.value)

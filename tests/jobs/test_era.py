@@ -179,7 +179,13 @@ def test_values_of_a_record_that_cannot_be_are_refused(machine: EraMachine, stat
     sync(machine)
     path = next(life_folder(state, UUID).iterdir())
     record = json.loads(path.read_text())
-    for wrong in ({"era": -1}, {"eras": []}, {"size": "x"}, {"blocks": ["x"] * len(record["eras"])}):
+    wrongs: list[dict[str, object]] = [
+        {"era": -1},
+        {"eras": []},
+        {"size": "x"},
+        {"blocks": ["x"] * len(record["eras"])},
+    ]
+    for wrong in wrongs:
         path.write_text(json.dumps(record | wrong))
         with pytest.raises(FormatError, match="cannot be read"):
             sync(machine)

@@ -14,6 +14,8 @@ make_vg vg /dev/ubda
 lvcreate -qq -y -L 16M -n data vg
 lvcreate -qq -y -L 16M -n copy vg
 dd if=/dev/urandom of=/dev/vg/data bs=1M count=16 status=none
+lvcreate -qq -y -L 8M -n big vg
+lvcreate -qq -y -L 8M -n bigcopy vg
 lvcreate -qq -y -s -L 8M -n snap vg/data
 cp /dev/vg/snap /dev/vg/copy
 dd if=/dev/urandom of=/dev/vg/data bs=64k count=9 seek=17 conv=notrunc status=none
@@ -31,6 +33,7 @@ two_sites
 mkdir -p /var/snapbacks /root/work
 cd /root/work
 before=$(sha256sum < /dev/vg/snap)
+same_direct() { blockdev --flushbufs "$1" "$2"; cmp "$1" "$2"; }
 is_old() { [ "$(sha256sum < /dev/vg/copy)" = "$before" ] || { echo "copy is not old after: $1"; exit 1; }; }
 is_new() { cmp /dev/vg/data /dev/vg/copy || { echo "copy is not new after: $1"; exit 1; }; }
 """
@@ -39,6 +42,7 @@ _AFTER = {  # what must hold once an example has run
     "ssh backup lvmsync --apply": "is_old",
     "lvmsync vg/snap": "is_new",
     "lvmsync sync vg/": "is_new",
+    "lvmsync sync era:": "same_direct /dev/vg/big /dev/vg/bigcopy",
     "lvmsync sync tvg/": "cmp /dev/tvg/data /dev/vg/thincopy && true",
     "ssh backup lvmsync apply /var/snapbacks/changes.lvmsync /dev/vg/copy\n": "is_new",
 }
