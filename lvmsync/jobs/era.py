@@ -27,10 +27,9 @@ from lvmsync.formats.pdata import BLOCK_SIZE, SECTOR
 from lvmsync.jobs.era_points import era_folder, forget, list_remembered
 from lvmsync.names import parse_size, parse_volume
 from lvmsync.sources.era import TRACKER, Live, find_live, fullness, life_of
-from lvmsync.sources.metadata import naming
 from lvmsync.system import dm
 from lvmsync.system.command import run
-from lvmsync.system.device import Device, aligned_buffer, open_device, opening_failed
+from lvmsync.system.device import Device, aligned_buffer, naming, open_device, opening_failed
 from lvmsync.system.identity import canonical_name, identify
 from lvmsync.system.ledger import make_folders, remove_file, replace_file, sync_folder
 from lvmsync.system.reservation import find_held

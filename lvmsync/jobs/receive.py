@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError, SyncFailed, UsageError
+from lvmsync.history import Point
 from lvmsync.jobs.background import in_background
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.transaction import Transaction, Undo, read_spool
@@ -184,7 +185,9 @@ class _Job:
         header, point = self._header, self._ledger.record.point
         if header.base is None:
             return
-        if point is None:
+        if header.source == "era" and header.intent == DELTA and not self._options.ignore_base:
+            self._require_era(header.base, point)
+        elif point is None:
             self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
         elif header.base.id != point.id and not (header.intent == DELTA and header.base.id == point.parent):
             # A second delta from the same base is all right: it holds everything that the first did.
@@ -196,6 +199,17 @@ class _Job:
                     device=self._target.name,
                 )
             self._notes.append(f"{found}: that it holds the base is your word")
+
+    def _require_era(self, base: Point, point: Point | None) -> None:
+        """Refuse changes since an era that the target is not at: its sender may only remember that it was."""
+        if point and (base.id in (point.id, point.parent) or _is_past(point.id, base.id)):
+            return
+        raise ConflictError(
+            f"{self._target.name} is at {f'point {point.id}' if point else 'no point that is known'}, and the stream"
+            f" starts from {base.id}: the target was made anew, brought back, or written from elsewhere; send all of it"
+            " with since=0, or give --ignore-base if it surely holds that state",
+            device=self._target.name,
+        )
 
     def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Pass frames on, holding changes to the target's size; an ABORT is an error."""
@@ -309,3 +323,10 @@ def _dry_run_create(
         digest=session.digest,
         dry_run=True,
     )
+
+
+def _is_past(point: str, base: str) -> bool:
+    """Tell whether two points are eras of one history, and the first is the later one: it holds all of the second."""
+    life, _, era = point.rpartition(":")
+    base_life, _, base_era = base.rpartition(":")
+    return life == base_life and era.isdecimal() and base_era.isdecimal() and int(era) >= int(base_era)

@@ -19,10 +19,10 @@ from lvmsync.history import Point
 from lvmsync.interfaces import Readable
 from lvmsync.names import EraMetadata, Volume, parse_volume
 from lvmsync.sources.head import Watch, open_quiet
-from lvmsync.sources.metadata import MetadataReader, naming
+from lvmsync.sources.metadata import MetadataReader
 from lvmsync.sources.source import Reading, Source, Unread
 from lvmsync.system import dm
-from lvmsync.system.device import Device, open_device
+from lvmsync.system.device import Device, naming, open_device
 from lvmsync.system.identity import identify
 from lvmsync.system.reservation import Tracker, read_held, reserve
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 
-from lvmsync.errors import ChangesLost, FormatError
+from lvmsync.errors import FormatError
 from lvmsync.extents import Offsets
 from lvmsync.formats.pdata import BATCH, BLOCK_SIZE, Blocks
 from lvmsync.system.device import Device, aligned_buffer
@@ -70,7 +68,7 @@ class MetadataReader:
         Raises:
             FormatError: it lies past the end of the metadata.
         """
-        return self(np.array([number], np.uint64))[0].tobytes()
+        return bytes(self(np.array([number], np.uint64))[0].data)
 
 
 def _join_neighbours(numbers: Offsets) -> tuple[list[int], list[int]]:
@@ -80,14 +78,3 @@ def _join_neighbours(numbers: Offsets) -> tuple[list[int], list[int]]:
     counts = np.diff(np.concatenate([starts, [len(numbers)]]))
     offsets = numbers[starts] * np.uint64(BLOCK_SIZE)
     return offsets.tolist(), (counts * BLOCK_SIZE).tolist()
-
-
-@contextmanager
-def naming(device: Device) -> Iterator[None]:
-    """Put the device's name into errors of a format, which knows none."""
-    try:
-        yield
-    except (FormatError, ChangesLost) as error:
-        if error.device is not None:
-            raise
-        raise type(error)(f"{device.name}: {error}", device=device.name, offset=error.offset) from error

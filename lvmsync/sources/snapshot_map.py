@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -22,7 +20,7 @@ from lvmsync.formats.snapshot import (
     kept_at,
 )
 from lvmsync.system import dm
-from lvmsync.system.device import ALIGNMENT, Device, aligned_buffer
+from lvmsync.system.device import ALIGNMENT, Device, aligned_buffer, naming
 
 MAP_TRIES, MAP_WAIT = 6, 0.2
 """How often, and how many seconds apart, a map is read while exceptions are being written."""
@@ -55,7 +53,7 @@ class Watch:
             data: where data is read.
             is_live: whether that is the origin itself.
         """
-        with _naming(store):
+        with naming(store):
             self.header = DiskHeader.parse(store.read_bytes(0, min(HEADER_SIZE, store.size)))
             self.layout = Layout.of(self.header, store.size)
         self._store = store
@@ -82,7 +80,7 @@ class Watch:
                 after = self._count_allocated()
                 # Changes in flight at the start are counted, but may come into the table a moment later.
                 if before is None or after is None or min(before, after) <= self._count <= after:
-                    with _naming(self._store):
+                    with naming(self._store):
                         return build_map(chunks, self.layout.chunk_size, self._size)
             except FormatError:
                 # Two areas are read at a time: the second perhaps before the kernel cleared it of what
@@ -107,7 +105,7 @@ class Watch:
                 count = min(entries, self._count - first)
                 piece = buffer[: count * ENTRY_SIZE]
                 _read_table(self._store, self.layout, first * ENTRY_SIZE, piece, pool)
-                with _naming(self._store):
+                with naming(self._store):
                     found = decode_exceptions(piece, first, self.layout, self._size)
                     if len(found) != count:
                         raise FormatError(f"{len(found)} exceptions where there were {count}: it changed meanwhile")
@@ -128,7 +126,7 @@ class Watch:
                     snapshot.read_usage()
                 except CommandError as error:
                     raise ChangesLost(f"the snapshot was changed or removed meanwhile: {error}; {INSTEAD}") from error
-        with _naming(self._store):
+        with naming(self._store):
             if DiskHeader.parse(self._store.read_bytes(0, HEADER_SIZE)) != self.header:
                 raise ChangesLost(f"the header of the store changed meanwhile; {INSTEAD}")
         if (self._is_live and self._has_grown()) or self._count_writes() != self._writes:
@@ -141,7 +139,7 @@ class Watch:
     def _count_allocated(self) -> int | None:
         if not self._kept:
             return None
-        with _naming(self._store):
+        with naming(self._store):
             return self.layout.count_allocated(self._kept.read_usage().allocated)
 
     def _count_writes(self) -> tuple[int, int] | None:
@@ -156,19 +154,8 @@ class Watch:
         length = min(2 * ENTRY_SIZE, self.layout.table_size - first * ENTRY_SIZE)
         tail = aligned_buffer(length)
         self._store.read(*self.layout.locate(first * ENTRY_SIZE, length), tail)
-        with _naming(self._store):
+        with naming(self._store):
             return first + len(decode_exceptions(tail, first, self.layout, self._size)) != self._count
-
-
-@contextmanager
-def _naming(store: Device) -> Iterator[None]:
-    """Put the store's name into errors of the format, which knows none."""
-    try:
-        yield
-    except (FormatError, ChangesLost) as error:
-        if error.device is not None:
-            raise
-        raise type(error)(f"{store.name}: {error}", device=store.name, offset=error.offset) from error
 
 
 def read_exceptions(store: Device, layout: Layout, size: int, expected: int | None = None) -> Offsets:
@@ -196,7 +183,7 @@ def read_exceptions(store: Device, layout: Layout, size: int, expected: int | No
                 wanted = -(-(expected + 1) * ENTRY_SIZE // ALIGNMENT) * ALIGNMENT - position
             piece = buffer[: min(wanted, layout.table_size - position)]
             _read_table(store, layout, position, piece, pool)
-            with _naming(store):
+            with naming(store):
                 found = decode_exceptions(piece, position // ENTRY_SIZE, layout, size)
             end = count + len(found)
             if end > most:

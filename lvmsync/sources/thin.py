@@ -19,10 +19,10 @@ from lvmsync.formats.thin import Delta, Pool, Superblock, parse_pool_status, par
 from lvmsync.history import Point
 from lvmsync.names import ThinDevice, Volume, parse_volume
 from lvmsync.sources.head import Watch, open_quiet
-from lvmsync.sources.metadata import MetadataReader, naming
+from lvmsync.sources.metadata import MetadataReader
 from lvmsync.sources.source import Reading, Source, Unread
 from lvmsync.system import dm, lvm
-from lvmsync.system.device import Device, open_device
+from lvmsync.system.device import Device, naming, open_device
 from lvmsync.system.reservation import Tracker, read_held, reserve
 
 TRACKER = Tracker(

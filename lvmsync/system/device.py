@@ -10,13 +10,14 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lvmsync.errors import DeviceError
+from lvmsync.errors import ChangesLost, DeviceError, FormatError
 from lvmsync.system import ioctl
 
 ALIGNMENT = 4096
@@ -199,3 +200,14 @@ def opening_failed(path: str, error: OSError) -> DeviceError:
         case _:
             reason = error.strerror or str(error)
     return DeviceError(f"cannot open {path}: {reason}", device=path)
+
+
+@contextmanager
+def naming(device: Device) -> Iterator[None]:
+    """Put the device's name into errors of a format, which knows none."""
+    try:
+        yield
+    except (FormatError, ChangesLost) as error:
+        if error.device is not None:
+            raise
+        raise type(error)(f"{device.name}: {error}", device=device.name, offset=error.offset) from error
