@@ -186,3 +186,26 @@ def test_a_sync_remembers_the_era_of_its_target(machine: EraMachine, capsys: pyt
     assert receipt["bytes"] < 2 << 20
     assert receipt["point"] == f"era:{machine.uuid}:10"
     assert f"    {copy} is at era 10" in run(capsys, "era", "status", "er")[1]
+
+
+def test_changes_since_an_era_are_not_taken_by_a_target_that_is_not_at_it(
+    machine: EraMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, back = machine.folder / "copy", machine.folder / "back"
+    word = f"era:{machine.node}"
+    assert run(capsys, "sync", word, str(copy), "--create")[0] == 0
+    machine.show("meta-snap2.img")
+    assert run(capsys, "sync", word, str(copy), "--snapback", str(back))[0] == 0
+    assert run(capsys, "sync", f"{word},since=3", str(copy))[0] == 0  # more than it needs
+    assert run(capsys, "apply", str(back), str(copy), "--ignore-base")[0] == 0
+    status, _, err = run(capsys, "sync", word, str(copy))
+    assert (status, err.count("\n")) == (8, 1)
+    assert f"is at point era:{machine.uuid}:8, and the stream starts from era:{machine.uuid}:10" in err
+    assert "with since=0, or give --ignore-base" in err
+    copy.unlink()
+    status, _, err = run(capsys, "sync", word, str(copy), "--create")
+    assert (status, err.count("\n")) == (8, 1)
+    assert not copy.exists()
+    assert run(capsys, "sync", f"{word},since=0", str(copy), "--create")[0] == 0
+    assert run(capsys, "sync", word, str(copy))[0] == 0
+    assert copy.read_bytes() == machine.origin.read_bytes()
