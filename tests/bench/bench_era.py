@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def main() -> None:
                 row = {"written": title, "since": since, "extents": len(extents["extents"]), "lvmsync": mine}
                 peaks = {"MiB": measure_peak(f"{ours} >/dev/null"), "its MiB": measure_peak(f"{theirs} >/dev/null")}
                 rows.append({**row, "era_invalidate": other, "ratio": mine / other, **peaks})
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # the next may take a while
     report(f"changes of {options.blocks} blocks, seconds", rows)
 
 
