@@ -16,7 +16,7 @@ import pkgutil
 import runpy
 import signal
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 # Asks, and waits for the status. Its number stays its own until then, so that nothing is mixed up.
@@ -38,6 +38,11 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(lvmsync.__path__, "lvmsync."):
         if not module.name.endswith(("__main__", "asyncssh")):
             importlib.import_module(module.name)
+    from lvmsync.cli.classic import run
+
+    # What is imported only when a command line is read; nothing is there to send.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        run(["send", "--dry-run", "thin:/dev/null,id=1,base=2"])
 
 
 def call(folder: Path, number: str) -> int:
