@@ -1,6 +1,6 @@
 """How long the difference of two devices of a thin pool takes, against thin_delta on the same metadata.
 
-    python -m tests.bench.bench_thin [--count N] [--runs N] [--folder DIRECTORY] [--no-guest]
+    python -m tests.bench.bench_thin [--count N] [--runs N] [--folder DIRECTORY] [--only CASE] [--no-guest]
 
     long runs     two devices of N mappings (5 million), each one run of data blocks; nothing is shared
     scattered     two devices of N / 5 mappings, no two of them side by side; nothing is shared
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5_000_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", metavar="CASE", help="one of the cases, by its name")
     parser.add_argument("--no-guest", action="store_true", help="leave out what needs a real kernel")
     options = parser.parse_args()
     count: int = options.count
@@ -173,6 +174,8 @@ def main() -> None:
         ]
     rows = []
     for title, base, head, make in makers:
+        if options.only not in (None, title):
+            continue
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             folder = Path(name)
             rows.append(compare(title, make(folder), folder, base, head, options.runs))
