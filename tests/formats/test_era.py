@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import random
+import struct
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,9 @@ from lvmsync.formats.era import (
     plan_metadata,
     sample_eras,
 )
-from tests.era_store import Bits, build_era, build_era_superblock
+from tests.era_store import ERA_XOR, Bits, build_era, build_era_superblock
 from tests.fixture_files import FIXTURES, Case, list_cases
-from tests.metadata_store import BLOCK, Reader, Store
+from tests.metadata_store import ARRAY_XOR, BLOCK, NODE_XOR, Reader, Store, seal
 
 CASES = list_cases("era")
 BLOCK_SIZE = 4096  # of the data, where it is made by hand
@@ -270,6 +272,39 @@ def test_every_flipped_bit_of_what_is_used_is_noticed() -> None:
             image[number * BLOCK + at // 8] ^= 1 << at % 8
             with pytest.raises(FormatError):
                 open_era(bytes(image)).changes(1, 2000 * BLOCK_SIZE)
+
+
+def is_sealed(block: bytearray, xor: int) -> bool:
+    """Tell whether a block's checksum is that of a kind; a spare one is of none, which is 0."""
+    sealed = bytearray(block)
+    seal(sealed, xor)
+    return xor == 0 or sealed == block
+
+
+def test_wrong_numbers_under_right_checksums_give_one_line_or_a_map() -> None:
+    writesets = {7: Bits(frozenset({5}), 3000), 8: Bits(frozenset({9}), 3000)}
+    store = build_era([3] * 3000, writesets, Bits(frozenset({6}), 3000), spare=3)
+    kinds = [next(xor for xor in (ERA_XOR, NODE_XOR, ARRAY_XOR, 0) if is_sealed(one, xor)) for one in store.blocks]
+    chance = random.Random(1)
+    outcomes = set()
+    for _ in range(400):
+        image = bytearray(store.image)
+        number = chance.randrange(len(store.blocks))
+        at = chance.choice([chance.randrange(8, 64), chance.randrange(172, 224), chance.randrange(4, BLOCK - 8)])
+        value = chance.choice([0, 1, 2, chance.randrange(len(store.blocks)), 1 << 31, chance.getrandbits(32)])
+        block = image[number * BLOCK : (number + 1) * BLOCK]
+        block[at : at + 4] = struct.pack("<I", value)
+        seal(block, kinds[number])
+        image[number * BLOCK : (number + 1) * BLOCK] = block
+        try:
+            metadata = open_era(bytes(image))
+            metadata.changes(1, metadata.superblock.nr_blocks * metadata.superblock.granularity)
+            outcomes.add("a map")
+        except FormatError as error:
+            outcomes.add(str(error))
+    assert "a map" in outcomes
+    assert len(outcomes) > 20
+    assert not any("\n" in outcome for outcome in outcomes)
 
 
 def test_metadata_of_a_device_of_another_size_is_refused() -> None:
