@@ -20,6 +20,7 @@ Offsets = npt.NDArray[np.uint64]
 MAX_SIZE = 1 << 63
 """No device is larger than this many bytes (loff_t of Linux is signed)."""
 
+_BUILDER_ROWS = 1 << 18  # extents that a builder makes room for at a time: 4 MiB
 _BLOCK = 1 << 16  # extents handled at a time where a whole-map temporary would cost memory
 
 
@@ -247,8 +248,10 @@ class MapBuilder:
     """Makes a map of ranges that come in ascending order, piece by piece, in 16 bytes an extent."""
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[Offsets, Offsets]] = []
-        self._count = 0
+        # Large arrays: the memory of a large one is given back as soon as it is not needed.
+        self._full: list[npt.NDArray[np.uint64]] = []
+        self._rows = np.empty((_BUILDER_ROWS, 2), np.uint64)  # offset and end of each range
+        self._count = 0  # ranges in the last array
         self._end: int | None = None  # of the last range so far
 
     def add(self, offsets: Offsets, ends: Offsets) -> None:
@@ -256,12 +259,19 @@ class MapBuilder:
         if not len(offsets):
             return
         if self._end is not None and int(offsets[0]) == self._end:  # goes on where the last one ended
-            self._pieces[-1][1][-1] = ends[0]
+            self._rows[self._count - 1, 1] = ends[0]
+            self._end = int(ends[0])
             offsets, ends = offsets[1:], ends[1:]
-        if len(offsets):
-            self._pieces.append((offsets.copy(), ends.copy()))
-            self._count += len(offsets)
-        self._end = int(self._pieces[-1][1][-1])
+        while len(offsets):
+            if self._count == _BUILDER_ROWS:
+                self._full.append(self._rows)
+                self._rows, self._count = np.empty((_BUILDER_ROWS, 2), np.uint64), 0
+            room = min(len(offsets), _BUILDER_ROWS - self._count)
+            part = self._rows[self._count : self._count + room]
+            part[:, 0], part[:, 1] = offsets[:room], ends[:room]
+            self._count += room
+            self._end = int(part[-1, 1])
+            offsets, ends = offsets[room:], ends[room:]
 
     def add_blocks(self, blocks: Offsets, block_size: int) -> None:
         """Append whole blocks, by ascending numbers, each behind all before it."""
@@ -274,13 +284,16 @@ class MapBuilder:
 
     def build(self) -> ChangeMap:
         """Return the map; nothing can be added after this."""
-        offsets, ends = np.empty(self._count, np.uint64), np.empty(self._count, np.uint64)
+        count = len(self._full) * _BUILDER_ROWS + self._count
+        offsets, ends = np.empty(count, np.uint64), np.empty(count, np.uint64)
+        pieces = [self._rows[: self._count], *reversed(self._full)]
+        del self._rows
+        self._full.clear()
         at = 0
-        self._pieces.reverse()
-        while self._pieces:  # each is let go as soon as it is copied
-            piece = self._pieces.pop()
-            offsets[at : at + len(piece[0])], ends[at : at + len(piece[0])] = piece
-            at += len(piece[0])
+        while pieces:  # each is let go as soon as it is copied
+            piece = pieces.pop()
+            offsets[at : at + len(piece)], ends[at : at + len(piece)] = piece[:, 0], piece[:, 1]
+            at += len(piece)
         return ChangeMap(offsets, ends)
 
 

@@ -145,6 +145,7 @@ def receive(
     dry_run: DryRun = False,
     state: State = None,
     reply: Annotated[bool, typer.Option("--reply", hidden=True)] = False,
+    require_base: Annotated[bool, typer.Option("--require-base", hidden=True)] = False,
     progress: ProgressStyle = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -171,6 +172,7 @@ def receive(
         atomic=atomic,
         allow_smaller=allow_smaller,
         ignore_base=ignore_base,
+        require_base=require_base,
         dry_run=dry_run,
     )
     if not source and sys.stdin is not None and sys.stdin.isatty():
@@ -212,7 +214,7 @@ def apply(
     """Apply a stream file to a target: a snapback brings it back to the state before."""
     receive(
         target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, as_json, dry_run, state, False,
-        progress, quiet, verbose, debug,
+        False, progress, quiet, verbose, debug,
     )  # fmt: skip
 
 
@@ -279,7 +281,6 @@ def sync(
     arguments += ["--snapback", snapback] if snapback else []
     arguments += ["--state", state] if state else []
     command = shlex.split(remote_command) if place.host else []
-    words = far_words(command, arguments, place.name, sudo=sudo and place.host is not None)
     refinement = Refinement(minimal, audit, base_data)
     memory = Memory(state_folder(state), str(place))
     with ExitStack() as stack:
@@ -312,7 +313,8 @@ def sync(
         else:
             opened = memory.open(name, reading)
         changes = refinement.apply(stack.enter_context(opened), report)
-        peer = connect(words)
+        arguments += ["--require-base"] if memory.is_used else []
+        peer = connect(far_words(command, arguments, place.name, sudo=sudo and place.host is not None))
         receipt = memory.remember(run(changes, peer, options, report, dry_run=dry_run))
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 

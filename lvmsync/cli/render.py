@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from xml.sax.saxutils import escape
+from html import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -230,6 +230,6 @@ def draw_svg(changes: ChangeMap, device_size: int, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         f' font-family="sans-serif" font-size="13">\n<rect width="{width}" height="{height}" fill="#fff"/>\n'
         f'<rect y="40" width="{width}" height="{rows * side}" fill="#e8e8e8"/>\n'
-        f'<text x="4" y="16">{escape(_printable(title))}</text>\n'
+        f'<text x="4" y="16">{escape(_printable(title), quote=False)}</text>\n'
         f'<text x="4" y="33">{caption}</text>\n' + "\n".join(boxes) + "\n</svg>\n"
     )

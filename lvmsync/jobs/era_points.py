@@ -83,7 +83,11 @@ def forget(state: Path, life: str) -> None:
 
 
 class Memory:
-    """What one sync remembers: the era that its target is at, and the one that it will be at."""
+    """What one sync remembers: the era that its target is at, and the one that it will be at.
+
+    Attributes:
+        is_used: whether the source starts from what is remembered, and not from what the user said.
+    """
 
     def __init__(self, state: Path, target: str) -> None:
         """Prepare; nothing is read yet.
@@ -92,6 +96,7 @@ class Memory:
             state: the state folder.
             target: as its user names it.
         """
+        self.is_used = False
         self._state = state
         self._target = target
         self._since: int | None = None
@@ -128,6 +133,7 @@ class Memory:
             self._plan(seen)
             return Choice(0, None, (f"No era is remembered for {self._target}: everything is sent.",))
         _require_same_history(found, seen)
+        self.is_used = True
         self._plan(seen)
         return Choice(found.era, found.size, _size_notes(found, seen))
 

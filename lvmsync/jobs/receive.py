@@ -33,6 +33,8 @@ class ReceiveOptions:
         atomic: stage and verify the whole stream before the target is touched.
         allow_smaller: drop what is past the target's end, and list it.
         ignore_base: apply a snapback even if the target is not at the point that it starts from.
+        require_base: refuse a delta unless the ledger knows the target to hold what it starts from: its sender
+            remembers that it was, and the user said nothing.
         dry_run: read and check everything, and change nothing.
     """
 
@@ -44,6 +46,7 @@ class ReceiveOptions:
     atomic: bool = False
     allow_smaller: bool = False
     ignore_base: bool = False
+    require_base: bool = False
     dry_run: bool = False
 
 
@@ -185,12 +188,11 @@ class _Job:
         header, point = self._header, self._ledger.record.point
         if header.base is None:
             return
-        if header.source == "era" and header.intent == DELTA and not self._options.ignore_base:
-            self._require_era(header.base, point)
+        if self._options.require_base and not self._options.ignore_base:
+            self._require_base(header.base, point)
         elif point is None:
             self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
-        elif header.base.id != point.id and not (header.intent == DELTA and header.base.id == point.parent):
-            # A second delta from the same base is all right: it holds everything that the first did.
+        elif not (_holds(point, header.base) if header.intent == DELTA else header.base.id == point.id):
             found = f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}"
             if header.intent == SNAPBACK and not self._options.ignore_base:
                 raise ConflictError(
@@ -200,16 +202,14 @@ class _Job:
                 )
             self._notes.append(f"{found}: that it holds the base is your word")
 
-    def _require_era(self, base: Point, point: Point | None) -> None:
-        """Refuse changes since an era that the target is not at: its sender may only remember that it was."""
-        if point and (base.id in (point.id, point.parent) or _is_past(point.id, base.id)):
-            return
-        raise ConflictError(
-            f"{self._target.name} is at {f'point {point.id}' if point else 'no point that is known'}, and the stream"
-            f" starts from {base.id}: the target was made anew, brought back, or written from elsewhere; send all of it"
-            " with since=0, or give --ignore-base if it surely holds that state",
-            device=self._target.name,
-        )
+    def _require_base(self, base: Point, point: Point | None) -> None:
+        if point is None or not _holds(point, base):
+            raise ConflictError(
+                f"{self._target.name} is at {f'point {point.id}' if point else 'no point that is known'}, and the"
+                f" stream starts from {base.id}, where it is remembered to be: it was made anew, brought back, or"
+                " written from elsewhere; send all of it with since=0, or give --ignore-base if it surely holds that",
+                device=self._target.name,
+            )
 
     def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Pass frames on, holding changes to the target's size; an ABORT is an error."""
@@ -325,8 +325,13 @@ def _dry_run_create(
     )
 
 
-def _is_past(point: str, base: str) -> bool:
-    """Tell whether two points are eras of one history, and the first is the later one: it holds all of the second."""
-    life, _, era = point.rpartition(":")
-    base_life, _, base_era = base.rpartition(":")
-    return life == base_life and era.isdecimal() and base_era.isdecimal() and int(era) >= int(base_era)
+def _holds(point: Point, base: Point) -> bool:
+    """Tell whether a target at ``point`` can take a delta that starts from ``base``.
+
+    So it can at that very point, or one delta behind it: a second delta from the same base holds everything that
+    the first did. Eras of one history are numbers, and a later one holds all of an earlier one.
+    """
+    life, _, era = point.id.rpartition(":")
+    base_life, _, base_era = base.id.rpartition(":")
+    is_later = life == base_life and era.isdecimal() and base_era.isdecimal() and int(era) >= int(base_era)
+    return base.id in (point.id, point.parent) or (is_later and life.startswith("era:"))

@@ -139,6 +139,7 @@ def open_chosen(name: EraMetadata, reading: Reading, choose: Callable[[Seen], Ch
             confirm=lambda: _confirm(live, watch),
             notes=tuple(notes),
             base_data=base_data,
+            is_full=found.is_full,
         )
 
 
@@ -189,6 +190,7 @@ class _Map:
     size: int
     granularity: int
     changes: ChangeMap
+    is_full: bool
     base: Point | None
     head: Point | None
     notes: tuple[str, ...]
@@ -314,7 +316,7 @@ def _map(
     if life and opened.is_own:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         head = Point(f"era:{life}:{era}", base.id if base else None, time)
-    return _Map(size, superblock.granularity, changes, base, head, (*choice.notes, *notes))
+    return _Map(size, superblock.granularity, changes, not since, base, head, (*choice.notes, *notes))
 
 
 def _choose_size(name: EraMetadata, superblock: Superblock, opened: _Opened, notes: list[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
@@ -22,7 +21,6 @@ class Reading:
         with_data: whether the head's data will be read; without, only the map is wanted.
         base_source: VG/LV or path where the base's data is read; None: where the mechanism says.
         with_base: whether the base's data will be read as well.
-        state: the state folder: metadata snapshots that are held are noted there; None: this user's own.
     """
 
     data_source: str | None = None
@@ -30,7 +28,6 @@ class Reading:
     with_data: bool = True
     base_source: str | None = None
     with_base: bool = False
-    state: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ _AFTER = {  # what must hold once an example has run
     "ssh backup lvmsync --apply": "is_old",
     "lvmsync vg/snap": "is_new",
     "lvmsync sync vg/": "is_new",
+    "lvmsync sync compare:": "is_new",
     "lvmsync sync era:": "same_direct /dev/vg/big /dev/vg/bigcopy",
     "lvmsync sync tvg/": "cmp /dev/tvg/data /dev/vg/thincopy && true",
     "ssh backup lvmsync apply /var/snapbacks/changes.lvmsync /dev/vg/copy\n": "is_new",
