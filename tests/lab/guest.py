@@ -261,7 +261,19 @@ def make_disk(path: Path, size: int) -> Path:
 
 def missing() -> str | None:
     """Say what this machine lacks for a guest, or None."""
-    programs = ("linux.uml", "busybox", "lvm", "dmsetup", "ip", "sshd", "ssh", "ssh-keygen", "nsenter")
+    programs = (
+        "linux.uml",
+        "busybox",
+        "lvm",
+        "dmsetup",
+        "thin_delta",
+        "era_invalidate",
+        "ip",
+        "sshd",
+        "ssh",
+        "ssh-keygen",
+        "nsenter",
+    )
     lacking = [program for program in programs if shutil.which(program, path=SYSTEM_PATH) is None]
     if lacking:
         return f"programs are missing: {' '.join(lacking)}; scripts/setup installs them"
