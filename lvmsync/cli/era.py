@@ -96,11 +96,12 @@ def create(
 ) -> None:
     """Make an era device on ORIGIN, and a unit that makes it again at boot; use /dev/mapper/NAME from then on."""
     from lvmsync.jobs import era
+    from lvmsync.jobs.era_unit import UNITS
     from lvmsync.system.ledger import state_folder
 
     if no_unit and unit_dir:
         raise UsageError("--unit-dir and --no-unit do not go together")
-    units = None if no_unit else (unit_dir.absolute() if unit_dir else era.UNITS)
+    units = None if no_unit else (unit_dir.absolute() if unit_dir else UNITS)
     block = era.parse_granularity(granularity)
     made, steps = era.create(state_folder(state), name, origin, metadata, block, force=force, units=units)
     _say(steps)

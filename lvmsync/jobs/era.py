@@ -9,15 +9,12 @@ history in the place of the old one (the kernel starts one where the metadata's 
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,64 +22,30 @@ from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError
 from lvmsync.formats.era import MIN_BLOCK_SIZE, EraStatus, Plan, Superblock, parse_status, plan_metadata
 from lvmsync.formats.pdata import BLOCK_SIZE, SECTOR
 from lvmsync.jobs.era_points import era_folder, forget, list_remembered
+from lvmsync.jobs.era_table import (
+    Part,
+    TableFile,
+    name_all,
+    note_era,
+    read_table,
+    require_name,
+    table_path,
+    write_table,
+)
+from lvmsync.jobs.era_unit import install_unit, remove_unit, unit_name
 from lvmsync.names import parse_size, parse_volume
 from lvmsync.sources.era import TRACKER, Live, find_live, fullness, life_of
 from lvmsync.system import dm
 from lvmsync.system.command import run
 from lvmsync.system.device import Device, aligned_buffer, naming, open_device, opening_failed
 from lvmsync.system.identity import canonical_name, identify
-from lvmsync.system.ledger import make_folders, remove_file, replace_file, sync_folder
+from lvmsync.system.ledger import remove_file
 from lvmsync.system.reservation import find_held
 
-UNITS = Path("/etc/systemd/system")
-SYSTEMD = Path("/run/systemd/system")
-"""There while systemd runs the machine (sd_booted(3))."""
 UUID = "LVMSYNC-ERA-"
 """What the uuids of our era devices begin with; the rest is random, and so names one history."""
 
-_VERSION = 1
-_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
 _MAX_GRANULARITY = ((1 << 32) - MIN_BLOCK_SIZE) * SECTOR
-
-
-@dataclass(frozen=True)
-class Part:
-    """A device that an era device is made of.
-
-    Attributes:
-        path: that it keeps over reboots.
-        identity: what makes it this device and no other.
-        size: bytes, when the era device was made.
-    """
-
-    path: str
-    identity: dict[str, str]
-    size: int
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """What is kept of an era device that lvmsync made.
-
-    Attributes:
-        name: of the device.
-        uuid: of the device; names its history.
-        granularity: bytes of a block.
-        metadata: where the eras are.
-        origin: where the data is.
-        era: the newest that was seen; 0: the device has not been made yet.
-        unit: path of its unit file; None: it has none.
-        created: UTC, ISO 8601.
-    """
-
-    name: str
-    uuid: str
-    granularity: int
-    metadata: Part
-    origin: Part
-    era: int
-    unit: str | None
-    created: str
 
 
 @dataclass(frozen=True)
@@ -183,8 +146,8 @@ def create(
     Returns:
         The device, and what is left to do, a sentence each.
     """
-    _require_name(name)
-    path = _table_path(state, name)
+    require_name(name)
+    path = table_path(state, name)
     if path.exists() or any(device.name == name for device in dm.list_devices()):
         raise ConflictError(
             f"there is a device called {name} already; see 'lvmsync era status {name}', or take another name"
@@ -199,10 +162,10 @@ def create(
                 device=metadata,
             )
         parts = [_part(word, device) for word, device in ((metadata, store), (origin, below))]
-    unit = str(units / _unit_name(name)) if units else None
+    unit = str(units / unit_name(name)) if units else None
     created = datetime.now(UTC).isoformat(timespec="seconds")
     table = TableFile(name, f"{UUID}{uuid.uuid4().hex}", granularity, parts[0], parts[1], 0, unit, created)
-    _write(state, table)
+    write_table(state, table)
     try:
         _wipe(table.metadata)
         era = _activate(table)
@@ -210,8 +173,8 @@ def create(
         remove_file(path)
         raise
     table = replace(table, era=era)
-    _write(state, table)  # from here on it is brought back
-    steps = _install_unit(state, table)
+    write_table(state, table)  # from here on it is brought back
+    steps = install_unit(state, table)
     steps += [
         f"{part.path} may be called otherwise after a reboot; paths in /dev/disk/by-id keep."
         for part in parts
@@ -228,7 +191,7 @@ def start(state: Path, name: str) -> tuple[State, list[str]]:
         ConflictError: another device has its name.
         DeviceError: a device that it is made of is not there, or is another one.
     """
-    table = _read(state, name)
+    table = read_table(state, name)
     steps: list[str] = []
     live = _find_named(name)
     if live is None:
@@ -243,7 +206,7 @@ def start(state: Path, name: str) -> tuple[State, list[str]]:
                     " the new part, remove the era device and make it again."
                 )
             _require_history(store, table)
-        _note(state, table, _activate(table))
+        note_era(state, table, _activate(table))
     elif live.device.uuid != table.uuid:
         raise ConflictError(f"another device is called {name}, with the uuid '{live.device.uuid}'", device=name)
     return _state_of(state, _find(name), table), steps
@@ -251,13 +214,13 @@ def start(state: Path, name: str) -> tuple[State, list[str]]:
 
 def path_of(name: str) -> str:
     """Return the path of an era device, by its name."""
-    _require_name(name)
+    require_name(name)
     return str(dm.NODES / name)
 
 
 def show(state: Path, name: str | None) -> list[State]:
     """Return the state of one era device, or of all: those that the kernel runs, and those with a table file."""
-    tables = {path.stem: _read(state, path.stem) for path in sorted(era_folder(state).glob("*.json"))}
+    tables = {path.stem: read_table(state, path.stem) for path in sorted(era_folder(state).glob("*.json"))}
     found = {line.device.name: line for line in dm.list_tables() if line.kind == "era"}
     names = [name] if name else sorted({*tables, *found})
     states = []
@@ -265,12 +228,12 @@ def show(state: Path, name: str | None) -> list[State]:
         live = _find_named(one) if one in found else None
         table = tables.get(one)
         if live is None and table is None:
-            raise DeviceError(f"there is no era device called {one}; there are: {_words({*tables, *found})}")
+            raise DeviceError(f"there is no era device called {one}; there are: {name_all({*tables, *found})}")
         if live and table and live.device.uuid != table.uuid:
             table = None
         states.append(_state_of(state, live, table))
         if table and states[-1].era:
-            _note(state, table, states[-1].era or 0)
+            note_era(state, table, states[-1].era or 0)
     return states
 
 
@@ -280,9 +243,9 @@ def checkpoint(state: Path, name: str) -> Checkpoint:
     before = _read_status(live).era
     dm.send_message(live.device, "checkpoint")
     era = _read_status(live).era
-    table = _read(state, name) if _table_path(state, name).exists() else None
+    table = read_table(state, name) if table_path(state, name).exists() else None
     if table and table.uuid == live.device.uuid:
-        _note(state, table, era)
+        note_era(state, table, era)
     return Checkpoint(name, era, before, era != before)
 
 
@@ -298,13 +261,13 @@ def remove(state: Path, name: str, *, wipe: bool, force: bool) -> list[str]:
     Returns:
         What is left to do, a sentence each.
     """
-    table = _read(state, name)
+    table = read_table(state, name)
     live = _find_named(name)
     if live and live.device.uuid != table.uuid:
         raise ConflictError(f"another device is called {name}, with the uuid '{live.device.uuid}'", device=name)
     if live:
         _require_removable(live, force=force)
-    steps = _remove_unit(table)
+    steps = remove_unit(table)
     if live:
         run(["dmsetup", "remove", name])
     if wipe:
@@ -312,13 +275,8 @@ def remove(state: Path, name: str, *, wipe: bool, force: bool) -> list[str]:
             pass
         _wipe(table.metadata)
     forget(state, table.uuid)
-    remove_file(_table_path(state, name))
+    remove_file(table_path(state, name))
     return steps
-
-
-def _require_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for an era device: letters, digits and _.- only, as in data-era")
 
 
 def _require_room(below: Device, store: Device, granularity: int, *, force: bool) -> None:
@@ -516,134 +474,3 @@ def _wipe(part: Part) -> None:
             os.close(fd)
     except OSError as error:
         raise opening_failed(part.path, error) from error
-
-
-def _words(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _table_path(state: Path, name: str) -> Path:
-    return era_folder(state) / f"{name}.json"
-
-
-def _write(state: Path, table: TableFile) -> None:
-    path = _table_path(state, table.name)
-    try:
-        make_folders(path.parent)
-        replace_file(path, json.dumps({"version": _VERSION, **asdict(table)}, indent=1))
-    except OSError as error:
-        raise DeviceError(f"cannot write {path}: {error.strerror}", device=str(path)) from error
-
-
-def _note(state: Path, table: TableFile, era: int) -> None:
-    """Take note of the newest era that was seen."""
-    if era > table.era:
-        _write(state, replace(table, era=era))
-
-
-def _read(state: Path, name: str) -> TableFile:
-    _require_name(name)
-    path = _table_path(state, name)
-    try:
-        values = json.loads(path.read_text())
-        if values.pop("version") != _VERSION:
-            raise ValueError("written by another version")
-        values |= {key: Part(**values[key]) for key in ("metadata", "origin")}
-        table = TableFile(**values)
-        if not isinstance(table.era, int) or not isinstance(table.granularity, int) or table.name != name:
-            raise ValueError("not what lvmsync writes")
-    except FileNotFoundError as error:
-        there = {found.stem for found in path.parent.glob("*.json")}
-        raise DeviceError(
-            f"lvmsync made no era device called {name} (there is no {path}); it made: {_words(there)}"
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", device=str(path)) from error
-    return table
-
-
-def _unit_name(name: str) -> str:
-    return f"lvmsync-era-{name}.service"
-
-
-def _unit_text(state: Path, table: TableFile) -> str:
-    """Return a unit that makes the device again at boot, before file systems are mounted."""
-    needs = " ".join(_device_unit(part.path) for part in (table.metadata, table.origin))
-    command = [sys.executable, "-m", "lvmsync", "era", "start", table.name, "--state", str(state)]
-    return f"""[Unit]
-Description=Track writes to {_escaped(table.origin.path)} in /dev/mapper/{table.name} (dm-era)
-DefaultDependencies=no
-Requires={needs}
-After={needs} systemd-modules-load.service
-RequiresMountsFor={_quoted(str(state))}
-Before=local-fs.target shutdown.target
-Conflicts=shutdown.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart={" ".join(_quoted(word) for word in command)}
-
-[Install]
-WantedBy=local-fs.target
-"""
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
-
-
-def _quoted(word: str) -> str:
-    text = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{text}"'
-
-
-def _device_unit(path: str) -> str:
-    """Return the name that systemd gives to a device; see systemd-escape(1), ``--path``."""
-    parts = []
-    for at, letter in enumerate(path.strip("/")):
-        if letter == "/":
-            parts.append("-")
-        elif re.fullmatch(r"[A-Za-z0-9:_.]", letter) and not (letter == "." and at == 0):
-            parts.append(letter)
-        else:
-            parts += [f"\\x{byte:02x}" for byte in letter.encode()]
-    return _escaped("".join(parts) + ".device")
-
-
-def _install_unit(state: Path, table: TableFile) -> list[str]:
-    """Write the unit file and enable it, where systemd runs; return what is left to do."""
-    by_hand = f"{table.name} is gone after a reboot: run 'lvmsync era start {table.name}' before its origin is used."
-    if table.unit is None:
-        return [by_hand]
-    unit = Path(table.unit)
-    try:
-        unit.parent.mkdir(parents=True, exist_ok=True)
-        unit.write_text(_unit_text(state, table))
-        sync_folder(unit.parent)
-    except OSError as error:
-        raise DeviceError(
-            f"{table.name} was made, but {unit} cannot be written: {error.strerror}. {by_hand}", device=str(unit)
-        ) from error
-    if unit.parent != UNITS or not SYSTEMD.is_dir():
-        enable = f"systemctl enable {shlex.quote(str(unit))}"
-        return [f"{unit} was written, and systemd does not know of it yet: run '{enable}'. Without systemd, {by_hand}"]
-    run(["systemctl", "daemon-reload"])
-    run(["systemctl", "enable", unit.name])
-    return []
-
-
-def _remove_unit(table: TableFile) -> list[str]:
-    if table.unit is None:
-        return []
-    unit = Path(table.unit)
-    is_known = unit.parent == UNITS and SYSTEMD.is_dir()
-    if is_known and unit.exists():
-        run(["systemctl", "disable", unit.name])
-    remove_file(unit)
-    if is_known:
-        run(["systemctl", "daemon-reload"])
-        return []
-    return [
-        f"{unit} was removed; if it was enabled, run 'systemctl disable {unit.name}' and 'systemctl daemon-reload'."
-    ]
