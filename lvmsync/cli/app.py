@@ -17,6 +17,29 @@ import typer
 from lvmsync.cli import era
 from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
+from lvmsync.cli.options import (
+    AllowSmaller,
+    Atomic,
+    Audit,
+    BaseData,
+    Compress,
+    Create,
+    DataSource,
+    Debug,
+    DryRun,
+    Format,
+    Frozen,
+    IgnoreBase,
+    Json,
+    Minimal,
+    NoUndo,
+    ProgressStyle,
+    Quiet,
+    Snapback,
+    SourceWord,
+    State,
+    Verbose,
+)
 from lvmsync.errors import LvmsyncError, UsageError
 from lvmsync.names import Comparison, parse_source, parse_target
 
@@ -31,46 +54,6 @@ app = typer.Typer(
 
 DASH = Path("-")
 """Standard input or output, where a file could be named."""
-
-SourceWord = Annotated[str, typer.Argument(metavar="SOURCE", help="vg/snap, a device, or snapshot:COW,origin=PATH")]
-DataSource = Annotated[
-    str | None,
-    typer.Option("-r", "--data-source", metavar="PATH", help="read changed data here: a later snapshot, mostly"),
-]
-Frozen = Annotated[bool, typer.Option("--frozen", help="the origin is open, but nothing writes to it: take my word")]
-Snapback = Annotated[
-    Path | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, to go back to later")
-]
-Format = Annotated[int, typer.Option("--format", metavar="3|4", help="stream format; 3 is the original lvmsync's")]
-Compress = Annotated[str | None, typer.Option("--compress", metavar="none|zstd[:LEVEL]", help="compress the stream")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, and change nothing")]
-State = Annotated[
-    str | None,
-    typer.Option("--state", metavar="DIR", help="state folder  [default: $LVMSYNC_STATE or /var/lib/lvmsync]"),
-]
-ProgressStyle = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="how progress is shown")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but warnings and errors")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="as the original; there is no more to say")]
-Debug = Annotated[bool, typer.Option("-d", "--debug", help="show a traceback when something fails")]
-NoUndo = Annotated[bool, typer.Option("--no-undo", help="save nothing: a broken stream leaves the target dirty")]
-Create = Annotated[bool, typer.Option("--create", help="make the target, an image file of the source's size")]
-Atomic = Annotated[bool, typer.Option("--atomic", help="stage and verify the whole stream before touching the target")]
-AllowSmaller = Annotated[
-    bool, typer.Option("--allow-smaller-target", help="drop what is past the target's end, and list it")
-]
-Minimal = Annotated[
-    bool, typer.Option("--minimal", help="compare with the base, and take only the 4 KiB blocks that differ")
-]
-Audit = Annotated[
-    float | None,
-    typer.Option("--audit", metavar="PERCENT", help="first compare so much of what counts as unchanged with the base"),
-]
-BaseData = Annotated[
-    str | None,
-    typer.Option("--base-data", metavar="PATH", help="read the base here, for --minimal and --audit"),
-]
-IgnoreBase = Annotated[bool, typer.Option("--ignore-base", help="apply a snapback that starts from another point")]
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lvmsync.cli.files import print_text
+from lvmsync.cli.options import Debug, Json, Quiet
 
 
 def cleanup(
@@ -16,9 +17,9 @@ def cleanup(
         str | None,
         typer.Option("--release", metavar="DEVICE", help="give back the metadata snapshot of this pool or era device"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but warnings and errors")] = False,
-    debug: Annotated[bool, typer.Option("-d", "--debug", help="show a traceback when something fails")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Show which thin pools and era devices have a metadata snapshot taken, and by whom; give one back."""
     from lvmsync.jobs.cleanup import find_leftovers, give_back

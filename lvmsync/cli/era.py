@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from lvmsync.cli.classic import bare_words
 from lvmsync.cli.files import print_text
+from lvmsync.cli.options import Debug, Json, Quiet, State
 from lvmsync.errors import ChangesLost, UsageError
 
 
@@ -38,13 +39,6 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the era devic
 Granularity = Annotated[
     str, typer.Option("--granularity", metavar="SIZE", help="bytes that are told apart: a multiple of 4K")
 ]
-Folder = Annotated[
-    str | None,
-    typer.Option("--state", metavar="DIR", help="state folder  [default: $LVMSYNC_STATE or /var/lib/lvmsync]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but warnings and errors")]
-Debug = Annotated[bool, typer.Option("-d", "--debug", help="show a traceback when something fails")]
 
 
 @app.command()
@@ -89,7 +83,7 @@ def create(
     ] = False,
     unit_dir: Annotated[Path | None, typer.Option("--unit-dir", metavar="DIR", help="where the unit file goes")] = None,
     no_unit: Annotated[bool, typer.Option("--no-unit", help="write no unit file for systemd")] = False,
-    state: Folder = None,
+    state: State = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -109,7 +103,7 @@ def create(
 
 
 @app.command()
-def start(name: Name, state: Folder = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def start(name: Name, state: State = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Make an era device again after a reboot, with the history that it had."""
     from lvmsync.jobs import era
     from lvmsync.system.ledger import state_folder
@@ -122,7 +116,7 @@ def start(name: Name, state: Folder = None, as_json: Json = False, quiet: Quiet 
 @app.command()
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one era device; all without it")] = None,
-    state: Folder = None,
+    state: State = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -146,7 +140,7 @@ def status(
 
 @app.command()
 def checkpoint(
-    name: Name, state: Folder = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False
+    name: Name, state: State = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
     """Begin a new era, and print which one it is."""
     from lvmsync.jobs import era
@@ -180,7 +174,7 @@ def remove(
     force: Annotated[
         bool, typer.Option("--force", help="even if it has failed, or its metadata snapshot is taken")
     ] = False,
-    state: Folder = None,
+    state: State = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -200,9 +194,9 @@ def _say(notes: list[str]) -> None:
 
 def _print_state(found: object, *, as_json: bool, quiet: bool) -> None:
     from lvmsync.cli import render
-    from lvmsync.jobs.era import State
+    from lvmsync.jobs.era import State as EraState
 
-    assert isinstance(found, State)
+    assert isinstance(found, EraState)
     _say(found.notes)
     if as_json:
         print_text(json.dumps(asdict(found)) + "\n")
