@@ -48,9 +48,12 @@ class MetadataReader:
                 f"block {int(numbers.max())} is needed, and there are {self.nr_blocks} blocks: cut short, or damaged"
             )
         offsets, lengths = _join_neighbours(numbers)
+        buffer = self._buffer[: sum(lengths)]
+        if self._device.read_cached(offsets, lengths, buffer):
+            return self._blocks[: len(numbers)]
         self._device.prefetch(offsets, lengths)
         if self._pool is None or len(offsets) <= 2:
-            self._device.read(offsets, lengths, self._buffer[: sum(lengths)])
+            self._device.read(offsets, lengths, buffer)
             return self._blocks[: len(numbers)]
         jobs, at = [], 0
         for begin in range(0, len(offsets), _TASK):

@@ -99,6 +99,23 @@ class Device:
         self.read([offset], [length], out)
         return out
 
+    def read_cached(self, offsets: Sequence[int], lengths: Sequence[int], out: memoryview) -> bool:
+        """Fill ``out`` as `read` does if all of it is in the page cache of a plain file; False: read it, then.
+
+        To ask the kernel for what it has already costs more than to read it.
+        """
+        if self.is_block:
+            return False
+        at = 0
+        try:
+            for offset, length in zip(offsets, lengths, strict=True):
+                if os.preadv(self.fd, (out[at : at + length],), offset, os.RWF_NOWAIT) != length:
+                    return False
+                at += length
+        except OSError:  # EAGAIN: not all is there; EOPNOTSUPP: the file system cannot tell
+            return False
+        return True
+
     def prefetch(self, offsets: Sequence[int], lengths: Sequence[int]) -> None:
         """Ask the kernel to bring ranges of a file, or of a loop device's file, into its page cache."""
         if self._ahead:
