@@ -249,6 +249,8 @@ def parse_source(word: str) -> SourceName:
 def _build_source(kind: str, path: Volume, values: dict[str, str], word: str) -> SourceName:
     """Return the source of a kind, with its keys read and checked."""
     size = parse_size(values["size"]) if "size" in values else None
+    if size == 0:
+        raise UsageError("size=0 is out of range: no device is so small")
     snap = values.get("snap")
     if snap not in (None, "held", "live"):
         raise UsageError(

@@ -51,6 +51,7 @@ def headers(size: int = DEVICE) -> st.SearchStrategy[Header]:
         time=text,
         version=text,
         intent=st.text(max_size=8),
+        minimal=st.booleans(),
         stream=text,
     )
 

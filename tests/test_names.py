@@ -130,7 +130,7 @@ def test_a_store_is_named_with_its_keys_and_a_literal_comma_is_doubled(
     assert parse_source(word) == SnapshotStore(Volume(store), Volume(origin), size)
 
 
-@given(PATHS, PATHS, st.none() | st.integers(0, (1 << 63) - 1))
+@given(PATHS, PATHS, st.none() | st.integers(1, (1 << 63) - 1))
 def test_any_path_can_be_written_as_a_store_and_an_origin(store: str, origin: str, size: int | None) -> None:
     keys = f",origin={origin.replace(',', ',,')}" + ("" if size is None else f",size={size}")
     found = parse_source(f"snapshot:{store.replace(',', ',,')}{keys}")
@@ -161,7 +161,7 @@ def test_every_kind_is_read_with_its_keys_in_any_order(word: str, source: Source
 
 
 NUMBERS = st.none() | st.integers(0, MAX_THIN_ID)
-SIZES = st.none() | st.integers(0, (1 << 63) - 1)
+SIZES = st.none() | st.integers(1, (1 << 63) - 1)
 VOLUMES = PATHS.map(Volume)
 SNAPS = st.sampled_from([None, "held", "live"])
 
@@ -308,3 +308,9 @@ def test_a_store_is_named_again_as_the_command_line_would() -> None:
         assert isinstance(name, SnapshotStore)
         assert name.word == word
         assert parse_source(name.word) == name
+
+
+@pytest.mark.parametrize("word", ["full:/x,size=0", "thin:/x,id=1,size=0K", "snapshot:/x,origin=/y,size=0"])
+def test_a_device_of_no_size_is_out_of_range(word: str) -> None:
+    with pytest.raises(UsageError, match="size=0 is out of range"):
+        parse_source(word)

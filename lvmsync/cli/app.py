@@ -331,7 +331,7 @@ def changes(
     with open_source(name, refinement.want(name, reading)) as opened:
         found = refinement.apply(opened, ignore)
     if not quiet:
-        for note in found.notes if found.kind == "era" else found.notes[len(opened.notes) :]:
+        for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
     if svg:
         write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))

@@ -39,14 +39,19 @@ class _Interrupted(BaseException):
     """A signal asked us to end. Not a KeyboardInterrupt: typer would answer that itself, and drop what it says."""
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def _interrupt(number: int, _: object) -> None:
+    for other in _SIGNALS:  # the first is enough: what follows brings things back, and says so in one line
+        signal.signal(other, signal.SIG_IGN)
     raise _Interrupted(f"ended by {signal.Signals(number).name}" if number != signal.SIGINT else "interrupted")
 
 
 def run(words: Sequence[str]) -> int:
     """Carry the command line out and return the exit status."""
     # Each of these brings a half-changed target back before the program ends.
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -230,24 +230,33 @@ class BTree:
         """Yield all keys and values, batch by batch, in ascending order of keys."""
         return self.leaves(self.leaf_level())
 
+    def last_key(self) -> int | None:
+        """Return the greatest key; None of an empty tree. Reads one node a level."""
+        keys, _ = next(self.leaves(self._leaf_for(_LAST_KEY)))  # no key is greater, so there is a leaf
+        return int(keys[-1]) if len(keys) else None
+
     def find(self, key: int) -> Any:
         """Return the value of one key; None if it is not there. Reads one node a level."""
+        for keys, values in self.leaves(self._leaf_for(key)):
+            at = int(np.searchsorted(keys, np.uint64(key)))
+            if at < len(keys) and int(keys[at]) == key:
+                return values[at]
+        return None
+
+    def _leaf_for(self, key: int) -> Level:
+        """Return the leaf where a key would be; no leaf for one that is less than all there are."""
         level = self.top
         for _ in range(self.height - 1):
             node = self._nodes(level, _INTERNAL_TYPE, INTERNAL_NODE)[0][0]
             count = int(node["nr_entries"])
             at = int(np.searchsorted(node["keys"][:count], np.uint64(key), "right")) - 1
             if at < 0:
-                return None
+                return level.where(np.zeros(1, bool))
             high = int(node["keys"][at + 1]) - 1 if at + 1 < count else int(level.highs[0])
             one = slice(at, at + 1)
             level = Level(node["values"][one].copy(), node["keys"][one].copy(), np.array([high], np.uint64))
             _require_blocks(level.blocks, self.root, self._nr_blocks)
-        for keys, values in self.leaves(level):
-            at = int(np.searchsorted(keys, np.uint64(key)))
-            if at < len(keys) and int(keys[at]) == key:
-                return values[at]
-        return None
+        return level
 
     def _nodes(self, level: Level, layout: np.dtype[np.void], flags: int) -> _Nodes:
         blocks = self._read(level.blocks)

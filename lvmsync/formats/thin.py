@@ -20,7 +20,8 @@ from lvmsync.extents import MAX_SIZE, ChangeMap, MapBuilder, Offsets
 from lvmsync.formats.pdata import BLOCK_SIZE, SECTOR, BTree, Level, ReadBlocks, checksum, damaged, unshared_leaves
 
 THIN_SUPERBLOCK_MAGIC = 27022010
-THIN_VERSION = 2
+THIN_VERSIONS = (1, 2)
+"""Of the same layout; the kernel writes 2, and thin_restore what it is told."""
 SUPERBLOCK_LOCATION = 0
 NEEDS_CHECK = 1  # THIN_METADATA_NEEDS_CHECK_FLAG
 MIN_DATA_BLOCK, MAX_DATA_BLOCK = 128, 2097152  # sectors: 64 KiB, 1 GiB (dm-thin.c, DATA_DEV_BLOCK_SIZE_*)
@@ -84,10 +85,10 @@ class Superblock(NamedTuple):
             raise damaged(number, f"checksum {found.csum:#x}, not {expected:#x}: the superblock is damaged")
         if found.blocknr != number:
             raise damaged(number, f"it says that it is block {found.blocknr}: a superblock in the wrong place")
-        if found.version != THIN_VERSION or found.incompat_flags:
+        if found.version not in THIN_VERSIONS or found.incompat_flags:
             raise damaged(
                 number,
-                f"version {found.version} with incompatible features {found.incompat_flags:#x}, not {THIN_VERSION}"
+                f"version {found.version} with incompatible features {found.incompat_flags:#x}, not 1 or 2"
                 " with none: not known to this lvmsync",
             )
         if found.flags & NEEDS_CHECK:
@@ -191,6 +192,16 @@ class Pool:
         """
         value = self._tree(self.superblock.device_details_root, _DETAILS).find(device)
         return None if value is None else Details(*map(int, value.tolist()))
+
+    def last_mapping(self, device: int) -> int | None:
+        """Return the byte at which the last mapping of a thin device begins; None where it has none.
+
+        Raises:
+            FormatError: there is no such device, or its mappings are damaged.
+        """
+        tree, _ = self._mappings(device)
+        last = tree.last_key()
+        return None if last is None else last * self.superblock.chunk_size
 
     def mapped(self, device: int, size: int) -> ChangeMap:
         """Return which bytes of a thin device of ``size`` bytes are mapped.

@@ -188,28 +188,34 @@ class _Job:
         header, point = self._header, self._ledger.record.point
         if header.base is None:
             return
-        if self._options.require_base and not self._options.ignore_base:
-            self._require_base(header.base, point)
-        elif point is None:
+        if point is None:
+            if self._options.require_base and not self._options.ignore_base:
+                raise self._conflict("no point that is known", header.base)
             self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
-        elif not (_holds(point, header.base) if header.intent == DELTA else header.base.id == point.id):
-            found = f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}"
-            if header.intent == SNAPBACK and not self._options.ignore_base:
-                raise ConflictError(
-                    f"{found}: this snapback undoes another change; apply the newer snapbacks first, or give"
-                    " --ignore-base if you know better",
-                    device=self._target.name,
+        elif not _can_take(point, header, header.base):
+            # What a classic snapshot or the user says of a base may be right all the same: it is noted.
+            is_word = header.intent == DELTA and not header.minimal and _is_unknown(point, header, header.base)
+            if self._options.ignore_base or (is_word and not self._options.require_base):
+                self._notes.append(
+                    f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}: that it"
+                    " holds the base is your word"
                 )
-            self._notes.append(f"{found}: that it holds the base is your word")
+            else:
+                raise self._conflict(f"point {point.id}", header.base)
 
-    def _require_base(self, base: Point, point: Point | None) -> None:
-        if point is None or not _holds(point, base):
-            raise ConflictError(
-                f"{self._target.name} is at {f'point {point.id}' if point else 'no point that is known'}, and the"
-                f" stream starts from {base.id}, where it is remembered to be: it was made anew, brought back, or"
-                " written from elsewhere; send all of it with since=0, or give --ignore-base if it surely holds that",
-                device=self._target.name,
-            )
+    def _conflict(self, found: str, base: Point) -> ConflictError:
+        name = self._target.name
+        if self._header.intent == SNAPBACK:
+            step = "this snapback undoes another change; apply the newer snapbacks first"
+        elif self._header.source == "era":
+            step = "it was made anew, brought back, or written from elsewhere; send all of it with since=0"
+        else:
+            step = "bring it up to date with 'compare:', and start the next delta from a snapshot of that state"
+        return ConflictError(
+            f"{name} is at {found}, and the stream starts from {base.id}: {step}, or give --ignore-base if it surely"
+            " holds that base",
+            device=name,
+        )
 
     def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Pass frames on, holding changes to the target's size; an ABORT is an error."""
@@ -325,13 +331,33 @@ def _dry_run_create(
     )
 
 
-def _holds(point: Point, base: Point) -> bool:
-    """Tell whether a target at ``point`` can take a delta that starts from ``base``.
+def _can_take(point: Point, header: Header, base: Point) -> bool:
+    """Tell whether a target at ``point`` becomes the head by a delta that starts from ``base``.
 
-    So it can at that very point, or one delta behind it: a second delta from the same base holds everything that
-    the first did. Eras of one history are numbers, and a later one holds all of an earlier one.
+    At that very point it does. Behind it, only if the delta holds all that came since the base as well. A
+    classic snapshot's does: its exceptions only grow. So do changes since an era, at a later era of the same
+    history. That of a thin snapshot does not: what was mapped since, and is unmapped again, is not in it.
+    Neither does what was held against the base, for what came and went since is not in it.
     """
-    life, _, era = point.id.rpartition(":")
-    base_life, _, base_era = base.id.rpartition(":")
-    is_later = life == base_life and era.isdecimal() and base_era.isdecimal() and int(era) >= int(base_era)
-    return base.id in (point.id, point.parent) or (is_later and life.startswith("era:"))
+    if base.id == point.id:
+        return True
+    if header.intent != DELTA or header.minimal:
+        return False
+    if header.source == "snapshot":
+        return base.id == point.parent
+    since, now = _era(base), _era(point)
+    return since is not None and now is not None and since[0] == now[0] and since[1] <= now[1]
+
+
+def _is_unknown(point: Point, header: Header, base: Point) -> bool:
+    """Tell whether nothing says that a target at ``point`` does *not* hold ``base``."""
+    if header.source == "era":
+        since, now = _era(base), _era(point)
+        return since is None or now is None or since[0] != now[0]
+    return header.source == "snapshot"
+
+
+def _era(point: Point) -> tuple[str, int] | None:
+    """Return history and number of the era that a point is; None if it is none."""
+    life, _, number = point.id.rpartition(":")
+    return (life, int(number)) if life.startswith("era:") and number.isdecimal() else None

@@ -65,6 +65,7 @@ def minimize(source: Source, report: Report) -> Source:
         changes=changes,
         holes=holes & changes,
         notes=(*source.notes, note),
+        is_minimal=True,
     )
 
 
@@ -87,7 +88,12 @@ def audit(source: Source, percent: float, report: Report, *, seed: int | None = 
     if source.kind in ("compare", "full"):
         raise UsageError(f"--audit: a '{source.kind}:' source has no tracker that could miss a change; leave it away")
     base = _require_base(source, "--audit")
-    sample = choose_sample(source, percent, seed).clip(base.size)
+    if base.size < source.size and source.changes.complement(source.size).end > base.size:
+        raise UsageError(
+            f"--audit: {base.name} has {base.size} bytes, and more than that counts as unchanged in {source.name}: it"
+            " is not its base, or not all of it"
+        )
+    sample = choose_sample(source, percent, seed)
     total = sample.total_bytes
     for found in iter_differences(source.data, base, sample, _teller(report, "auditing", total)):
         source.confirm()  # was it written just now? That is another error

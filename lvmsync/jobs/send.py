@@ -87,6 +87,7 @@ class Sender:
                     version=__version__,
                     intent=FULL if source.is_full else DELTA,
                     stream=uuid.uuid4().hex,
+                    minimal=source.is_minimal,
                 )
             )
         )

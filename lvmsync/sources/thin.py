@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from lvmsync.errors import ConflictError, DeviceError, UsageError
-from lvmsync.extents import MAX_SIZE, ChangeMap
+from lvmsync.extents import ChangeMap
 from lvmsync.formats.thin import Delta, Pool, Superblock, parse_pool_status, parse_pool_table, parse_thin_table
 from lvmsync.history import Point
 from lvmsync.names import ThinDevice, Volume, parse_volume
@@ -47,12 +47,14 @@ class _Wanted:
         base: number of the older one; None: everything.
         size: bytes of the head; None: not known.
         base_size: bytes of the base; None: not known, taken as the head's.
+        size_of: what has just that size and may be the wrong thing; None where the size is certain.
     """
 
     head: int
     base: int | None
     size: int | None
     base_size: int | None = None
+    size_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def open_metadata(name: ThinDevice, reading: Reading) -> Iterator[Source]:
             metadata = stack.enter_context(dm.open_number(parse_pool_table(pool.text, pool.device.path)[0]))
         data = _open_data(name, pool, reading, stack)
         size = data.size if data and name.size is None else name.size
+        size_of = reading.data_source if name.size is None else None
         with naming(metadata):
-            found = _read_map(metadata, pool, name.snap, _Wanted(name.id, name.base, size), name.word)
+            found = _read_map(metadata, pool, name.snap, _Wanted(name.id, name.base, size, size_of=size_of), name.word)
         if data and data.size < found.size:
             raise UsageError(f"{data.name} has {data.size} bytes, less than the {found.size} of {name.word}")
         base_data = _open_base(None, reading, stack, name.word)
@@ -210,6 +213,11 @@ def _choose(
         if head.id == base.id:
             raise UsageError(f"-r {data_source} is the base itself; name a later snapshot")
     assert head is not None
+    if not _may_be_related(base, head, pool):
+        raise UsageError(
+            f"{head.full_name} has nothing to do with {base.full_name}: neither is it what that is a snapshot of, nor"
+            " another snapshot of the same; name a later snapshot with -r"
+        )
     is_older = None not in (head.created, base.created) and _age(head) < _age(base)
     # The live state of what the base is a snapshot of is newer than it, whenever that volume was made.
     if data_source is not None and head.id != base.origin_id and _is_snapshot(head, pool) and is_older:
@@ -227,6 +235,17 @@ def _age(volume: lvm.LogicalVolume) -> tuple[int, int]:
 def _is_snapshot(volume: lvm.LogicalVolume, pool: Sequence[lvm.LogicalVolume]) -> bool:
     """Tell whether a volume is a snapshot in its pool; the origin may also be a read-only volume outside of it."""
     return bool(volume.origin_id) and any(one.id == volume.origin_id for one in pool)
+
+
+def _may_be_related(base: lvm.LogicalVolume, head: lvm.LogicalVolume, pool: Sequence[lvm.LogicalVolume]) -> bool:
+    """Tell whether two volumes go back to the same one, as far as LVM still knows: origins may have been removed."""
+    roots = []
+    for volume in (base, head):
+        root, left = volume, len(pool)
+        while left and (origin := next((one for one in pool if one.id == root.origin_id), None)):
+            root, left = origin, left - 1
+        roots.append(root)
+    return roots[0].id == roots[1].id or any("snapshot" in role for root in roots for role in root.role)
 
 
 def _open_volume(volume: lvm.LogicalVolume, *, frozen: bool) -> Device:
@@ -360,26 +379,35 @@ def _read(reader: MetadataReader, root: int, data_blocks: int, wanted: _Wanted) 
                 f"there is no thin device {device} in this pool; it has {', '.join(map(str, there)) or 'none'}"
                 f"{', ...' if len(there) == _SHOWN else ''}"
             )
-    limit = wanted.size if wanted.size is not None else MAX_SIZE
     notes: list[str] = []
+    size = _choose_size(pool, wanted, notes)
     if wanted.base is None:
-        mapped = pool.mapped(wanted.head, limit)
-        size = _choose_size(wanted, mapped, notes)
-        return _Map(size, superblock.chunk_size, ChangeMap.whole(size), mapped.complement(size), False, tuple(notes))
-    delta = pool.diff(wanted.base, wanted.head, limit)
-    size = _choose_size(wanted, delta.changes, notes)
+        holes = pool.mapped(wanted.head, size).complement(size)
+        return _Map(size, superblock.chunk_size, ChangeMap.whole(size), holes, False, tuple(notes))
+    delta = pool.diff(wanted.base, wanted.head, size)
     changes, holes = _with_tail(pool, delta, wanted, size)
     return _Map(size, superblock.chunk_size, changes, holes, delta.base_is_written, tuple(notes))
 
 
-def _choose_size(wanted: _Wanted, known: ChangeMap, notes: list[str]) -> int:
-    if wanted.size is not None:
-        return wanted.size
-    notes.append(
-        "A pool's metadata does not hold the sizes of its devices: this one is taken to end with its last change; give"
-        " size=."
-    )
-    return known.end
+def _choose_size(pool: Pool, wanted: _Wanted, notes: list[str]) -> int:
+    """Return the size of the head; refuse one that does not go with its mappings."""
+    last = pool.last_mapping(wanted.head)
+    if wanted.size is None:
+        of_base = pool.last_mapping(wanted.base) if wanted.base is not None else None
+        notes.append(
+            "A pool's metadata does not hold the sizes of its devices: this one is taken to end with the last mapping;"
+            " give size=."
+        )
+        end = max((at for at in (last, of_base) if at is not None), default=None)
+        return 0 if end is None else end + pool.superblock.chunk_size
+    if last is not None and last >= wanted.size:
+        if wanted.size_of:
+            raise UsageError(
+                f"{wanted.size_of} has {wanted.size} bytes, and thin device {wanted.head} has data at {last}: that is"
+                " not its data, or not all of it; if the device was shrunk, give size="
+            )
+        notes.append(f"Thin device {wanted.head} has data past its end at {wanted.size}, which is left out.")
+    return wanted.size
 
 
 def _with_tail(pool: Pool, delta: Delta, wanted: _Wanted, size: int) -> tuple[ChangeMap, ChangeMap]:

@@ -36,6 +36,7 @@ class Header:
         version: version of the sender's program.
         intent: ``DELTA``, ``FULL`` for everything, or ``SNAPBACK`` for what a receive overwrote.
         stream: a random word, so that no two streams are alike.
+        minimal: the changes were held against the base: they fit that very state only, and not a later one.
     """
 
     size: int | None = None
@@ -51,6 +52,7 @@ class Header:
     version: str | None = None
     intent: str = DELTA
     stream: str | None = None
+    minimal: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -290,7 +290,9 @@ def _body(frame: Changes) -> list[Buffer]:
 
 
 def _dump_header(header: Header) -> bytes:
-    values = {key: value for key, value in dataclasses.asdict(header).items() if value is not None}
+    values = {
+        key: value for key, value in dataclasses.asdict(header).items() if value is not None and value is not False
+    }
     return json.dumps(values).encode()
 
 
@@ -312,6 +314,9 @@ def _parse_header(values: Mapping[str, Any]) -> Header:
             raise ValueError(f"'{key}' is not text")
         if value is not None:
             known[key] = value
+    if not isinstance(values.get("minimal", False), bool):
+        raise ValueError("'minimal' is not true or false")
+    known["minimal"] = values.get("minimal", False)
     for key in ("base", "head"):
         value = values.get(key)
         if value is not None:

@@ -89,6 +89,7 @@ def test_a_tree_holds_what_was_put_in(items: dict[int, int], fill: int, height: 
         tree = open_tree(store, root)
         assert read_all(tree) == items
         assert tree.height >= (height if items else 1)
+        assert tree.last_key() == max(items, default=None)
         for key in [*items, 0, 1, 5, (1 << 64) - 1, *(abs(key - 1) for key in items)]:
             found = tree.find(key)
             assert (None if found is None else int(found)) == items.get(key)

@@ -215,6 +215,7 @@ def test_any_two_devices_differ_as_their_mappings_do(
         assert found.changes == cover({key for key in old | new if old.get(key) != new.get(key)}, chunk, size)
         assert found.holes == cover(old.keys() - new.keys(), chunk, size)
         assert pool.mapped(3, size) == cover(old, chunk, size)
+        assert pool.last_mapping(3) == (max(old) * chunk if old else None)
     listed = build_pool({1: base}).image  # all there is of the base, without anything shared
     assert open_pool(listed).mapped(1, 1 << 61) == cover(old, CHUNK, 1 << 61)
 
@@ -304,7 +305,7 @@ def unsealed(block: bytes) -> bytes:
         (build_superblock(magic=2126579579), "magic 2126579579"),
         (unsealed(build_superblock()), "the superblock is damaged"),
         (build_superblock(number=3), "it says that it is block 3: a superblock in the wrong place"),
-        (build_superblock(version=1), "version 1 with incompatible features 0x0, not 2"),
+        (build_superblock(version=0), "version 0 with incompatible features 0x0, not 1 or 2"),
         (build_superblock(version=3), "version 3"),
         (build_superblock(incompat=4), "incompatible features 0x4"),
         (build_superblock(data_block_sectors=0), "a data block of 0 sectors"),

@@ -80,6 +80,75 @@ def test_streams_without_points_get_points_of_their_own(place: Place) -> None:
     assert place.record()["point"]["parent"] == first.point
 
 
+def delta(source: str, base: str, head: str = "new", **more: Any) -> bytes:
+    header = Header(size=SIZE, source=source, base=Point(base), head=Point(head, base), **more)
+    return fakes.encode([data((0, b"x"))], header)
+
+
+@pytest.mark.parametrize(
+    ("source", "base", "more", "is_taken"),
+    [
+        # a target that is one delta behind the base
+        ("snapshot", "old", {}, True),  # exceptions only grow: the second delta holds the first
+        ("snapshot", "old", {"minimal": True}, False),  # what came and went is not in it
+        ("thin", "old", {}, False),  # what was mapped and is unmapped again is not in it
+        ("thin", "old", {"minimal": True}, False),
+        # at the base, and at quite another point
+        ("thin", "point", {"minimal": True}, True),
+        ("thin", "other", {}, False),
+        ("snapshot", "other", {"minimal": True}, False),
+    ],
+)
+def test_a_delta_that_does_not_lead_from_the_targets_point_is_refused(
+    place: Place, source: str, base: str, more: dict[str, Any], is_taken: bool
+) -> None:
+    place.receive(delta("snapshot", "old", "point"))
+    before = place.target.read_bytes()
+    again = delta(source, base, **more)
+    if is_taken:
+        assert place.receive(again).notes == []
+        return
+    with pytest.raises(ConflictError, match="is at point point, and the stream starts from") as caught:
+        place.receive(again)
+    assert caught.value.exit_code == 8
+    assert place.target.read_bytes() == before
+    assert any("is your word" in note for note in place.receive(again, ignore_base=True).notes)
+
+
+@pytest.mark.parametrize(
+    ("base", "minimal", "is_taken"),
+    [
+        ("era:life:5", False, True),
+        ("era:life:4", False, True),  # more than it needs
+        ("era:life:4", True, False),
+        ("era:life:6", False, False),  # what was written in era 5 is not in it
+    ],
+)
+def test_changes_since_an_era_are_taken_at_that_era_or_a_later_one(
+    place: Place, base: str, minimal: bool, is_taken: bool
+) -> None:
+    place.receive(delta("era", "era:life:1", "era:life:5"))
+    if is_taken:
+        assert place.receive(delta("era", base, minimal=minimal)).notes == []
+    else:
+        with pytest.raises(ConflictError, match="send all of it with since=0"):
+            place.receive(delta("era", base, minimal=minimal))
+
+
+def test_an_era_of_another_history_is_its_users_word_unless_it_was_remembered(place: Place) -> None:
+    place.receive(delta("era", "era:life:1", "era:life:5"))
+    other = delta("era", "era:other:5", "era:other:6")
+    with pytest.raises(ConflictError):
+        place.receive(other, require_base=True)
+    assert any("is your word" in note for note in place.receive(other).notes)
+
+
+def test_a_remembered_base_is_not_believed_of_a_target_that_is_not_known(place: Place) -> None:
+    with pytest.raises(ConflictError, match="is at no point that is known"):
+        place.receive(delta("era", "era:life:5"), require_base=True)
+    assert place.receive(delta("era", "era:life:5"), require_base=True, ignore_base=True)
+
+
 def test_a_snapback_onto_the_wrong_point_is_refused(place: Place) -> None:
     for number in range(3):
         place.receive(place.step(number), snapback=place.folder / f"back{number}")

@@ -22,6 +22,7 @@ from lvmsync.system.device import aligned_buffer, open_device
 from tests.fake_pool import GROUP, POOL, FakePool, notes
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case, find_case, list_cases
+from tests.metadata_store import Thin, build_pool
 from tests.sources.loops import loop_of
 from tests.sources.machine import number_of
 
@@ -130,13 +131,13 @@ def test_a_copy_without_a_place_to_read_data_is_refused(tmp_path: Path) -> None:
         open_source(parse_source(f"thin:{path},id=1,size={SIZE}"), Reading(data_source=str(small))).__enter__()
 
 
-def test_a_size_that_nothing_tells_ends_with_the_last_change_and_says_so(tmp_path: Path) -> None:
+def test_a_size_that_nothing_tells_ends_with_the_last_mapping_and_says_so(tmp_path: Path) -> None:
     path = metadata_of(BASIC, "reserved-m", tmp_path)
     with open_source(parse_source(f"thin:{path},id=1,base=4,snap=held"), MAP_ONLY) as source:
         assert source.size == source.changes.end == 8388608
         assert "give size=" in source.notes[0]
     with open_source(parse_source(f"thin:{path},id=5,base=3,snap=held"), MAP_ONLY) as source:
-        assert source.size == 196608
+        assert source.size == 8388608
 
 
 def test_the_bases_data_is_read_where_it_is_said(tmp_path: Path) -> None:
@@ -344,7 +345,6 @@ def id_of(lvs: list[dict[str, str]], name: str) -> str:
         ("vg/vol", None, (3, 1), "s1", ""),
         ("vg/s1", "vg/s2", (3, 4), "s1", "s2"),
         ("vg/s1", "vg/s1b", (3, 5), "s1", "s1b"),
-        ("vg/s1", "vg/other", (3, 6), "s1", ""),
     ],
 )
 def test_a_volume_of_lvm_means_its_snapshots(
@@ -371,6 +371,7 @@ def test_a_volume_of_lvm_means_its_snapshots(
         ("vg/s1", "vg/s1", "is the base itself"),
         ("vg/s2", "vg/s1", "before vg/s2 .*; name a later snapshot"),
         ("vg/s1", "vg/pool", "is no volume of the thin pool vg/pool"),
+        ("vg/s1", "vg/other", "vg/other has nothing to do with vg/s1"),
     ],
 )
 def test_a_volume_that_cannot_be_meant_is_refused_before_anything_is_taken(
@@ -413,3 +414,24 @@ def test_a_base_that_was_written_to_is_told(machine: Live, lvs: list[dict[str, s
     program.answer(json.dumps({"report": [{"lv": lvs}]}), "-a")
     with open_source(parse_source("vg/s1b"), MAP_ONLY) as source:
         assert "vg/s1b was written to after it was made" in source.notes[-1]
+
+
+def test_data_that_ends_before_the_last_mapping_is_refused(tmp_path: Path) -> None:
+    path = metadata_of(BASIC, "reserved-m", tmp_path)
+    short = tmp_path / "short"
+    short.write_bytes(bytes(100_000))
+    for base in ("", ",base=3"):
+        name = parse_source(f"thin:{path},id=1{base},snap=held")
+        with pytest.raises(UsageError, match="short has 100000 bytes, and thin device 1 has data at 8323072"):
+            open_source(name, Reading(data_source=str(short))).__enter__()
+    name = parse_source(f"thin:{path},id=1,base=3,snap=held,size=96K")
+    with open_source(name, Reading(data_source=str(short))) as source:  # its user's word
+        assert source.size == 98304
+        assert "which is left out" in source.notes[0]
+
+
+def test_a_device_without_mappings_has_no_size_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "meta"
+    path.write_bytes(build_pool({1: Thin({}), 2: Thin({})}).image)
+    with open_source(parse_source(f"thin:{path},id=1,base=2"), MAP_ONLY) as source:
+        assert source.size == 0

@@ -394,6 +394,7 @@ def test_a_compressed_body_is_checked_before_it_is_decompressed() -> None:
         (b'{"size": 1, "changed_bytes": -5}', "'changed_bytes' is not a byte or extent count"),
         (b'{"size": 1, "name": 5}', "'name' is not text"),
         (b'{"size": 1, "intent": {}}', "'intent' is not text"),
+        (b'{"size": 1, "minimal": 1}', "'minimal' is not true or false"),
         (b'{"size": 1, "base": "x"}', "'base' is not an object"),
         (b'{"size": 1, "head": [1]}', "'head' is not an object"),
         (b'{"size": 1, "base": {}}', "'base' is not a point"),
