@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNNAMED = "state:"
+"""What the id of a point begins with that nothing but itself names: of a full copy, or of a comparison."""
+
 
 @dataclass(frozen=True)
 class Point:

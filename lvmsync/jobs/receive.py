@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError, SyncFailed, UsageError
-from lvmsync.history import Point
+from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.background import in_background
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.transaction import Transaction, Undo, read_spool
@@ -193,8 +193,8 @@ class _Job:
                 raise self._conflict("no point that is known", header.base)
             self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
         elif not _can_take(point, header, header.base):
-            # What a classic snapshot or the user says of a base may be right all the same: it is noted.
-            is_word = header.intent == DELTA and not header.minimal and _is_unknown(point, header, header.base)
+            # Where nothing says that it is wrong, the user may know better: it is noted.
+            is_word = header.intent == DELTA and _is_unknown(point, header, header.base)
             if self._options.ignore_base or (is_word and not self._options.require_base):
                 self._notes.append(
                     f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}: that it"
@@ -350,11 +350,16 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
 
 
 def _is_unknown(point: Point, header: Header, base: Point) -> bool:
-    """Tell whether nothing says that a target at ``point`` does *not* hold ``base``."""
+    """Tell whether nothing says that a target at ``point`` does *not* hold ``base``.
+
+    A full copy and a comparison leave a point that only says that nobody named it.
+    """
+    if point.id.startswith(UNNAMED):
+        return True
     if header.source == "era":
         since, now = _era(base), _era(point)
         return since is None or now is None or since[0] != now[0]
-    return header.source == "snapshot"
+    return header.source == "snapshot" and not header.minimal
 
 
 def _era(point: Point) -> tuple[str, int] | None:

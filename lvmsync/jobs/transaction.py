@@ -16,7 +16,7 @@ from typing import Any
 
 from lvmsync import __version__
 from lvmsync.errors import DeviceError, VerifyError
-from lvmsync.history import Point
+from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.stream.frames import SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
 from lvmsync.system import ledger as ledgers
@@ -56,8 +56,8 @@ class Transaction:
         self._out: BlockTarget | Snapback = target
         staged = ledger.record.transaction  # when a staged stream is taken up again
         self.id = staged.id if staged else uuid.uuid4().hex
-        self.before = ledger.record.point or header.base or Point(f"state:{uuid.uuid4().hex}")
-        self.after = header.head or Point(f"state:{self.id}", parent=self.before.id, time=_now())
+        self.before = ledger.record.point or header.base or Point(f"{UNNAMED}{uuid.uuid4().hex}")
+        self.after = header.head or Point(f"{UNNAMED}{self.id}", parent=self.before.id, time=_now())
 
     @property
     def spool(self) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from lvmsync.errors import DeviceError, UsageError
-from lvmsync.history import Point
+from lvmsync.history import UNNAMED, Point
 from lvmsync.names import Volume
 from lvmsync.sources.source import Reading
 from lvmsync.system import dm, ioctl
@@ -97,4 +97,4 @@ def choose_size(device: Device, size: int | None) -> int:
 
 def make_point() -> Point:
     """Return a point for the state that a device is in now, which nothing else names."""
-    return Point(f"state:{uuid.uuid4().hex}", None, datetime.now(UTC).isoformat(timespec="seconds"))
+    return Point(f"{UNNAMED}{uuid.uuid4().hex}", None, datetime.now(UTC).isoformat(timespec="seconds"))

@@ -238,14 +238,14 @@ def _is_snapshot(volume: lvm.LogicalVolume, pool: Sequence[lvm.LogicalVolume]) -
 
 
 def _may_be_related(base: lvm.LogicalVolume, head: lvm.LogicalVolume, pool: Sequence[lvm.LogicalVolume]) -> bool:
-    """Tell whether two volumes go back to the same one, as far as LVM still knows: origins may have been removed."""
+    """Tell whether two volumes may go back to the same one; LVM forgets an origin that was removed."""
     roots = []
     for volume in (base, head):
         root, left = volume, len(pool)
         while left and (origin := next((one for one in pool if one.id == root.origin_id), None)):
             root, left = origin, left - 1
         roots.append(root)
-    return roots[0].id == roots[1].id or any("snapshot" in role for root in roots for role in root.role)
+    return roots[0].id == roots[1].id or roots[0].id == base.id
 
 
 def _open_volume(volume: lvm.LogicalVolume, *, frozen: bool) -> Device:

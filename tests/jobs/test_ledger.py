@@ -115,6 +115,12 @@ def test_a_delta_that_does_not_lead_from_the_targets_point_is_refused(
     assert any("is your word" in note for note in place.receive(again, ignore_base=True).notes)
 
 
+@pytest.mark.parametrize("minimal", [False, True])
+def test_what_a_full_copy_or_a_comparison_left_is_its_users_word(place: Place, minimal: bool) -> None:
+    place.receive(delta("compare", "old", "state:1234"))
+    assert any("is your word" in note for note in place.receive(delta("thin", "lv:a", minimal=minimal)).notes)
+
+
 @pytest.mark.parametrize(
     ("base", "minimal", "is_taken"),
     [
