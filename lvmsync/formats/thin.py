@@ -88,8 +88,8 @@ class Superblock(NamedTuple):
         if found.version not in THIN_VERSIONS or found.incompat_flags:
             raise damaged(
                 number,
-                f"version {found.version} with incompatible features {found.incompat_flags:#x}, not 1 or 2"
-                " with none: not known to this lvmsync",
+                f"version {found.version} with incompatible features {found.incompat_flags:#x}, not 1 or 2 with"
+                " none: not known to this lvmsync",
             )
         if found.flags & NEEDS_CHECK:
             raise ChangesLost(

@@ -156,7 +156,7 @@ def open_volume(name: Volume, volume: lvm.LogicalVolume, reading: Reading) -> It
 
 
 def find_unmapped(device: Device, purpose: str) -> _Map | None:
-    """Return what of an open thin device is not mapped, as the ``holes`` of a map; None if it is of another kind.
+    """Return what of an open thin device reads as zeros, as the ``holes`` of a map; None if it is of another kind.
 
     Raises:
         ConflictError: the pool's metadata snapshot cannot be had.
@@ -172,7 +172,8 @@ def find_unmapped(device: Device, purpose: str) -> _Map | None:
     if pool is None:
         return None
     with dm.open_number(parse_pool_table(pool.text, pool.device.path)[0]) as metadata, naming(metadata):
-        return _read_map(metadata, pool, None, _Wanted(thin_id, None, device.size), purpose)
+        found = _read_map(metadata, pool, None, _Wanted(thin_id, None, device.size), purpose)
+    return replace(found, holes=_zeros(found.holes, device))
 
 
 def _head_point(head: lvm.LogicalVolume, base: Point, *, is_snapshot: bool) -> Point:

@@ -147,6 +147,9 @@ put /dev/vg/inner 300 4000 30
 blkdiscard -o $((7 * 65536)) -l 131072 /dev/vg/inner # shows the external origin again
 expect 0 '' through vg/innersnap -- vg/small
 same /dev/vg/inner /dev/vg/small
+put /dev/vg/small 0 6000 1024
+expect 0 '' lvmsync sync -q full:/dev/vg/inner vg/small
+same /dev/vg/inner /dev/vg/small
 lvremove -q -q -y vg/innersnap vg/inner vg/outer vg/small
 
 ### Geometry
