@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from lvmsync.errors import ChangesLost, FormatError
 from lvmsync.extents import MAX_SIZE, ChangeMap, MapBuilder, Offsets
-from lvmsync.formats.pdata import BLOCK_SIZE, SECTOR, BTree, ReadBlocks, checksum, damaged, read_array
+from lvmsync.formats.pdata import BLOCK_SIZE, SECTOR, BTree, ReadBlocks, check_superblock, damaged, read_array
 
 SUPERBLOCK_MAGIC = 2126579579
 ERA_VERSION = 1  # MIN_ERA_VERSION and MAX_ERA_VERSION
@@ -71,16 +71,8 @@ class Superblock(NamedTuple):
         Raises:
             FormatError: it is none, damaged, or of an unknown version.
         """
-        if len(block) < BLOCK_SIZE:
-            raise FormatError(f"era metadata: {len(block)} bytes, not even one block: this is no era metadata")
+        check_superblock(block, number, magic=SUPERBLOCK_MAGIC, xor=_SUPERBLOCK_XOR, what="era")
         found = cls._make(_SUPERBLOCK.unpack_from(block))
-        if found.magic != SUPERBLOCK_MAGIC:
-            raise damaged(number, f"magic {found.magic}, not {SUPERBLOCK_MAGIC}: this is no era metadata")
-        expected = checksum(block, _SUPERBLOCK_XOR)
-        if found.csum != expected:
-            raise damaged(number, f"checksum {found.csum:#x}, not {expected:#x}: the superblock is damaged")
-        if found.blocknr != number:
-            raise damaged(number, f"it says that it is block {found.blocknr}: a superblock in the wrong place")
         if found.version != ERA_VERSION:
             raise damaged(number, f"version {found.version}, not {ERA_VERSION}: not known to this lvmsync")
         if found.metadata_block_size * SECTOR != BLOCK_SIZE:

@@ -8,6 +8,7 @@ together and decoded as arrays, so that a tree of millions of entries costs no P
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,7 @@ ReadBlocks = Callable[[Offsets], Blocks]
 for a number past the end of the metadata, and DeviceError where the device fails."""
 
 _HEADER_SIZE = 32
+_SUPERBLOCK_START = struct.Struct("<I4xQ16xQ")  # csum, flags, blocknr, uuid, magic: the same for all targets
 _ARRAY_HEADER_SIZE = 24
 _LAST_KEY = (1 << 64) - 1
 _U64 = np.dtype("<u8")
@@ -78,6 +80,31 @@ def check_blocks(blocks: Blocks, numbers: Offsets, xor: int, number_at: int, wha
     if is_bad.any():
         at = int(is_bad.argmax())
         raise damaged(int(numbers[at]), f"it says that it is block {int(own[at])}: a {what} in the wrong place")
+
+
+def check_superblock(block: bytes | memoryview, number: int, *, magic: int, xor: int, what: str) -> None:
+    """Check what a superblock of any target begins with: its magic, its checksum and its own number.
+
+    Args:
+        block: what was read.
+        number: of the block that it was read from.
+        magic: of the target.
+        xor: the constant of its superblocks.
+        what: the target, as messages call it.
+
+    Raises:
+        FormatError: it is shorter than a block, of another target, damaged, or in the wrong place.
+    """
+    if len(block) < BLOCK_SIZE:
+        raise FormatError(f"{what} metadata: {len(block)} bytes, not even one block: this is no {what} metadata")
+    csum, own, found = _SUPERBLOCK_START.unpack_from(block)
+    if found != magic:
+        raise damaged(number, f"magic {found}, not {magic}: this is no {what} metadata")
+    expected = checksum(block, xor)
+    if csum != expected:
+        raise damaged(number, f"checksum {csum:#x}, not {expected:#x}: the superblock is damaged")
+    if own != number:
+        raise damaged(number, f"it says that it is block {own}: a superblock in the wrong place")
 
 
 def damaged(number: int, why: str) -> FormatError:

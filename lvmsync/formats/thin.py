@@ -17,7 +17,16 @@ import numpy as np
 
 from lvmsync.errors import ChangesLost, FormatError
 from lvmsync.extents import MAX_SIZE, ChangeMap, MapBuilder, Offsets
-from lvmsync.formats.pdata import BLOCK_SIZE, SECTOR, BTree, Level, ReadBlocks, checksum, damaged, unshared_leaves
+from lvmsync.formats.pdata import (
+    BLOCK_SIZE,
+    SECTOR,
+    BTree,
+    Level,
+    ReadBlocks,
+    check_superblock,
+    damaged,
+    unshared_leaves,
+)
 
 THIN_SUPERBLOCK_MAGIC = 27022010
 THIN_VERSIONS = (1, 2)
@@ -75,16 +84,8 @@ class Superblock(NamedTuple):
             FormatError: it is none, damaged, or of an unknown version.
             ChangesLost: the kernel asks for a check of the metadata.
         """
-        if len(block) < BLOCK_SIZE:
-            raise FormatError(f"thin metadata: {len(block)} bytes, not even one block: this is no thin metadata")
+        check_superblock(block, number, magic=THIN_SUPERBLOCK_MAGIC, xor=_SUPERBLOCK_XOR, what="thin-pool")
         found = cls._make(_SUPERBLOCK.unpack_from(block))
-        if found.magic != THIN_SUPERBLOCK_MAGIC:
-            raise damaged(number, f"magic {found.magic}, not {THIN_SUPERBLOCK_MAGIC}: this is no thin-pool metadata")
-        expected = checksum(block, _SUPERBLOCK_XOR)
-        if found.csum != expected:
-            raise damaged(number, f"checksum {found.csum:#x}, not {expected:#x}: the superblock is damaged")
-        if found.blocknr != number:
-            raise damaged(number, f"it says that it is block {found.blocknr}: a superblock in the wrong place")
         if found.version not in THIN_VERSIONS or found.incompat_flags:
             raise damaged(
                 number,
