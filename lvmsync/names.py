@@ -4,6 +4,9 @@
     snapshot:COW,origin=PATH[,size=S]         a dm-snapshot COW store and its origin
     thin:METADATA,id=N[,base=M]               thin device N of a dm-thin pool, against thin device M
     era:METADATA[,since=N]                    what dm-era saw written since era N, inclusive
+    dattobd:COWFILE                           what an elastio-snap or dattobd COW file tells
+    blksnap:DEVICE[,since=N]                  what blksnap saw written since its snapshot N
+    blksnap:MAPFILE,since=N,block-size=B      the same, from a saved map
     compare:NEW[,old=PATH]                    where two devices differ
     full:DEVICE                               everything
     [USER@]HOST:NAME                          a target on another machine
@@ -12,6 +15,8 @@ A word with exactly one slash and no leading ``/`` or ``./`` is VG/LV, always; a
 A SOURCE is split at the first ``:``, then at each ``,`` before ``key=``; a literal comma is doubled.
 Every kind takes ``size=S``, the device's size, where its metadata does not hold it; thin and era take
 ``snap=held`` (read the metadata snapshot that is reserved) and ``snap=live`` (read the live superblock).
+dattobd takes ``uuid=U`` and ``seqid=N`` of the snapshot that the data is of, where no driver can be asked;
+blksnap takes ``number=C`` of the snapshot that a saved map was read in.
 """
 
 from __future__ import annotations
@@ -24,10 +29,12 @@ from lvmsync.errors import UsageError
 KINDS = ("snapshot", "thin", "era", "dattobd", "blksnap", "compare", "full")
 """Every word that is a kind of source, and so cannot be a bare host name."""
 
-_KEYS = {  # the kinds that this version reads, and their keys
+_KEYS = {  # of each kind
     "snapshot": ("origin", "size"),
     "thin": ("id", "base", "size", "snap"),
     "era": ("since", "size", "snap"),
+    "dattobd": ("size", "uuid", "seqid"),
+    "blksnap": ("since", "block-size", "number", "size"),
     "compare": ("old", "size"),
     "full": ("size",),
 }
@@ -36,6 +43,10 @@ MAX_THIN_ID = (1 << 24) - 1
 """The largest number of a thin device (Linux v6.1, MAX_DEV_ID in drivers/md/dm-thin.c)."""
 MAX_ERA = (1 << 32) - 1
 """The largest number of an era: it is a u32."""
+MAX_SEQID = (1 << 64) - 1
+"""The largest sequence number of a dattobd snapshot: it is a u64."""
+MAX_SNAPSHOT_NUMBER = 255
+"""The largest number of a blksnap snapshot: it is a byte."""
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
 _HOST = re.compile(
@@ -43,6 +54,8 @@ _HOST = re.compile(
 )
 _SIZE = re.compile(r"(?P<number>\d+)(?:(?P<unit>[KMGTPE])(?:iB)?|[Bb])?", re.IGNORECASE | re.ASCII)
 _UNITS = " KMGTPE"
+_UUID = re.compile(r"[0-9A-Fa-f]{32}")
+_SECTOR = 512
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,53 @@ class EraMetadata:
 
 
 @dataclass(frozen=True)
+class CowFile:
+    """``dattobd:COWFILE``: a COW file of elastio-snap or dattobd.
+
+    Attributes:
+        file: its path.
+        size: the device's size in bytes; None: taken from where its data is.
+        uuid: of the snapshot that the data is of, 32 hex digits; None: the driver is asked, where there is one.
+        seqid: that snapshot's sequence number; None: as for ``uuid``.
+    """
+
+    file: Volume
+    size: int | None = None
+    uuid: str | None = None
+    seqid: int | None = None
+
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        return _join_keys("dattobd", self.file, size=self.size, uuid=self.uuid, seqid=self.seqid)
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """``blksnap:DEVICE[,since=N]`` or ``blksnap:MAPFILE,since=N,block-size=B``: a map of changed blocks.
+
+    Attributes:
+        place: path of the tracked device, or of a file that holds its map, a byte a block.
+        since: number of the snapshot that is the base; None: nothing said it yet.
+        block_size: bytes of a block, of a saved map; None of a device.
+        number: of the snapshot that a saved map was read in; None: not known.
+        size: the device's size in bytes, of a saved map; None: taken from where its data is.
+    """
+
+    place: Volume
+    since: int | None = None
+    block_size: int | None = None
+    number: int | None = None
+    size: int | None = None
+
+    @property
+    def word(self) -> str:
+        """How a command line names it."""
+        keys = {"since": self.since, "block-size": self.block_size, "number": self.number, "size": self.size}
+        return _join_keys("blksnap", self.place, **keys)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """``compare:NEW[,old=PATH]``: where two devices differ.
 
@@ -172,7 +232,7 @@ class WholeDevice:
         return _join_keys("full", self.device, size=self.size)
 
 
-SourceName = Volume | SnapshotStore | ThinDevice | EraMetadata | Comparison | WholeDevice
+SourceName = Volume | SnapshotStore | ThinDevice | EraMetadata | CowFile | BlockMap | Comparison | WholeDevice
 
 
 def _join_keys(kind: str, path: Volume, **values: str | int | None) -> str:
@@ -237,8 +297,6 @@ def parse_source(word: str) -> SourceName:
     """
     kind, colon, rest = word.partition(":")
     if colon and kind in KINDS:
-        if kind not in _KEYS:
-            raise UsageError(f"source kind '{kind}' is not supported by this version; it reads: {', '.join(_KEYS)}")
         path, values = _split_keys(rest, kind)
         return _build_source(kind, parse_volume(path), values, word)
     if not word.startswith(("/", "./", "../")) and _HOST.fullmatch(word):
@@ -270,10 +328,27 @@ def _build_source(kind: str, path: Volume, values: dict[str, str], word: str) ->
         case "era":
             since = _parse_number("since", values["since"], MAX_ERA) if "since" in values else None
             return EraMetadata(path, since, size, snap)
+        case "dattobd":
+            if "uuid" in values and not _UUID.fullmatch(values["uuid"]):
+                raise UsageError(f"uuid={values['uuid']} is out of range: 32 hex digits, as in the driver's list")
+            seqid = _parse_number("seqid", values["seqid"], MAX_SEQID) if "seqid" in values else None
+            return CowFile(path, size, values["uuid"].lower() if "uuid" in values else None, seqid)
+        case "blksnap":
+            return _build_map(path, values, size)
         case "compare":
             return Comparison(path, parse_volume(values["old"]) if "old" in values else None, size)
         case _:
             return WholeDevice(path, size)
+
+
+def _build_map(path: Volume, values: dict[str, str], size: int | None) -> BlockMap:
+    """Return the source of a blksnap map, with its keys read and checked."""
+    since = _parse_number("since", values["since"], MAX_SNAPSHOT_NUMBER) if "since" in values else None
+    number = _parse_number("number", values["number"], MAX_SNAPSHOT_NUMBER) if "number" in values else None
+    block_size = parse_size(values["block-size"]) if "block-size" in values else None
+    if block_size is not None and (block_size < _SECTOR or block_size & (block_size - 1)):
+        raise UsageError(f"block-size={values['block-size']} is out of range: a power of 2, and {_SECTOR} at the least")
+    return BlockMap(path, since, block_size, number, size)
 
 
 def _parse_number(key: str, text: str, most: int) -> int:
@@ -282,7 +357,7 @@ def _parse_number(key: str, text: str, most: int) -> int:
     Raises:
         UsageError: it is not one, or out of range.
     """
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) <= most):
         raise UsageError(f"{key}={text} is out of range: a number from 0 to {most}")
     return int(text)
 

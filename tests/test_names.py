@@ -12,8 +12,12 @@ from lvmsync.errors import UsageError
 from lvmsync.names import (
     KINDS,
     MAX_ERA,
+    MAX_SEQID,
+    MAX_SNAPSHOT_NUMBER,
     MAX_THIN_ID,
+    BlockMap,
     Comparison,
+    CowFile,
     EraMetadata,
     Host,
     SnapshotStore,
@@ -149,6 +153,12 @@ def test_any_path_can_be_written_as_a_store_and_an_origin(store: str, origin: st
         ("era:/meta", EraMetadata(Volume("/meta"))),
         ("era:/meta,since=0", EraMetadata(Volume("/meta"), 0)),
         ("era:vg/meta,since=4294967295,size=4k,snap=held", EraMetadata(Volume("vg/meta"), MAX_ERA, 4096, "held")),
+        ("dattobd:/cow", CowFile(Volume("/cow"))),
+        ("dattobd:./c,seqid=2,uuid=" + "aB" * 16, CowFile(Volume("./c"), None, "ab" * 16, 2)),
+        ("dattobd:/c,size=4K,seqid=18446744073709551615", CowFile(Volume("/c"), 4096, None, MAX_SEQID)),
+        ("blksnap:/dev/vda", BlockMap(Volume("/dev/vda"))),
+        ("blksnap:vg/lv,since=255", BlockMap(Volume("vg/lv"), MAX_SNAPSHOT_NUMBER)),
+        ("blksnap:./m,size=1M,block-size=64K,since=0,number=3", BlockMap(Volume("./m"), 0, 65536, 3, 1 << 20)),
         ("compare:/new", Comparison(Volume("/new"))),
         ("compare:./new,old=vg/old,size=8", Comparison(Volume("./new"), Volume("vg/old"), 8)),
         ("compare:/new,old=/a,,b", Comparison(Volume("/new"), Volume("/a,b"))),
@@ -163,6 +173,8 @@ def test_every_kind_is_read_with_its_keys_in_any_order(word: str, source: Source
 NUMBERS = st.none() | st.integers(0, MAX_THIN_ID)
 SIZES = st.none() | st.integers(1, (1 << 63) - 1)
 VOLUMES = PATHS.map(Volume)
+SEQIDS = st.none() | st.integers(0, MAX_SEQID)
+BYTES = st.none() | st.integers(0, MAX_SNAPSHOT_NUMBER)
 SNAPS = st.sampled_from([None, "held", "live"])
 
 
@@ -170,11 +182,13 @@ SNAPS = st.sampled_from([None, "held", "live"])
     st.builds(SnapshotStore, VOLUMES, VOLUMES, SIZES)
     | st.builds(ThinDevice, VOLUMES, st.integers(0, MAX_THIN_ID), NUMBERS, SIZES, SNAPS)
     | st.builds(EraMetadata, VOLUMES, st.none() | st.integers(0, MAX_ERA), SIZES, SNAPS)
+    | st.builds(CowFile, VOLUMES, SIZES, st.none() | st.text("0123456789abcdef", min_size=32, max_size=32), SEQIDS)
+    | st.builds(BlockMap, VOLUMES, BYTES, st.none() | st.integers(9, 62).map(lambda bits: 1 << bits), BYTES, SIZES)
     | st.builds(Comparison, VOLUMES, st.none() | VOLUMES, SIZES)
     | st.builds(WholeDevice, VOLUMES, SIZES)
 )
 def test_every_source_is_named_again_as_the_command_line_would(
-    source: SnapshotStore | ThinDevice | EraMetadata | Comparison | WholeDevice,
+    source: SnapshotStore | ThinDevice | EraMetadata | CowFile | BlockMap | Comparison | WholeDevice,
 ) -> None:
     assert parse_source(source.word) == source
 
@@ -190,8 +204,17 @@ def test_every_source_is_named_again_as_the_command_line_would(
         ("snapshot:/cow,origin=/o,size=big", "not a size: 'big'"),
         ("snapshot:/cow,origin=/o,base=3", "unknown key 'base' .* known are: origin, size"),
         ("snapshot:/cow,origin=/o,origin=/p", "'origin' is given twice"),
-        ("dattobd:/x", "kind 'dattobd' is not supported by this version; it reads: snapshot, thin, era, compare, full"),
-        ("blksnap:/x", "kind 'blksnap' is not supported by this version"),
+        ("dattobd:x", "neither VG/LV nor a path"),
+        ("dattobd:/x,since=1", "unknown key 'since' .* known are: size, uuid, seqid"),
+        ("dattobd:/x,uuid=abc", "uuid=abc is out of range: 32 hex digits"),
+        ("dattobd:/x,seqid=-1", "seqid=-1 is out of range: a number from 0 to 18446744073709551615"),
+        ("dattobd:/x,seqid=18446744073709551616", "seqid=18446744073709551616 is out of range"),
+        ("blksnap:/x,base=1", "unknown key 'base' .* known are: since, block-size, number, size"),
+        ("blksnap:/x,since=256", "since=256 is out of range: a number from 0 to 255"),
+        ("blksnap:/x,number=256", "number=256 is out of range: a number from 0 to 255"),
+        ("blksnap:/x,block-size=256", "block-size=256 is out of range: a power of 2, and 512 at the least"),
+        ("blksnap:/x,block-size=3000", "block-size=3000 is out of range: a power of 2"),
+        ("blksnap:/x,block-size=big", "not a size: 'big'"),
         ("thin:/meta", "names no thin device: write thin:METADATA,id=N,base=M"),
         ("thin:/meta,base=1", "names no thin device"),
         ("thin:,id=1", "an empty name"),

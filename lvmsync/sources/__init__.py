@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from lvmsync.names import Comparison, EraMetadata, SnapshotStore, SourceName, ThinDevice, Volume, WholeDevice
+from lvmsync.names import (
+    BlockMap,
+    Comparison,
+    CowFile,
+    EraMetadata,
+    SnapshotStore,
+    SourceName,
+    ThinDevice,
+    Volume,
+    WholeDevice,
+)
 from lvmsync.sources.source import Reading, Source
 
 __all__ = ["Reading", "Source", "open_source"]
@@ -40,6 +50,14 @@ def open_source(name: SourceName, reading: Reading | None = None) -> AbstractCon
             from lvmsync.sources import era
 
             return era.open_metadata(name, reading)
+        case CowFile():
+            from lvmsync.sources import dattobd
+
+            return dattobd.open_cow_file(name, reading)
+        case BlockMap():
+            from lvmsync.sources import blksnap
+
+            return blksnap.open_map(name, reading)
         case Comparison():
             from lvmsync.sources import compare
 

@@ -211,7 +211,10 @@ def test_help_may_come_before_the_verb_and_among_other_words(place: Place) -> No
         (["changes", STORE + ",bass=1"], "unknown key 'bass' in a 'snapshot:' source; known are: origin, size"),
         (["changes", STORE + ",size=4Q"], "not a size: '4Q'"),
         (["changes", STORE + ",size=1G"], f"./origin has {SIZE} bytes, less than the {1 << 30}"),
-        (["changes", "dattobd:/x"], "source kind 'dattobd' is not supported by this version; it reads: snapshot"),
+        (
+            ["changes", "dattobd:./cow,since=1"],
+            "unknown key 'since' in a 'dattobd:' source; known are: size, uuid, seqid",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
