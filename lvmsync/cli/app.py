@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -41,7 +40,7 @@ from lvmsync.cli.options import (
     Verbose,
 )
 from lvmsync.errors import LvmsyncError, UsageError
-from lvmsync.names import Comparison, parse_source, parse_target
+from lvmsync.names import Comparison, parse_source
 
 app = typer.Typer(
     name="lvmsync",
@@ -242,63 +241,28 @@ def sync(
 ) -> None:
     """Bring a copy up to date with one delta, and believe only the receiver's receipt."""
     from lvmsync.cli import render
-    from lvmsync.cli.refinement import Refinement, open_compared
+    from lvmsync.cli.delivery import Delivery, Orders, Way
+    from lvmsync.cli.refinement import Refinement
     from lvmsync.jobs.era_points import Memory
-    from lvmsync.jobs.sync import Peer, far_words, leaves_words
-    from lvmsync.jobs.sync import sync as run
     from lvmsync.sources import Reading
     from lvmsync.system.ledger import state_folder
-    from lvmsync.transport import Ssh, open_transport
 
-    place = parse_target(target)
-    if state and place.host:
-        raise UsageError("--state is of this machine; set LVMSYNC_STATE on the far side")
-    if snapback and no_undo:
-        raise UsageError("--snapback and --no-undo do not go together")
-    options = stream_options(stream_format, compress or ("zstd:1" if place.host and stream_format == 4 else None))
-    flags = {
-        "--no-undo": no_undo, "--create": create, "--atomic": atomic, "--allow-smaller-target": allow_smaller,
-        "--ignore-base": ignore_base, "--dry-run": dry_run, "--debug": debug,
-    }  # fmt: skip
-    arguments = [flag for flag, given in flags.items() if given]
-    arguments += ["--snapback", snapback] if snapback else []
-    arguments += ["--state", state] if state else []
-    command = shlex.split(remote_command) if place.host else []
+    way = Way(rsh, port, identity, sudo, remote_command)
+    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
     refinement = Refinement(minimal, audit, base_data)
-    memory = Memory(state_folder(state), str(place))
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
-
-        def connect(words: list[str]) -> Peer:
-            peer = Peer(str(place))
-            transport = open_transport(
-                place.host,
-                words,
-                rsh=shlex.split(rsh) if rsh and place.host else None,
-                ssh=Ssh(port=port, identity=identity),
-                on_stderr=lambda line: render.hear(peer, line),
-            )
-            peer.transport = stack.enter_context(transport)
-            return peer
-
+        delivery = Delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
+        stack.enter_context(delivery)
+        memory = Memory(state_folder(state), str(delivery.place))
         name = parse_source(source)
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         if isinstance(name, Comparison) and name.old is None:
-            if create:
-                raise UsageError(
-                    f"--create makes the target, so there is nothing to compare with: use full:{name.new.word}"
-                )
-
-            def connect_leaves(size: int, seed: int) -> Peer:
-                return connect(leaves_words(command, place.name, size, seed, sudo=sudo))
-
-            opened = open_compared(name, place, reading, connect_leaves, report)
+            opened = delivery.open_compared(name, reading)
         else:
             opened = memory.open(name, reading)
-        changes = refinement.apply(stack.enter_context(opened), report)
-        arguments += ["--require-base"] if memory.is_used else []
-        peer = connect(far_words(command, arguments, place.name, sudo=sudo and place.host is not None))
-        receipt = memory.remember(run(changes, peer, options, report, dry_run=dry_run))
+        found = refinement.apply(stack.enter_context(opened), report)
+        receipt = memory.remember(delivery.send(found, require_base=memory.is_used))
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
 

@@ -1,16 +1,13 @@
-"""``--minimal``, ``--audit`` and ``--base-data``, and ``compare:`` with the target of a sync."""
+"""``--minimal``, ``--audit`` and ``--base-data``: a map that is held against the base."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from lvmsync.errors import UsageError
-from lvmsync.jobs.progress import Progress, Report
-from lvmsync.jobs.sync import Peer
-from lvmsync.names import Comparison, SourceName, TargetName, Volume, WholeDevice
-from lvmsync.sources import Reading, Source, open_source
+from lvmsync.jobs.progress import Report
+from lvmsync.names import Comparison, SourceName, WholeDevice
+from lvmsync.sources import Reading, Source
 
 
 @dataclass(frozen=True)
@@ -60,19 +57,3 @@ class Refinement:
         from lvmsync.jobs.refine import refine
 
         return refine(source, report, minimal=self.minimal, audit_percent=self.audit_percent)
-
-
-def open_compared(
-    name: Comparison,
-    place: TargetName,
-    reading: Reading,
-    connect: Callable[[int, int], Peer],
-    report: Report,
-) -> AbstractContextManager[Source]:
-    """Open a comparison with the target of a sync, wherever that is; ``connect`` reaches a far one."""
-    report(Progress("comparing", 0, None))
-    if place.host is None:
-        return open_source(replace(name, old=Volume(place.name)), reading)
-    from lvmsync.jobs.leaves import open_far_comparison
-
-    return open_far_comparison(name, reading, connect, report)
