@@ -5,102 +5,49 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cli.site import BIN, STORE, WAYS, Site, error, make_site, run_far_side
 from tests.cow_store import CHUNK, build_store
 from tests.sources.loops import loop_of, sparse
-from tests.sshd import Sshd, run_sshd
+from tests.sshd import Sshd
 
-BIN = Path(sys.executable).parent
-WAYS = ("path", "asyncssh", "rsh")
 MIB = 1 << 20
 OLD = np.random.default_rng(1).bytes(4 * MIB)
-STORE = "snapshot:./store,origin=./origin"
 REWRITTEN, CHANGED = 5, 40  # chunks of the store: one was written with the same bytes
-
-
-@dataclass(frozen=True)
-class Site:
-    """A source here, a target there, and the words to get from one to the other."""
-
-    folder: Path
-    sshd: Sshd
-    way: str
-
-    @property
-    def target(self) -> Path:
-        return self.folder / "far" / "target.img"
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / "lvmsync"), *words],
-            cwd=self.folder,
-            env={**os.environ, "HOME": str(self.folder / "home"), "LVMSYNC_STATE": str(self.folder / "far" / "state")},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def sync(self, source: str, *options: str, target: str | None = None) -> subprocess.CompletedProcess[str]:
-        place = f"{'' if self.way == 'path' else '127.0.0.1:'}{target or self.target}"
-        rsh = ["-e", f"ssh -F {self.sshd.config}"] if self.way == "rsh" else []
-        return self.run("sync", source, place, *rsh, *options)
-
-    def write_origin(self, *places: int) -> bytes:
-        new = bytearray(OLD)
-        for place in places:
-            new[place] ^= 1
-        (self.folder / "origin").write_bytes(new)
-        return bytes(new)
-
-    def program(self, name: str, script: str) -> str:
-        path = self.folder / "far" / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        return str(path)
 
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    state = tmp_path_factory.mktemp("state")
-    env = {"PATH": f"{BIN}:/usr/bin:/bin", "LVMSYNC_STATE": str(state)}
-    with run_sshd(tmp_path_factory.mktemp("sshd"), env=env) as sshd:
+    with run_far_side(tmp_path_factory) as sshd:
         yield sshd
 
 
 @pytest.fixture(params=WAYS)
 def site(request: pytest.FixtureRequest, sshd: Sshd, tmp_path: Path) -> Site:
-    for folder in "far", "home", "home/.ssh":
-        (tmp_path / folder).mkdir()
-    (tmp_path / "home/.ssh/config").write_text(sshd.config.read_text())
-    (tmp_path / "home/.ssh/known_hosts").write_text(sshd.known_hosts.read_text())
     store = bytearray(build_store([(REWRITTEN, 2), (CHANGED, 3)]))
     for chunk, at in ((REWRITTEN, 2), (CHANGED, 3)):
         store[at * CHUNK : (at + 1) * CHUNK] = OLD[chunk * CHUNK : (chunk + 1) * CHUNK]
-    (tmp_path / "store").write_bytes(store)
-    made = Site(tmp_path, sshd, request.param)
-    made.write_origin(CHANGED * CHUNK + 7)
-    made.target.write_bytes(OLD)
-    return made
+    site = make_site(tmp_path, sshd, request.param, store=bytes(store), origin=OLD, target=OLD)
+    write_origin(site, CHANGED * CHUNK + 7)
+    return site
+
+
+def write_origin(site: Site, *places: int) -> bytes:
+    """Change a byte at each place of what the origin was, and return what it is now."""
+    new = bytearray(OLD)
+    for place in places:
+        new[place] ^= 1
+    (site.folder / "origin").write_bytes(new)
+    return bytes(new)
 
 
 over_ssh = pytest.mark.parametrize("site", ["asyncssh", "rsh"], indirect=True)
 here = pytest.mark.parametrize("site", ["path"], indirect=True)
-
-
-def error(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line that ends a failure, our own."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("lvmsync: ")]
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[0]
 
 
 def receipt_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -114,7 +61,7 @@ def receipt_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 
 def test_compare_brings_the_target_up_to_date_with_what_differs(site: Site) -> None:
-    new = site.write_origin(0, MIB - 1, 3 * MIB + 5)
+    new = write_origin(site, 0, MIB - 1, 3 * MIB + 5)
     receipt = receipt_of(site.sync("compare:./origin", "--json"))
     assert (receipt["bytes"], receipt["extents"], receipt["confirmed"]) == (3 * 4096, 3, True)
     assert site.target.read_bytes() == new
@@ -130,7 +77,7 @@ def test_compare_tells_what_a_dry_run_would_send(site: Site) -> None:
 
 def test_compare_refuses_a_smaller_target_unless_told(site: Site) -> None:
     site.target.write_bytes(OLD[: 2 * MIB + 5])
-    new = site.write_origin(0)
+    new = write_origin(site, 0)
     assert "too small" in error(site.sync("compare:./origin"))
     assert site.sync("compare:./origin", "--allow-smaller-target").returncode == 0
     assert site.target.read_bytes() == new[: 2 * MIB + 5]
@@ -138,7 +85,7 @@ def test_compare_refuses_a_smaller_target_unless_told(site: Site) -> None:
 
 def test_compare_leaves_the_rest_of_a_larger_target_alone(site: Site) -> None:
     site.target.write_bytes(OLD + b"tail")
-    new = site.write_origin(4 * MIB - 1)
+    new = write_origin(site, 4 * MIB - 1)
     done = site.sync("compare:./origin")
     assert done.returncode == 0, done.stderr
     assert "what is past 4194304 was not compared" in done.stderr
@@ -241,7 +188,7 @@ def test_the_base_may_be_the_target_itself(site: Site) -> None:
 
 
 def test_a_missed_change_stops_before_anything_is_sent(site: Site) -> None:
-    site.write_origin(CHANGED * CHUNK + 7, 3 * MIB + 4096)
+    write_origin(site, CHANGED * CHUNK + 7, 3 * MIB + 4096)
     base = site.folder / "base"
     base.write_bytes(OLD)
     done = site.sync(STORE, "--audit", "100", "--base-data", str(base))
@@ -259,7 +206,7 @@ def test_changes_and_send_take_them_too(site: Site) -> None:
     assert json.loads(site.run("changes", STORE, "--json").stdout)["changed_bytes"] == 2 * CHUNK
     done = site.run("send", STORE, "--minimal", "-o", "stream", "--json")
     assert receipt_of(done)["bytes"] == 4096
-    site.write_origin(0)
+    write_origin(site, 0)
     base = site.folder / "base"
     base.write_bytes(OLD)
     done = site.run("changes", STORE, "--audit", "100", "--base-data", str(base))
