@@ -335,9 +335,10 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
     """Tell whether a target at ``point`` becomes the head by a delta that starts from ``base``.
 
     At that very point it does. Behind it, only if the delta holds all that came since the base as well. A
-    classic snapshot's does: its exceptions only grow. So do changes since an era, at a later era of the same
-    history. That of a thin snapshot does not: what was mapped since, and is unmapped again, is not in it.
-    Neither does what was held against the base, for what came and went since is not in it.
+    classic snapshot's does: its exceptions only grow. So do changes that are counted, at a later point of
+    the same history, up to the head. That of a thin snapshot does not: what was mapped since, and is
+    unmapped again, is not in it. Neither does what was held against the base, for what came and went since
+    is not in it.
     """
     if base.id == point.id:
         return True
@@ -345,8 +346,10 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
         return False
     if header.source == "snapshot":
         return base.id == point.parent
-    since, now = _era(base), _era(point)
-    return since is not None and now is not None and since[0] == now[0] and since[1] <= now[1]
+    since, now, head = _counted(base), _counted(point), _counted(header.head)
+    if since is None or now is None or head is None or not since[0] == now[0] == head[0]:
+        return False
+    return since[1] <= now[1] <= head[1]
 
 
 def _is_unknown(point: Point, header: Header, base: Point) -> bool:
@@ -357,12 +360,16 @@ def _is_unknown(point: Point, header: Header, base: Point) -> bool:
     if point.id.startswith(UNNAMED):
         return True
     if header.source == "era":
-        since, now = _era(base), _era(point)
+        since, now = _counted(base), _counted(point)
         return since is None or now is None or since[0] != now[0]
     return header.source == "snapshot" and not header.minimal
 
 
-def _era(point: Point) -> tuple[str, int] | None:
-    """Return history and number of the era that a point is; None if it is none."""
-    life, _, number = point.id.rpartition(":")
-    return (life, int(number)) if life.startswith("era:") and number.isdecimal() else None
+_COUNTED = ("era:", "dattobd:", "blksnap:")
+"""What the ids of points begin with that end in the number of an era or a snapshot, which only grows."""
+
+
+def _counted(point: Point | None) -> tuple[str, int] | None:
+    """Return history and number of a point that has them; None if it has not."""
+    life, _, number = point.id.rpartition(":") if point else ("", "", "")
+    return (life, int(number)) if life.startswith(_COUNTED) and number.isdecimal() else None

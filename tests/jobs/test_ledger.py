@@ -121,24 +121,44 @@ def test_what_a_full_copy_or_a_comparison_left_is_its_users_word(place: Place, m
     assert any("is your word" in note for note in place.receive(delta("thin", "lv:a", minimal=minimal)).notes)
 
 
+@pytest.mark.parametrize("history", ["era:life", "dattobd:" + "ab" * 16, "blksnap:generation"])
 @pytest.mark.parametrize(
-    ("base", "minimal", "is_taken"),
+    ("base", "head", "minimal", "is_taken"),
     [
-        ("era:life:5", False, True),
-        ("era:life:4", False, True),  # more than it needs
-        ("era:life:4", True, False),
-        ("era:life:6", False, False),  # what was written in era 5 is not in it
+        (5, 7, False, True),
+        (4, 7, False, True),  # more than it needs
+        (4, 5, False, True),  # once again
+        (4, 7, True, False),
+        (6, 7, False, False),  # what was written in between is not in it
+        (3, 4, False, False),  # an old stream: its data is older than what the target holds
     ],
 )
-def test_changes_since_an_era_are_taken_at_that_era_or_a_later_one(
-    place: Place, base: str, minimal: bool, is_taken: bool
+def test_changes_that_are_counted_are_taken_from_their_base_up_to_their_head(
+    place: Place, history: str, base: int, head: int, minimal: bool, is_taken: bool
 ) -> None:
-    place.receive(delta("era", "era:life:1", "era:life:5"))
+    kind = history.partition(":")[0]
+    place.receive(delta(kind, f"{history}:1", f"{history}:5"))
+    stream = delta(kind, f"{history}:{base}", f"{history}:{head}", minimal=minimal)
     if is_taken:
-        assert place.receive(delta("era", base, minimal=minimal)).notes == []
+        assert place.receive(stream).notes == []
     else:
-        with pytest.raises(ConflictError, match="send all of it with since=0"):
-            place.receive(delta("era", base, minimal=minimal))
+        step = "send all of it with since=0" if kind == "era" else "bring it up to date with 'compare:'"
+        with pytest.raises(ConflictError, match=step):
+            place.receive(stream)
+
+
+@pytest.mark.parametrize("head", ["era:other:7", "new"])
+def test_a_head_of_another_history_says_nothing_of_the_targets_point(place: Place, head: str) -> None:
+    place.receive(delta("era", "era:life:1", "era:life:5"))
+    with pytest.raises(ConflictError):
+        place.receive(delta("era", "era:life:4", head))
+
+
+@pytest.mark.parametrize("kind", ["dattobd", "blksnap"])
+def test_a_tracker_of_another_history_does_not_lead_from_the_targets_point(place: Place, kind: str) -> None:
+    place.receive(delta(kind, f"{kind}:one:1", f"{kind}:one:2"))
+    with pytest.raises(ConflictError):
+        place.receive(delta(kind, f"{kind}:two:2", f"{kind}:two:3"))
 
 
 def test_an_era_of_another_history_is_its_users_word_unless_it_was_remembered(place: Place) -> None:
