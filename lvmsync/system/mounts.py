@@ -67,7 +67,7 @@ def device_of_file(path: str) -> tuple[int, int]:
         DeviceError: the file is not there.
     """
     try:
-        number = os.stat(path).st_dev
+        number = Path(path).stat().st_dev
     except OSError as error:
         raise DeviceError(f"cannot look at {path}: {error.strerror}", device=path) from error
     return os.major(number), os.minor(number)

@@ -44,7 +44,7 @@ def test_a_list_that_is_not_understood_is_no_list(mountinfo: Path, line: str) ->
 def test_the_machines_own_list_knows_the_device_of_a_file() -> None:
     points = {one.point: one.number for one in list_mounts()}
     assert points["/proc"] == device_of_file("/proc/self/mountinfo")
-    state = os.stat("/proc")
+    state = Path("/proc").stat()
     assert device_of_file("/proc") == (os.major(state.st_dev), os.minor(state.st_dev))
     with pytest.raises(DeviceError, match="cannot look at /no/such/file"):
         device_of_file("/no/such/file")
