@@ -95,8 +95,8 @@ class Header(NamedTuple):
         if not self.is_clean:
             was = "opened again after it was clean, and" if self.is_incremental else "in use, or"
             raise ChangesLost(
-                f"COW file byte 4: flags {self.flags:#x} without CLEAN: it was {was} not closed since, so its index is not"
-                f" whole; {INSTEAD}, unless the driver still tracks: then 'lvmsync dattobd to-snapshot' completes it",
+                f"COW file byte 4: flags {self.flags:#x} without CLEAN: it was {was} not closed since, so its index is"
+                f" not whole; {INSTEAD}, or run 'lvmsync dattobd to-snapshot', which completes it, if it is tracked",
                 offset=4,
             )
 
@@ -187,8 +187,8 @@ def _guess_sections(header: Header, file_size: int) -> int:
         if sections > 0 and not rest:
             return sections
         raise FormatError(
-            f"COW file: {file_size} bytes, which is no whole number of sections: it was cut short, or is longer than its"
-            " index; give size= with the device's size",
+            f"COW file: {file_size} bytes, which is no whole number of sections: it was cut short, or is longer than"
+            " its index; give size= with the device's size",
             offset=file_size,
         )
     if not header.has_count:
@@ -269,7 +269,10 @@ class Index:
             self._pieces.append(Kept(blocks, positions))
 
     def build(self) -> ChangeMap:
-        """Return the blocks that changed, clipped to the device; the index has been taken in whole.
+        """Return what changed, clipped to the device; the index has been taken in whole.
+
+        A short last block counts as changed where the index cannot say so, and in a file that only tells what
+        changed always: what the drivers do with one is not to be relied on. In snapshot mode they fail on it.
 
         Raises:
             FormatError: another number of blocks than the header says, or two that are kept at one place.
@@ -284,7 +287,10 @@ class Index:
             )
         self.kept = _join(self._pieces)
         self._require_once()
-        return self._builder.build().clip(self.geometry.size)
+        changes = self._builder.build().clip(self.geometry.size)
+        if header.is_incremental or not self.geometry.has_tail_entry:
+            return changes | self.geometry.tail
+        return changes
 
     def _require_once(self) -> None:
         positions = np.sort(self.kept.positions)

@@ -1,0 +1,109 @@
+"""What the drivers dattobd and elastio-snap do not record of a device that they track, as far as it can be found."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from lvmsync.errors import DeviceError
+from lvmsync.extents import ChangeMap
+from lvmsync.formats.dattobd_control import Tracked
+from lvmsync.system.fiemap import DEVICE_KINDS, find_file_extents
+from lvmsync.system.mounts import device_of_file, find_mounts
+
+SYSFS_BLOCK = Path("/sys/dev/block")
+
+_DIFFER = "they differ in a copy, and hold only the driver's own records"
+
+
+def find_own_blocks(cow_file: str, tracked: Tracked | None, recorded: ChangeMap | None) -> tuple[ChangeMap, str]:
+    """Return where the COW files themselves lie on the device: writes to them are not tracked.
+
+    Args:
+        cow_file: path of the COW file whose period it is.
+        tracked: the device, as the driver knows it now; None: it does not.
+        recorded: what was noted of the COW file before the driver cut it short; None: nothing was.
+
+    Returns:
+        The bytes, and a sentence that says what is in them and what is not.
+    """
+    if tracked is None:
+        return recorded or ChangeMap.empty(), (
+            "The COW file's own blocks, which the driver does not track, are read as well."
+            if recorded is not None
+            else "Where the COW file's own blocks were is not known: they differ in a copy, and hold only the driver's"
+            " own records."
+        )
+    found, missing = _look_up(cow_file, tracked)
+    if missing:
+        return found | (recorded or ChangeMap.empty()), (
+            f"Not all of the COW files' own blocks could be found ({missing}): {_DIFFER}."
+        )
+    if recorded is None:
+        return found, (
+            "The COW files' own blocks, which the driver does not track, are read as well, but for those that"
+            f" {cow_file} gave back when its snapshot was given up: {_DIFFER}."
+        )
+    return found | recorded, "The COW files' own blocks, which the driver does not track, are read as well."
+
+
+def _look_up(cow_file: str, tracked: Tracked) -> tuple[ChangeMap, str]:
+    """Return where the old and the current COW file lie, and why not all of it is known; empty: it is."""
+    found = ChangeMap.empty()
+    try:
+        number = number_of(tracked.block_device)
+        mount = next(iter(find_mounts(number)), None)
+        if mount is None:
+            return found, f"{tracked.block_device} is not mounted"
+        if mount.kind not in DEVICE_KINDS:
+            return found, f"{mount.kind} does not tell where on the device a file lies"
+        current = mount.point.rstrip("/") + "/" + tracked.cow_file.lstrip("/")
+        for path in dict.fromkeys((str(Path(cow_file).resolve()), current)):
+            if device_of_file(path) != number:
+                return found, f"{path} is not on {tracked.block_device}"
+            extents = find_file_extents(path)
+            if extents is None:
+                return found, f"the file system does not tell where {path} lies"
+            found |= extents
+    except DeviceError as error:
+        return found, str(error)
+    return found, ""
+
+
+def number_of(path: str) -> tuple[int, int]:
+    """Return major and minor number of a block device.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    try:
+        state = Path(path).stat()
+    except OSError as error:
+        raise DeviceError(f"cannot look at {path}: {error.strerror}", device=path) from error
+    if not stat.S_ISBLK(state.st_mode):
+        raise DeviceError(f"{path} is not a block device", device=path)
+    return os.major(state.st_rdev), os.minor(state.st_rdev)
+
+
+def warn_of_discards(tracked: Tracked | None) -> tuple[str, ...]:
+    """Return a sentence about discards, unless the device is known to do none."""
+    if tracked:
+        with suppress(DeviceError, OSError, ValueError):
+            folder = (SYSFS_BLOCK / ":".join(map(str, number_of(tracked.block_device)))).resolve()
+            disk = folder.parent if (folder / "partition").exists() else folder
+            if int((disk / "queue" / "discard_max_bytes").read_text()) == 0:
+                return ()
+    return ("Discards are not tracked: what fstrim or a file system gave up keeps its old content in a copy.",)
+
+
+def is_same_device(path: str, other: str) -> bool:
+    """Tell whether two paths lead to one device, by its number, or to one file; no if one of them is not there."""
+    try:
+        one, two = Path(path).stat(), Path(other).stat()
+    except OSError:
+        return False
+    if one.st_rdev or two.st_rdev:
+        return one.st_rdev == two.st_rdev
+    return os.path.samestat(one, two)
