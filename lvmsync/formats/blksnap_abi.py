@@ -78,7 +78,7 @@ class Command(NamedTuple):
     layout: Layout
 
 
-_BYTES = {"id", "generation", "name", "data", "image"}
+_BYTES = {"id", "generation", "name", "filter", "data", "image"}
 
 
 def _layout(codec: str, fields: str) -> Layout:
@@ -124,9 +124,9 @@ REQUESTS: dict[Abi, dict[str, Request]] = {
         "wait_event": Request(0x90005605, _EVENT),
         "modification": Request(0x80285620, MODIFICATION),
         "append_storage": Request(0x40285622, _layout("<16sQI4xQ", "id device count address")),
-        "attach": Request(0xC028468C, _layout("<Q32s", "device name")),
-        "detach": Request(0xC028468D, _layout("<Q32s", "device name")),
-        "control": Request(0xC038468E, _layout("<Q32sIIQ", "device name command length address")),
+        "attach": Request(0xC028468C, _layout("<Q32s", "device filter")),
+        "detach": Request(0xC028468D, _layout("<Q32s", "device filter")),
+        "control": Request(0xC038468E, _layout("<Q32sIIQ", "device filter command length address")),
     },
     Abi.UP: {
         "version": Request(0x80085600, VERSION),
@@ -135,9 +135,9 @@ REQUESTS: dict[Abi, dict[str, Request]] = {
         "take": Request(0x40105603, ID),
         "list_snapshots": Request(0x80105604, _COLLECT),
         "wait_event": Request(0x90005605, _EVENT),
-        "attach": Request(0xC030128E, _layout("<32sQI4x", "name address length")),
-        "detach": Request(0xC020128F, _layout("<32s", "name")),
-        "control": Request(0xC0301290, _layout("<32sIIQ", "name command length address")),
+        "attach": Request(0xC030128E, _layout("<32sQI4x", "filter address length")),
+        "detach": Request(0xC020128F, _layout("<32s", "filter")),
+        "control": Request(0xC0301290, _layout("<32sIIQ", "filter command length address")),
     },
 }
 """Every request that is ever sent. ``attach``, ``detach`` and ``control`` of V7 and UP go to the filter."""

@@ -299,7 +299,14 @@ class Control:
         return abi.decode_event(self.abi, values)
 
     def _image(self, snapshot: str, device: DeviceName) -> str:
-        name = _text(self._asking.command("read_image", f"find the image of {device.path}", device)["image"])
+        values = self._asking.command("read_image", f"find the image of {device.path}", device)
+        if values["error"]:
+            raise ChangesLost(
+                f"{device.path}: its snapshot is lost ({os.strerror(abs(values['error']))}), and its image cannot be"
+                " read; tracking goes on: take another, with more room for old content",
+                device=device.path,
+            )
+        name = _text(values["image"])
         if not name:
             raise DeviceError(f"snapshot {snapshot} of {device.path} has not been taken yet", device=device.path)
         if "/" in name:

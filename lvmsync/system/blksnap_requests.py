@@ -151,7 +151,7 @@ class Asking:
 
     def ask_filter(self, name: str, what: str, device: DeviceName, *, key: str | None = None, **values: Any) -> None:
         """Make a request of the filter: of its own node, or of the device."""
-        values["name"] = FILTER_NAME
+        values["filter"] = FILTER_NAME
         if self.abi is Abi.V1:
             raise UsageError(f"blksnap {self.version} cannot {what}: there is no such request")
         if self.abi is Abi.V7:
