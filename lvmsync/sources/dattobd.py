@@ -171,6 +171,8 @@ def _read_incremental(
             f" seqid={name.seqid}; name the COW file of snapshot {max(0, (name.seqid or 0) - 1)}",
             device=file.name,
         )
+    if reading.with_base and not reading.base_source:
+        raise UsageError(f"{name.word}: an incremental COW file keeps no old content; name the base with --base-data")
     data = _find_head(name, reading, opened, stack)
     found = read_map(file, header, _choose_size(name, data.device, tracking))
     size = found.geometry.size

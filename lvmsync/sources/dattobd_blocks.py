@@ -7,8 +7,11 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from lvmsync.errors import DeviceError
 from lvmsync.extents import ChangeMap
+from lvmsync.formats.dattobd import COW_BLOCK_SIZE
 from lvmsync.formats.dattobd_control import Tracked
 from lvmsync.system.fiemap import DEVICE_KINDS, find_file_extents
 from lvmsync.system.mounts import device_of_file, find_mounts
@@ -27,8 +30,15 @@ def find_own_blocks(cow_file: str, tracked: Tracked | None, recorded: ChangeMap 
         recorded: what was noted of the COW file before the driver cut it short; None: nothing was.
 
     Returns:
-        The bytes, and a sentence that says what is in them and what is not.
+        The bytes, rounded outward to what the drivers track, and a sentence that says what is in them and what is not.
     """
+    found, note = _find(cow_file, tracked, recorded)
+    unit = np.uint64(COW_BLOCK_SIZE)
+    starts, ends = found.offsets // unit * unit, (found.ends + unit - np.uint64(1)) // unit * unit
+    return ChangeMap.from_arrays(starts, ends - starts), note
+
+
+def _find(cow_file: str, tracked: Tracked | None, recorded: ChangeMap | None) -> tuple[ChangeMap, str]:
     if tracked is None:
         return recorded or ChangeMap.empty(), (
             "The COW file's own blocks, which the driver does not track, are read as well."
