@@ -1,6 +1,6 @@
 """Damaged metadata: whatever is wrong with an image, the answer is one of our errors, or it is right.
 
-    python -m tests.damage [--count 100000] [--seed 1] [--format thin|era]
+    python -m tests.damage [--count 100000] [--seed 1] [--format thin|era|dattobd|blksnap]
 
 Each image is a sound one with one piece of damage: flipped bits, a field with a value that was chosen to hurt (a
 huge count, a number that makes a tree a circle), a block over another one, a cut. Most of them get their checksum
@@ -550,13 +550,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Damage metadata and judge the answers.")
     parser.add_argument("--count", type=int, default=100_000, help="images of each format")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--format", choices=sorted(FORMATS), action="append", help="all without it")
+    storms: dict[str, Callable[..., Tally]] = tracker_storms()
+    storms |= {name: functools.partial(storm, kind) for name, kind in FORMATS.items()}
+    parser.add_argument("--format", choices=sorted(storms), action="append", help="all without it")
     words = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     failures = 0
-    for name in words.format or sorted(FORMATS):
+    for name in words.format or sorted(storms):
         begin = time.monotonic()
-        tally = storm(FORMATS[name], words.count, words.seed, functools.partial(show, name, words.count))
+        tally = storms[name](words.count, words.seed, functools.partial(show, name, words.count))
         failures += len(tally.wrong)
         print(f"\n{name}: {words.count} images, seed {words.seed}, {time.monotonic() - begin:.0f} s")
         for verdict, count in sorted(tally.counts.items()):
@@ -564,6 +566,13 @@ def main() -> int:
         for text in tally.wrong[:20]:
             print(f"wrong: {text}")
     return 1 if failures else 0
+
+
+def tracker_storms() -> dict[str, Callable[..., Tally]]:
+    """Return the storms on files of the trackers outside the kernel."""
+    from tests import damage_trackers
+
+    return {name: functools.partial(damage_trackers.storm, kind) for name, kind in damage_trackers.TRACKERS.items()}
 
 
 def show(name: str, total: int, count: int, tally: Tally) -> None:

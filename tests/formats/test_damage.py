@@ -8,8 +8,9 @@ import pytest
 
 from lvmsync.errors import FormatError
 from lvmsync.extents import ChangeMap
-from tests import damage
+from tests import damage, damage_trackers
 from tests.damage import FORMATS, Damaged, Question
+from tests.damage_trackers import TRACKERS
 from tests.metadata_store import BLOCK, Reader
 
 COUNT, SEED = 2000, 1
@@ -23,6 +24,14 @@ def test_damaged_metadata_gives_an_error_of_ours_or_a_right_answer(name: str) ->
     # All kinds of outcome are there, or the damage is not what it should be.
     assert {"refused: FormatError", "answered: as if sound", "answered: as the image says"} <= set(tally.counts)
     assert tally.counts["refused: FormatError"] > COUNT // 4
+
+
+@pytest.mark.parametrize("name", sorted(TRACKERS))
+def test_damaged_files_of_trackers_are_refused_exactly_when_they_are_damaged(name: str) -> None:
+    tally = damage_trackers.storm(TRACKERS[name], COUNT, SEED)
+    assert not tally.wrong, "\n".join(tally.wrong[:5])
+    assert sum(tally.counts.values()) == COUNT
+    assert min(tally.counts["answered"], COUNT - tally.counts["answered"]) > COUNT // 5
 
 
 def verdict_on(answer: object, image: bytes | None = None) -> tuple[str, str]:
