@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from lvmsync.errors import LvmsyncError, UsageError
 
-VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "era")
+VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "era", "blksnap")
 
 HIDDEN = ("leaves",)
 """Verbs between two lvmsyncs, not for people."""
@@ -29,7 +29,7 @@ VALUED = frozenset(
         "-a", "--apply", "-b", "--snapback", "-r", "--data-source", "-e", "--rsh", "-o", "--output", "-i", "--input",
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
         "--remote-command", "--width", "--release", "--audit", "--base-data", "--size", "--seed",
-        "--granularity", "--since", "--unit-dir",
+        "--granularity", "--since", "--unit-dir", "--storage", "--limit", "--base",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

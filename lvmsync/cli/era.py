@@ -9,27 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from lvmsync.cli.classic import bare_words
+from lvmsync.cli.actions import Actions
 from lvmsync.cli.files import print_text
 from lvmsync.cli.options import Debug, Json, Quiet, State
 from lvmsync.errors import ChangesLost, UsageError
 
-
-class _Actions(TyperGroup):
-    """Finds the action among its options, as `classic` finds the verb; without words it shows help."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Put the action first."""
-        bare = bare_words(args)[:1]
-        words = [args[at] for at in bare] + [word for at, word in enumerate(args) if at not in bare]
-        return super().parse_args(ctx, words or ["--help"])
-
-
 app = typer.Typer(
     name="era",
-    cls=_Actions,
+    cls=Actions,
     help="Track writes with dm-era: plan, make, start, watch and remove era devices.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -1,13 +1,463 @@
-"""What blksnap saw written."""
+"""What blksnap saw written since one of its snapshots: of a device that it tracks, or from a map that was saved.
+
+Of a device the map is the one that a snapshot froze, and the data is that snapshot's image: both are of the
+same moment, and later writes change neither. The image ends with the snapshot, and silently when the device is
+detached or the difference storage runs over; so all of it is asked again once the data has been read.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
-from lvmsync.names import BlockMap
-from lvmsync.sources.source import Reading, Source
+import numpy as np
+
+from lvmsync.errors import ChangesLost, DeviceError, FormatError, UsageError
+from lvmsync.extents import ChangeMap
+from lvmsync.formats.blksnap import MAX_NUMBER, Tracking, changes, check_map
+from lvmsync.formats.blksnap_abi import Abi
+from lvmsync.history import Point
+from lvmsync.interfaces import Readable
+from lvmsync.names import BlockMap, parse_volume
+from lvmsync.sources.head import make_point
+from lvmsync.sources.source import Reading, Source, Unread
+from lvmsync.system.blksnap import Control, DeviceName, name_device, open_control
+from lvmsync.system.device import Device, aligned_buffer, naming, open_device, opening_failed
+from lvmsync.system.identity import identify
+
+ROOT = Path("/")
+"""Where dev, sys and proc are."""
+
+INSTEAD = "'compare:' finds what differs, and 'full:' sends everything"
+KEPT = "what was sent is not kept, and the copy stays at the snapshot that it was at"
+MAX_BLOCKS = 1 << 30
+"""Blocks that a saved map may have: 64 TiB in the smallest that the module makes."""
 
 
-def open_map(name: BlockMap, reading: Reading) -> AbstractContextManager[Source]:
+@dataclass(frozen=True)
+class Seen:
+    """What is there when the snapshot to start from is chosen.
+
+    Attributes:
+        device: the tracked one.
+        identity: what makes it this device and no other.
+        boot: id of the boot that the machine runs since.
+        tracking: what the module says of it; its number is that of the snapshot that is read.
+        is_own: whether the data is that snapshot's image.
+    """
+
+    device: DeviceName
+    identity: dict[str, str]
+    boot: str
+    tracking: Tracking
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """From which snapshot on changes are wanted.
+
+    Attributes:
+        since: its number; None: everything.
+        lost: why a target that was remembered must be compared; empty: it need not be.
+        notes: what the user should know of the choice.
+    """
+
+    since: int | None
+    lost: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Held:
+    """A snapshot that holds a device.
+
+    Attributes:
+        id: of the snapshot; None where the module does not tell which one it is.
+        image: path of the device that shows what it holds.
+    """
+
+    id: str | None
+    image: str
+
+
+def connect() -> Control:
+    """Open the module's control node.
+
+    Raises:
+        DeviceError: there is none, or it is of a generation that is not known.
+    """
+    return open_control(ROOT)
+
+
+def boot_id() -> str:
+    """Return the id of the boot that the machine runs since."""
+    path = ROOT / "proc/sys/kernel/random/boot_id"
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+
+
+def is_device(name: BlockMap) -> bool:
+    """Tell whether a name is of a block device, and not of a saved map.
+
+    Raises:
+        DeviceError: there is nothing of that name.
+    """
+    try:
+        return stat.S_ISBLK(Path(name.place.path).stat().st_mode)
+    except OSError as error:
+        raise opening_failed(name.place.path, error) from error
+
+
+def find_held(control: Control, device: DeviceName) -> Held | None:
+    """Return the snapshot that holds a device; None: there is none, or it was not taken yet."""
+    ids = control.list_snapshots()
+    for one in ids:
+        try:
+            image = control.images(one, [device])[device]
+        except DeviceError as error:  # it is of other devices, not taken yet, or gone just now
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno not in (errno.ENODEV, errno.ESRCH):
+                raise
+            continue
+        # v7 and up tell of the device, whichever snapshot they are asked for.
+        return Held(one if control.abi is Abi.V1 or len(ids) == 1 else None, image)
+    return None
+
+
+def require_tracking(control: Control, device: DeviceName) -> Tracking:
+    """Return what the module says of a device.
+
+    Raises:
+        DeviceError: it does not track it.
+    """
+    tracking = control.read_tracking(device)
+    if tracking is None:
+        attach = f"run 'lvmsync blksnap attach {device.path}'"
+        step = "its first snapshot starts that" if control.abi is Abi.V1 else attach
+        raise DeviceError(f"{device.path} is not tracked by blksnap; {step}", device=device.path)
+    return tracking
+
+
+@contextmanager
+def open_map(name: BlockMap, reading: Reading) -> Iterator[Source]:
     """Open the changes that a map of blksnap tells; see `open_source`."""
-    raise NotImplementedError
+    if not is_device(name):
+        with _open_saved(name, reading) as source:
+            yield source
+        return
+    since = name.since
+    if since is None:
+        raise UsageError(
+            f"{name.word}: since which snapshot? Write {name.word},since=N with the number that your copy is of;"
+            " 'lvmsync blksnap sync' remembers it for each target"
+        )
+    with open_live(name, reading, lambda _: Choice(since)) as source:
+        yield source
+
+
+@contextmanager
+def open_live(name: BlockMap, reading: Reading, choose: Callable[[Seen], Choice]) -> Iterator[Source]:
+    """Open what was written to a tracked device since the snapshot that ``choose`` says.
+
+    Raises:
+        ChangesLost: the map does not reach back to that snapshot.
+        DeviceError: no snapshot holds the device, and its data is wanted.
+    """
+    given = {"block-size": name.block_size, "number": name.number, "size": name.size}
+    for key, value in given.items():
+        if value is not None:
+            raise UsageError(f"{key}={value}: {name.place.word} is a device, and the module tells; leave {key}= away")
+    device = name_device(name.place.path)
+    with ExitStack() as stack:
+        control = stack.enter_context(connect())
+        tracking = require_tracking(control, device)
+        held = find_held(control, device)
+        if held is None and (reading.with_data or control.abi is Abi.V1):
+            raise DeviceError(
+                f"no snapshot holds {device.path}, so there is nothing to read that keeps still; take one with 'lvmsync"
+                f" blksnap take {device.path}', or let 'lvmsync blksnap sync' do all of it",
+                device=device.path,
+            )
+        image = stack.enter_context(open_device(held.image)) if held else None
+        elsewhere = None
+        if reading.data_source:
+            elsewhere = stack.enter_context(open_device(parse_volume(reading.data_source).path))
+        is_own = image is not None and (elsewhere is None or _is_same(elsewhere, image))
+        seen = Seen(device, _identity(device), boot_id(), tracking, is_own)
+        choice = choose(seen)
+        if choice.lost:
+            raise ChangesLost(
+                f"{choice.lost}; 'lvmsync blksnap sync' compares all of it with the target, and so does 'compare:'",
+                device=device.path,
+            )
+        notes = list(choice.notes)
+        if held is None:
+            notes.append(
+                f"No snapshot holds {device.path}: this is the map of its last one, number {tracking.number}, and what"
+                " was written since is not in it."
+            )
+        if elsewhere and not is_own:
+            notes.append(f"That {reading.data_source} holds the state of snapshot {tracking.number} is your word.")
+        if choice.since == 0:
+            notes.append(f"Since 0 is what was written since tracking began; everything is full:{device.path}.")
+        watch = Watch(control, device, tracking, held, image)
+        yield build_source(
+            name.word,
+            watch,
+            choice.since,
+            elsewhere or image or Unread(name.word, tracking.capacity),
+            is_own=is_own,
+            notes=tuple(notes),
+            base_data=_open_base(name, reading, stack),
+        )
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A device in the snapshot that is read, and how it is known to be healthy still.
+
+    Attributes:
+        control: to ask by.
+        device: the tracked one.
+        tracking: as it was right after the snapshot was taken.
+        held: the snapshot; None: the map is read without one.
+        image: of it, open for reading.
+    """
+
+    control: Control
+    device: DeviceName
+    tracking: Tracking
+    held: Held | None
+    image: Device | None
+
+    def confirm(self) -> None:
+        """Raise ChangesLost unless everything that was read is of this snapshot."""
+        now = self.control.read_tracking(self.device)
+        if now != self.tracking:
+            what = "is not tracked any more" if now is None else f"was {_words(self.tracking)} and is {_words(now)}"
+            raise self._lost(f"it {what}: it was detached, resized, or another snapshot was taken")
+        if self.held is None:
+            return
+        found = find_held(self.control, self.device)
+        if found is None or found.image != self.held.image:
+            raise self._lost("it is gone")
+        code = self.control.read_error(self.device)
+        if code:
+            reason = os.strerror(abs(code))
+            raise self._lost(f"its image failed ({reason}); if that is for want of room, give more difference storage")
+        if self.image:
+            # After an overflow every read fails, except one that was under way. Events would tell as well, but
+            # whoever takes one takes it away from the snapshot's owner.
+            try:
+                self.image.read([0], [min(4096, self.image.size)], aligned_buffer(min(4096, self.image.size)))
+            except DeviceError as error:
+                raise self._lost(f"its image cannot be read any more ({error})") from error
+
+    def _lost(self, what: str) -> ChangesLost:
+        return ChangesLost(
+            f"the snapshot of {self.device.path} did not last until its data was read: {what}; {KEPT}",
+            device=self.device.path,
+        )
+
+
+def build_source(
+    word: str,
+    watch: Watch,
+    since: int | None,
+    data: Readable,
+    *,
+    is_own: bool,
+    notes: tuple[str, ...] = (),
+    base_data: Readable | None = None,
+    confirm: Callable[[], None] | None = None,
+) -> Source:
+    """Return what was written to a tracked device since one of its snapshots as a source.
+
+    Args:
+        word: what messages call it.
+        watch: the device and its snapshot.
+        since: number of the snapshot that is the base; None: everything.
+        data: where the head's data is read.
+        is_own: whether that is the snapshot's image.
+        notes: as of `Source`.
+        base_data: as of `Source`.
+        confirm: as of `Source`; None: the watch's own.
+
+    Raises:
+        ChangesLost: the map does not reach back to ``since``.
+        DeviceError: the image has not the device's size.
+    """
+    tracking = watch.tracking
+    if data.size < tracking.capacity or (is_own and data.size != tracking.capacity):
+        raise DeviceError(
+            f"{data.name} has {data.size} bytes, and blksnap tracks {tracking.capacity} of {watch.device.path}: it was"
+            " resized; take a new snapshot",
+            device=data.name,
+        )
+    if since is None:
+        changed = ChangeMap.whole(tracking.capacity)
+    else:
+        _require_order(since, tracking.number, watch.device.path)
+        found = watch.control.read_map(watch.device, tracking)
+        check_map(found, tracking)
+        changed = changes(found, since, tracking.block_size, tracking.capacity)
+    base = Point(f"blksnap:{tracking.generation}:{since}") if since is not None else None
+    head = make_head(tracking, base) if is_own else base
+    return Source(
+        kind="blksnap",
+        name=word,
+        size=tracking.capacity,
+        granularity=tracking.block_size,
+        base=base,
+        head=head,
+        changes=changed,
+        holes=ChangeMap.empty(),
+        data=data,
+        confirm=confirm or watch.confirm,
+        notes=notes,
+        base_data=base_data,
+        is_full=since is None,
+    )
+
+
+def make_head(tracking: Tracking, base: Point | None) -> Point:
+    """Return the point that a copy of a snapshot's image is at."""
+    if tracking.number == MAX_NUMBER:
+        # It has the generation of the snapshots that come after it, and a higher number than they.
+        return make_point()
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return Point(f"blksnap:{tracking.generation}:{tracking.number}", base.id if base else None, time)
+
+
+def _require_order(since: int, number: int, name: str) -> None:
+    """Raise ChangesLost unless the snapshot ``since`` came before ``number``, in one count."""
+    if MAX_NUMBER in (since, number):
+        raise ChangesLost(
+            f"{name}: snapshot {MAX_NUMBER} is where the count begins anew, and the map with it: changes since {since}"
+            f" up to {number} are not known; {INSTEAD}",
+            device=name,
+        )
+    if since >= number:
+        raise ChangesLost(
+            f"{name}: since={since}, and the map is of snapshot {number}, which is not later: the count began anew, or"
+            f" no snapshot was taken since; {INSTEAD}",
+            device=name,
+        )
+
+
+def _is_same(one: Device, other: Device) -> bool:
+    return one.number == other.number if one.number else os.path.samestat(os.fstat(one.fd), os.fstat(other.fd))
+
+
+def _identity(device: DeviceName) -> dict[str, str]:
+    with open_device(device.path) as opened:
+        return identify(opened.fd)
+
+
+def _words(tracking: Tracking) -> str:
+    return f"at snapshot {tracking.number} of generation {tracking.generation}, {tracking.capacity} bytes"
+
+
+def _open_base(name: BlockMap, reading: Reading, stack: ExitStack) -> Readable | None:
+    if not reading.with_base:
+        return None
+    if not reading.base_source:
+        raise UsageError(f"{name.word}: blksnap keeps no old data; name the base with --base-data")
+    return stack.enter_context(open_device(parse_volume(reading.base_source).path))
+
+
+@contextmanager
+def _open_saved(name: BlockMap, reading: Reading) -> Iterator[Source]:
+    """Open the changes that a saved map tells."""
+    if name.since is None or name.block_size is None:
+        raise UsageError(
+            f"{name.word}: {name.place.word} is a file, so it must be said what its bytes mean: write"
+            f" blksnap:{name.place.word},since=N,block-size=B,number=C"
+        )
+    since, block = name.since, name.block_size
+    with ExitStack() as stack:
+        data = stack.enter_context(open_device(parse_volume(reading.data_source).path)) if reading.data_source else None
+        if data is None and reading.with_data:
+            raise UsageError(
+                f"{name.word}: a map holds no data; name a copy of the image of its snapshot with -r", device=name.word
+            )
+        with open_device(name.place.path) as file:
+            if not 0 < file.size <= MAX_BLOCKS:
+                raise FormatError(
+                    f"{file.name} has {file.size} bytes, and a map has one for each block: 1 to {MAX_BLOCKS}",
+                    device=file.name,
+                )
+            found = np.frombuffer(file.read_bytes(0, file.size), np.uint8)
+            notes = [f"That base and map are of one generation of {name.place.word} is your word."]
+            size = _saved_size(name, block, len(found), data, notes)
+            number = _saved_number(name, since, found, notes)
+            with naming(file):
+                check_map(found, Tracking("", number, block, len(found), size))
+        changed = changes(found, since, block, size)
+        if not changed and name.number is None:
+            text = (
+                f"no byte of {name.place.word} is above {since}: nothing was written, or the count began anew after"
+                f" snapshot {MAX_NUMBER} and all is lost; say which with number=C of the map's snapshot"
+            )
+            if reading.with_data:
+                raise ChangesLost(f"{name.word}: {text}", device=name.word)
+            notes.append(f"{text[0].upper()}{text[1:]}.")
+        if data:
+            notes.append(f"That {reading.data_source} holds the state of the map's snapshot is your word.")
+        yield Source(
+            kind="blksnap",
+            name=name.word,
+            size=size,
+            granularity=block,
+            base=None,
+            head=None,
+            changes=changed,
+            holes=ChangeMap.empty(),
+            data=data or Unread(name.word, size),
+            confirm=lambda: None,
+            notes=tuple(notes),
+            base_data=_open_base(name, reading, stack),
+        )
+
+
+def _saved_size(name: BlockMap, block: int, count: int, data: Device | None, notes: list[str]) -> int:
+    """Return how many bytes the device has, which must fit the number of blocks in the map."""
+    if name.size is not None:
+        size, whose = name.size, "size="
+    elif data:
+        size, whose = data.size, data.name
+    else:
+        notes.append(f"The last block of {block} bytes may be shorter: give size= with the device's size.")
+        return count * block
+    if -(-size // block) != count:
+        raise UsageError(
+            f"{whose} has {size} bytes, and the map has {count} blocks of {block}, for {(count - 1) * block + 1} to"
+            f" {count * block}: they do not belong together, or block-size= is another",
+            device=name.word,
+        )
+    if data and data.size < size:
+        raise UsageError(f"{data.name} has {data.size} bytes, less than the {size} of {name.word}", device=data.name)
+    return size
+
+
+def _saved_number(name: BlockMap, since: int, found: np.ndarray, notes: list[str]) -> int:
+    """Return the number of the snapshot that a map was read in, or the least that it can have."""
+    number = name.number
+    if number is None:
+        notes.append(
+            f"Without number=C, the snapshot that the map was read in, it cannot be seen whether the count began anew"
+            f" after snapshot {MAX_NUMBER}."
+        )
+        number = max(int(found.max()), since + 1)
+        if since == MAX_NUMBER:
+            number = since
+    _require_order(since, number, name.word)
+    return number

@@ -1,0 +1,254 @@
+"""``lvmsync blksnap ...``: devices tracked by blksnap, from the first look to a daily incremental copy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvmsync.cli.actions import Actions
+from lvmsync.cli.files import print_text
+from lvmsync.cli.options import (
+    AllowSmaller,
+    Atomic,
+    Compress,
+    Create,
+    Debug,
+    DryRun,
+    IgnoreBase,
+    Json,
+    NoUndo,
+    ProgressStyle,
+    Quiet,
+    State,
+)
+from lvmsync.errors import ChangesLost, UsageError
+
+app = typer.Typer(
+    name="blksnap",
+    cls=Actions,
+    help="Track writes with blksnap: attach devices, hold snapshots, and keep copies up to date.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Devices = Annotated[list[str], typer.Argument(metavar="DEVICE...", help="VG/LV or path of a block device")]
+Storage = Annotated[
+    str,
+    typer.Option(
+        "--storage", metavar="PLACE", help="folder on another disk, or spare device, for what is overwritten meanwhile"
+    ),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="SIZE", help="bytes that may be taken there  [default: a tenth of the devices]"),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="although writes may not be seen, or the spare device holds something")
+]
+
+
+@app.command()
+def attach(devices: Devices, force: Force = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Have devices tracked from now on."""
+    from lvmsync.jobs import blksnap
+
+    _say(blksnap.attach(devices, force=force))
+
+
+@app.command()
+def detach(devices: Devices, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Stop tracking devices; refused while a snapshot holds one."""
+    from lvmsync.jobs import blksnap
+
+    notes = blksnap.detach(devices)
+    if not quiet:
+        _say(notes)
+
+
+@app.command()
+def status(state: State = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Show the module, what it tracks, what is held and whose that is, and where the copies are."""
+    from lvmsync.cli import render
+    from lvmsync.jobs import blksnap
+    from lvmsync.system.ledger import state_folder
+
+    found = blksnap.show(state_folder(state))
+    _say(found.notes)
+    if as_json:
+        print_text(json.dumps(asdict(found)) + "\n")
+    elif not quiet:
+        print_text(f"blksnap {found.version} (ABI {found.abi}) at {found.node}\n")
+        for device in found.devices:
+            share = "" if device.changed is None else f", {render.size(device.changed)} written in this generation"
+            print_text(
+                f"{device.path}: snapshot {device.number} of generation {device.generation}, {render.size(device.size)}"
+                f" in blocks of {render.size(device.block_size)}{share}\n"
+            )
+            if device.image:
+                print_text(f"    held, see {device.image}\n")
+            for one in device.targets:
+                stale = "" if one["current"] else ", of another generation"
+                print_text(f"    {one['target']} is at snapshot {one['snapshot']} ({one['time']}{stale})\n")
+        if not found.devices:
+            print_text("no device is tracked\n")
+        for snapshot in found.snapshots:
+            of = f" of {', '.join(snapshot.devices)}" if snapshot.devices else ""
+            print_text(f"snapshot {snapshot.id}{of}: {snapshot.whose}\n")
+    for device in found.devices:
+        if device.error:
+            raise ChangesLost(f"{device.path}: {device.error}", device=device.path)
+
+
+@app.command()
+def take(
+    devices: Devices,
+    storage: Storage,
+    limit: Limit = None,
+    force: Force = False,
+    state: State = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Take one snapshot of devices, and leave it until it is released."""
+    from lvmsync.jobs import blksnap
+    from lvmsync.jobs.blksnap_storage import Room
+    from lvmsync.system.ledger import state_folder
+
+    room = Room(storage, _size(limit))
+    taken = blksnap.take(state_folder(state), devices, room, force=force)
+    _say(taken.notes)
+    if as_json:
+        print_text(json.dumps(asdict(taken)) + "\n")
+    elif not quiet:
+        print_text(f"{taken.id}\n")
+        for device, image in taken.images.items():
+            print_text(f"    {device} as of snapshot {taken.numbers[device]} is {image}\n")
+
+
+@app.command()
+def release(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="of snapshots; all of ours without")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="also one that lvmsync did not make, by its id")] = False,
+    state: State = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Give snapshots back: those that lvmsync took, or one by its id."""
+    from lvmsync.jobs import blksnap
+    from lvmsync.system.ledger import state_folder
+
+    notes = blksnap.release(state_folder(state), ids or [], force=force)
+    if not quiet:
+        _say(notes)
+
+
+@app.command()
+def mark(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="VG/LV or path of a tracked device")],
+    offset: Annotated[str, typer.Argument(metavar="OFFSET", help="where it begins: bytes, or as in 64M")],
+    length: Annotated[str, typer.Argument(metavar="LENGTH", help="bytes, or as in 64M")],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Have a range count as written, where something wrote past the module."""
+    from lvmsync.jobs import blksnap
+    from lvmsync.names import parse_size
+
+    notes = blksnap.mark(device, parse_size(offset), parse_size(length))
+    if not quiet:
+        _say(notes)
+
+
+@app.command()
+def sync(
+    pairs: Annotated[
+        list[str], typer.Argument(metavar="DEVICE [HOST:]TARGET ...", help="devices, and where the copy of each is")
+    ],
+    storage: Storage,
+    limit: Limit = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="FILE", help="remember the snapshot here, not in the state folder")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="compare all of it with the target, whatever is remembered")
+    ] = False,
+    force: Force = False,
+    snapback: Annotated[
+        str | None,
+        typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side"),
+    ] = None,
+    rsh: Annotated[
+        str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
+    ] = None,
+    port: Annotated[int | None, typer.Option("-p", "--port", help="ssh port")] = None,
+    identity: Annotated[
+        str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")
+    ] = None,
+    sudo: Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")] = False,
+    remote_command: Annotated[
+        str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")
+    ] = "lvmsync",
+    no_undo: NoUndo = False,
+    create: Create = False,
+    atomic: Atomic = False,
+    allow_smaller: AllowSmaller = False,
+    ignore_base: IgnoreBase = False,
+    compress: Compress = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Bring copies up to date: one snapshot of all devices, what was written sent, the snapshot given back."""
+    from lvmsync.cli import render
+    from lvmsync.cli.delivery import Delivery, Orders, Way
+    from lvmsync.jobs import blksnap_sync
+    from lvmsync.jobs.blksnap_storage import Room
+    from lvmsync.system.ledger import state_folder
+
+    if len(pairs) % 2:
+        raise UsageError(f"'{pairs[-1]}' has no target: write DEVICE [HOST:]TARGET, once or more")
+    if snapback and len(pairs) > 2:
+        raise UsageError("--snapback is a file of one target; leave it away for several")
+    way = Way(rsh, port, identity, sudo, remote_command)
+    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    with ExitStack() as stack:
+        report = stack.enter_context(render.progress("none" if quiet else progress))
+
+        def outlet(word: str, target: str) -> blksnap_sync.Outlet:
+            way_there = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
+            return blksnap_sync.Outlet(
+                word,
+                str(way_there.place),
+                lambda source, require_base: way_there.send(source, require_base=require_base),
+                way_there.open_compared,
+                is_new=create,
+            )
+
+        outlets = [outlet(word, target) for word, target in zip(pairs[::2], pairs[1::2], strict=True)]
+        room = Room(storage, _size(limit))
+        receipts = blksnap_sync.sync(state_folder(state), outlets, room, base=base, compare=compare, force=force)
+    for receipt in receipts:
+        render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+
+
+def _size(limit: str | None) -> int | None:
+    from lvmsync.names import parse_size
+
+    return parse_size(limit) if limit else None
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -1,0 +1,226 @@
+"""What is noted of each snapshot of blksnap that lvmsync makes, so that a crash leaves nothing that nobody knows of.
+
+    STATE/blksnap/lock                  held while a snapshot is made or given back
+    STATE/blksnap/snapshots/RUN.json    one snapshot: written before it is made, and again when its id is known
+                            RUN.lock    held by the run that it is for, as long as that lives
+
+A snapshot outlives the process that took it, and other backup programs use the same module: what no note names
+is never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lvmsync.errors import DeviceError, FormatError
+from lvmsync.formats.blksnap_abi import Abi
+from lvmsync.jobs.blksnap_points import blksnap_folder
+from lvmsync.sources.blksnap import boot_id
+from lvmsync.system.blksnap import Control
+from lvmsync.system.ledger import make_folders, remove_file, replace_file
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is noted of one snapshot.
+
+    Attributes:
+        run: a random word, which its files are called by.
+        boot: id of the boot that it was made in.
+        devices: paths of what it holds.
+        before: ids of the snapshots that were there already.
+        id: its own; None: it was about to be made.
+        keep: it is to stay until it is released; else it goes with its run.
+        file: of the difference storage, to be removed with it; None: there is none, or it is not ours.
+        time: when: UTC, ISO 8601.
+    """
+
+    run: str
+    boot: str
+    devices: list[str]
+    before: list[str]
+    id: str | None
+    keep: bool
+    file: str | None
+    time: str
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Wait until no other lvmsync makes or gives back a snapshot, and keep them waiting.
+
+    Between the look at the list and the making there must be no other: on v1, the second snapshot makes the
+    module forget the first.
+    """
+    folder = blksnap_folder(state)
+    try:
+        make_folders(folder)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+class Noted:
+    """The note of a snapshot of this run; made by `note_snapshot`.
+
+    Attributes:
+        note: as last written.
+    """
+
+    def __init__(self, state: Path, note: Note) -> None:
+        self.note = note
+        self._path = _path(state, note.run)
+
+    def write(self, **changes: object) -> None:
+        """Replace fields of the note, durably and at once."""
+        self.note = replace(self.note, **changes)  # type: ignore[arg-type]
+        try:
+            replace_file(self._path, json.dumps({"version": _VERSION, **asdict(self.note)}, indent=1))
+        except OSError as error:
+            raise DeviceError(f"cannot write {self._path}: {error.strerror}", device=str(self._path)) from error
+
+
+@contextmanager
+def note_snapshot(state: Path, devices: Sequence[str], before: list[str]) -> Iterator[Noted]:
+    """Write the note of a snapshot that is about to be made; whoever makes it removes the note with the snapshot."""
+    run = uuid.uuid4().hex
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    noted = Noted(state, Note(run, boot_id(), list(devices), before, None, False, None, time))
+    path = _path(state, run)
+    make_folders(path.parent)
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        noted.write()
+        yield noted
+    finally:
+        os.close(lock)
+
+
+def list_notes(state: Path) -> list[Note]:
+    """Return all notes, the oldest first.
+
+    Raises:
+        FormatError: one cannot be read.
+    """
+    found = []
+    for path in (blksnap_folder(state) / "snapshots").glob("*.json"):
+        try:
+            values = json.loads(path.read_text())
+            if values.pop("version") != _VERSION:
+                raise ValueError("written by another version")
+            note = Note(**values)
+            if note.run != path.stem or not all(isinstance(one, str) for one in [*note.devices, *note.before]):
+                raise ValueError("not what lvmsync writes")
+        except FileNotFoundError:
+            continue  # removed just now
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FormatError(
+                f"{path} cannot be read ({error}); see 'lvmsync blksnap status' for what is held, then move it away",
+                device=str(path),
+            ) from error
+        found.append(note)
+    return sorted(found, key=lambda note: note.time)
+
+
+def remove_note(state: Path, note: Note) -> None:
+    """Remove the note of a snapshot that is gone, and its storage, if that was made for it."""
+    if note.file:
+        remove_file(Path(note.file))
+    path = _path(state, note.run)
+    remove_file(path)
+    remove_file(path.with_suffix(".lock"))
+
+
+def is_running(state: Path, note: Note) -> bool:
+    """Tell whether the run that a snapshot is for lives."""
+    try:
+        lock = os.open(_path(state, note.run).with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def give_back(control: Control, state: Path) -> list[str]:
+    """Destroy the snapshots that runs of lvmsync have left when they were cut short; to be called when `alone`.
+
+    Returns:
+        What was done, and what is left to the user, a sentence each.
+    """
+    said: list[str] = []
+    notes = list_notes(state)
+    named = {note.id for note in notes}
+    boot = boot_id()
+    for note in notes:
+        there = control.list_snapshots()
+        if note.boot != boot or (note.id is not None and note.id not in there):
+            remove_note(state, note)  # it went with the module, or somebody released it
+            continue
+        if note.keep or is_running(state, note):
+            continue
+        left = note.id or _find_unnoted(control, note, [one for one in there if one not in named], said)
+        if left:
+            control.destroy(left)
+            said.append(
+                f"The snapshot {left} of {', '.join(note.devices)}, left by a run of {note.time} that was cut short,"
+                " was given back."
+            )
+        remove_note(state, note)
+    return said
+
+
+def _find_unnoted(control: Control, note: Note, ids: list[str], said: list[str]) -> str | None:
+    """Return the snapshot that a run made right before it was cut short, if it surely is that.
+
+    On v1 there is one at most, and one that was never taken is of nobody who lives: a program takes its snapshot
+    as soon as it has made it. On v7 and up there may be others', and none of them is asked for its state.
+    """
+    new = [one for one in ids if one not in note.before]
+    if not new:
+        return None
+    if control.abi is Abi.V1 and len(new) == 1 and not is_taken(control, new[0]):
+        return new[0]
+    said.append(
+        f"A run of {note.time} was cut short while it made a snapshot, which may be {' or '.join(new)}: if no other"
+        f" program uses blksnap, release it with 'lvmsync blksnap release --force {new[0]}'."
+    )
+    return None
+
+
+def is_taken(control: Control, snapshot: str) -> bool:
+    """Tell whether a snapshot of v1 was taken, and not just made."""
+    try:
+        control.images(snapshot, [])
+    except DeviceError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def _path(state: Path, run: str) -> Path:
+    return blksnap_folder(state) / "snapshots" / f"{run}.json"

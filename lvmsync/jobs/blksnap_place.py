@@ -1,0 +1,148 @@
+"""Where a device stands among the others: whether blksnap sees what is written to it, and what must not lie on it.
+
+blksnap tracks one device node, exactly. What is written through a partition of it, or (v1 and v7) by a device
+mapper above it, is neither in the map nor in the snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from lvmsync.errors import DeviceError
+from lvmsync.formats.blksnap_abi import Abi
+from lvmsync.sources import blksnap
+from lvmsync.system.blksnap import DeviceName
+from lvmsync.system.mounts import device_of_file, list_mounts
+
+Number = tuple[int, int]
+
+
+def require_visible(device: DeviceName, abi: Abi, *, force: bool) -> list[str]:
+    """Raise DeviceError if a device is used in a way that blksnap does not see; return what the user should know.
+
+    Args:
+        device: to be tracked.
+        abi: of the module.
+        force: only tell.
+    """
+    folder = _folder(device.number)
+    problems = []
+    for name, number in _partitions(folder).items():
+        if is_mounted(number) or _names(_folder(number) / "holders"):
+            problems.append(
+                f"its partition {name} is in use, and what is written through that is not seen: track /dev/{name}"
+            )
+    holders = _names(folder / "holders")
+    if holders and abi is not Abi.UP:
+        problems.append(
+            f"{', '.join(holders)} {'lies' if len(holders) == 1 else 'lie'} on it, and this module does not see what is"
+            " written from there: track that"
+        )
+    if problems and not force:
+        raise DeviceError(
+            f"{device.path}: {'; '.join(problems)}, or give --force if nothing writes that way", device=device.path
+        )
+    notes = [f"{device.path}: {problem}." for problem in problems]
+    if (folder / "partition").exists():
+        notes.append(
+            f"{device.path} is a partition: what is written through the whole disk is not seen, and seldom is anything."
+        )
+    return notes
+
+
+def require_apart(place: Number | None, devices: Iterable[DeviceName], word: str) -> None:
+    """Raise DeviceError if the difference storage lies on a device that is to be held, or the other way round."""
+    below = _all_below(place) if place else set()
+    for device in devices:
+        if device.number in below or place in _all_below(device.number):
+            raise DeviceError(
+                f"the difference storage {word} lies on {device.path}, which is to be held: old data would be saved by"
+                " writes that must be saved again; name a place on another disk",
+                device=word,
+            )
+
+
+def is_mounted(number: Number) -> bool:
+    """Tell whether a file system of a device is mounted."""
+    return any(one.number == number for one in list_mounts(blksnap.ROOT / "proc/self/mountinfo"))
+
+
+def is_in_use(number: Number) -> bool:
+    """Tell whether a device is mounted, or other devices lie on it, or on a part of it."""
+    folder = _folder(number)
+    parts = _partitions(folder).values()
+    return is_mounted(number) or bool(_names(folder / "holders")) or any(is_in_use(part) for part in parts)
+
+
+def find_file_device(path: str) -> Number | None:
+    """Return the block device that the file system of a file or folder is on; None: it is in memory.
+
+    Raises:
+        DeviceError: it is not there, or on no device that is known.
+    """
+    number = device_of_file(path)
+    if number[0]:
+        return number
+    for mount in list_mounts():  # btrfs and others have numbers of their own
+        if mount.number == number:
+            if mount.kind in ("tmpfs", "ramfs"):
+                return None
+            with suppress(OSError):
+                state = Path(mount.source).stat()
+                if stat.S_ISBLK(state.st_mode):
+                    return os.major(state.st_rdev), os.minor(state.st_rdev)
+    raise DeviceError(f"{path} lies on no block device that is known; name a place on a local disk", device=path)
+
+
+def _folder(number: Number) -> Path:
+    return blksnap.ROOT / f"sys/dev/block/{number[0]}:{number[1]}"
+
+
+def _partitions(folder: Path) -> dict[str, Number]:
+    found = {}
+    for name in _names(folder):
+        if (folder / name / "partition").exists():
+            number = _number(folder / name)
+            if number:
+                found[name] = number
+    return found
+
+
+def _all_below(number: Number) -> set[Number]:
+    """Return a device, and all that its bytes lie on: the disk of a partition, what a mapped device is made of."""
+    found: set[Number] = set()
+    todo = [number]
+    while todo:
+        one = todo.pop()
+        if one in found:
+            continue
+        found.add(one)
+        folder = _folder(one)
+        if (folder / "partition").exists():
+            parent = _number(folder.resolve().parent)
+            todo += [parent] if parent else []
+        below = (_number(folder / "slaves" / name) for name in _names(folder / "slaves"))
+        todo += [number for number in below if number]
+        with suppress(OSError, DeviceError):
+            backing = find_file_device((folder / "loop/backing_file").read_text().strip())
+            todo += [backing] if backing else []
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _number(folder: Path) -> Number | None:
+    try:
+        major, minor = (folder / "dev").read_text().split(":")
+        return int(major), int(minor)
+    except (OSError, ValueError):
+        return None
