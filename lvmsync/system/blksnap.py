@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -112,7 +112,7 @@ class Control:
         """
         what = f"stop tracking {device.path}"
         if self.abi is Abi.V1:
-            self._asking.ask("detach", what, **_number(device))
+            self._asking.ask("detach", what, about=device.path, **_number(device))
         else:
             self._asking.ask_filter("detach", what, device)
 
@@ -171,7 +171,8 @@ class Control:
         if self.abi is not Abi.V1:
             self._asking.command("read_map", what, device, **wanted, address=out.ctypes.data)
             return out  # the answer is no count of bytes, whatever the header says
-        _, got = self._asking.ask("read_map", what, **_number(device), **wanted, address=out.ctypes.data)
+        values = _number(device) | wanted
+        _, got = self._asking.ask("read_map", what, about=device.path, **values, address=out.ctypes.data)
         if not 0 <= got <= length:
             raise FormatError(f"{device.path}: blksnap read {got} bytes of its map, of {length}", device=device.path)
         return out[:got]
@@ -183,11 +184,12 @@ class Control:
             device: which.
             ranges: offset and length in bytes, rounded outward to sectors.
         """
-        sectors = [(offset // SECTOR, -(-(offset + length) // SECTOR)) for offset, length in ranges]
-        table = _range_table((first, end - first) for first, end in sectors)
-        what, values = f"mark ranges of {device.path}", {"count": len(sectors), "address": ctypes.addressof(table)}
+        table = _range_table((offset // SECTOR, -(-(offset + length) // SECTOR)) for offset, length in ranges)
+        if not _count(table):
+            return
+        what, values = f"mark ranges of {device.path}", {"count": _count(table), "address": ctypes.addressof(table)}
         if self.abi is Abi.V1:
-            self._asking.ask("mark_dirty", what, **_number(device), **values)
+            self._asking.ask("mark_dirty", what, about=device.path, **_number(device), **values)
         else:
             self._asking.command("mark_dirty", what, device, **values)
 
@@ -241,18 +243,19 @@ class Control:
             device: where the room is.
             ranges: offset and length in bytes of ranges that nothing else uses, rounded inward to sectors.
         """
-        sectors = [(-(-offset // SECTOR), (offset + length) // SECTOR) for offset, length in ranges]
-        table = _range_table((first, end - first) for first, end in sectors if end > first)
-        values: dict[str, Any] = {"count": len(table) // abi.RANGE.size, "address": ctypes.addressof(table)}
+        table = _range_table((-(-offset // SECTOR), (offset + length) // SECTOR) for offset, length in ranges)
+        if not _count(table):
+            raise DeviceError(
+                f"{device.path}: no whole sector in what snapshot {snapshot} is to use", device=device.path
+            )
+        values = {"count": _count(table), "address": ctypes.addressof(table), "id": abi.encode_uuid(snapshot)}
         if self.abi is Abi.V1:
             values |= _number(device)
         else:
             self._asking.check(device)
             path = ctypes.create_string_buffer(os.fsencode(device.path))
             values["device"] = ctypes.addressof(path)
-        self._asking.ask(
-            "append_storage", f"use {device.path} for snapshot {snapshot}", id=abi.encode_uuid(snapshot), **values
-        )
+        self._asking.ask("append_storage", f"use {device.path} for snapshot {snapshot}", about=device.path, **values)
 
     def take(self, snapshot: str) -> None:
         """Take a snapshot: from now on its images stay as they are, and the maps, too."""
@@ -263,7 +266,10 @@ class Control:
         self._asking.ask("destroy", f"destroy snapshot {snapshot}", id=abi.encode_uuid(snapshot))
 
     def images(self, snapshot: str, devices: Sequence[DeviceName]) -> dict[DeviceName, str]:
-        """Return the path of each device's image in a snapshot that has been taken."""
+        """Return the path of each device's image in a snapshot that has been taken.
+
+        A snapshot that is lost has images, too; see `read_error` and `wait_event`.
+        """
         if self.abi is not Abi.V1:
             return {device: self._image(snapshot, device) for device in devices}
         found = self._asking.collect(
@@ -299,14 +305,7 @@ class Control:
         return abi.decode_event(self.abi, values)
 
     def _image(self, snapshot: str, device: DeviceName) -> str:
-        values = self._asking.command("read_image", f"find the image of {device.path}", device)
-        if values["error"]:
-            raise ChangesLost(
-                f"{device.path}: its snapshot is lost ({os.strerror(abs(values['error']))}), and its image cannot be"
-                " read; tracking goes on: take another, with more room for old content",
-                device=device.path,
-            )
-        name = _text(values["image"])
+        name = _text(self._asking.command("read_image", f"find the image of {device.path}", device)["image"])
         if not name:
             raise DeviceError(f"snapshot {snapshot} of {device.path} has not been taken yet", device=device.path)
         if "/" in name:
@@ -327,9 +326,14 @@ def _number(device: DeviceName) -> dict[str, int]:
 
 
 def _range_table(sectors: Iterable[tuple[int, int]]) -> ctypes.Array[ctypes.c_char]:
-    """Return an array of ranges, each a first sector and a count."""
-    data = b"".join(abi.RANGE.encode(first_sector=first, sector_count=count) for first, count in sectors)
+    """Return an array of ranges, of first sectors and ends; empty ones are left out."""
+    found = [(first, end) for first, end in sectors if end > first]
+    data = b"".join(abi.RANGE.encode(first_sector=first, sector_count=end - first) for first, end in found)
     return ctypes.create_string_buffer(data, len(data))
+
+
+def _count(table: ctypes.Array[ctypes.c_char]) -> int:
+    return len(table) // abi.RANGE.size
 
 
 def _text(raw: bytes) -> str:

@@ -63,7 +63,7 @@ _REASONS_V1: dict[tuple[str, int], str] = {
 }
 
 
-def explain(abi: Abi, name: str, error: OSError, what: str) -> LvmsyncError:
+def explain(abi: Abi, name: str, error: OSError, what: str, device: str | None) -> LvmsyncError:
     """Return our error for a refused request.
 
     Args:
@@ -71,6 +71,7 @@ def explain(abi: Abi, name: str, error: OSError, what: str) -> LvmsyncError:
         name: of the request or command, as in `REQUESTS` and `COMMANDS`.
         error: what ioctl(2) raised.
         what: was wanted, to be read after "cannot".
+        device: path of the device that it is about, if it is about one.
     """
     number = error.errno or 0
     reason = _REASONS_V1.get((name, number)) if abi is Abi.V1 else None
@@ -86,4 +87,4 @@ def explain(abi: Abi, name: str, error: OSError, what: str) -> LvmsyncError:
             case _:
                 reason = error.strerror or str(error)
     kind = ChangesLost if reason is _MAP_LOST else DeviceError
-    return kind(f"blksnap: cannot {what}: {reason}")
+    return kind(f"blksnap: cannot {what}: {reason}", device=device)

@@ -114,9 +114,25 @@ class Asking:
             os.close(self._fds.pop())
 
     def send(
-        self, name: str, what: str, *, fd: int | None = None, key: str | None = None, **values: Any
+        self,
+        name: str,
+        what: str,
+        *,
+        fd: int | None = None,
+        key: str | None = None,
+        about: str | None = None,
+        **values: Any,
     ) -> tuple[bytearray, int]:
-        """Make a request; return its struct as the kernel left it, and what ioctl(2) returned."""
+        """Make a request; return its struct as the kernel left it, and what ioctl(2) returned.
+
+        Args:
+            name: of the request in `REQUESTS`.
+            what: it is for, to be read after "cannot".
+            fd: where it goes; None: the control node.
+            key: what it is called where refusals are explained; None: ``name``.
+            about: path of the device that it is about, if it is about one.
+            values: of its struct; the others are zero.
+        """
         request = REQUESTS[self.abi].get(name)
         if request is None:  # never a number that this module may not know
             raise UsageError(f"blksnap {self.version} cannot {what}: there is no such request")
@@ -124,7 +140,7 @@ class Asking:
         try:
             return argument, self._call(self._fds[0] if fd is None else fd, request.number, argument)
         except OSError as error:
-            raise explain(self.abi, key or name, error, what) from error
+            raise explain(self.abi, key or name, error, what, about) from error
 
     def ask(self, name: str, what: str, **values: Any) -> tuple[dict[str, Any], int]:
         """Make a request; return its values as the kernel left them, and what ioctl(2) returned."""
@@ -157,10 +173,11 @@ class Asking:
         if self.abi is Abi.V7:
             self.check(device)
             path = ctypes.create_string_buffer(os.fsencode(device.path))
-            self.send(name, what, fd=self._fds[1], key=key, device=ctypes.addressof(path), **values)
+            values["device"] = ctypes.addressof(path)
+            self.send(name, what, fd=self._fds[1], key=key, about=device.path, **values)
             return
         with self._opened(device, os.O_RDONLY | os.O_NONBLOCK) as fd:
-            self.send(name, what, fd=fd, key=key, **values)
+            self.send(name, what, fd=fd, key=key, about=device.path, **values)
 
     def command(self, name: str, what: str, device: DeviceName, **values: Any) -> dict[str, Any]:
         """Ask the filter something about a device, and return the values of the answer."""
@@ -189,8 +206,10 @@ class Asking:
 
 
 def errno_of(error: LvmsyncError) -> int | None:
-    """Return the errno of the refusal that an error tells of; None: it tells of something else."""
-    return error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+    """Return the errno of the refused request that an error tells of; None: it tells of something else."""
+    cause = error.__cause__
+    # An open that failed has a file name: that a device is not there must not be read as "not tracked".
+    return cause.errno if isinstance(cause, OSError) and cause.filename is None else None
 
 
 def open_nodes(root: Path, call: Call, open_path: Opener) -> Asking:

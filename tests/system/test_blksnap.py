@@ -316,15 +316,28 @@ def test_ranges_to_mark_are_rounded_outward_and_ranges_to_use_inward(abi: str, t
         if abi != "up":
             control.append_storage(NOBODY, DISK, [(1000, 100), (511, 1026), (1024, 2048)])
             assert seen == [(1, 2), (2, 4)]
+            with pytest.raises(DeviceError, match="no whole sector"):
+                control.append_storage(NOBODY, DISK, [(1, 1000)])
+        made = len(kernel.numbers)
+        control.mark_dirty(DISK, [(1024, 0)])
+        control.mark_dirty(DISK, [])
+        assert len(kernel.numbers) == made
 
 
 @pytest.mark.parametrize("abi", ["v7", "up"])
-def test_an_image_of_a_lost_snapshot_is_not_given(abi: str, tmp_path: Path) -> None:
+def test_an_image_of_a_lost_snapshot_is_named_and_its_loss_is_told(abi: str, tmp_path: Path) -> None:
     kernel = Scripted(abi, tmp_path)
     with kernel.open() as control:
-        kernel.answers = [filling(struct.pack("<i32s", -28, b"blksnap-8-0")), filling(struct.pack("<i32s", 0, b"../x"))]
-        with pytest.raises(ChangesLost, match="No space left"):
-            control.images(NOBODY, [DISK])
+        kernel.answers = [filling(struct.pack("<i32s", -28, b"blksnap-8-0"))] * 2
+        assert control.images(NOBODY, [DISK]) == {DISK: str(tmp_path / "dev/blksnap-8-0")}
+        assert control.read_error(DISK) == errno.ENOSPC
+
+
+@pytest.mark.parametrize("abi", ["v7", "up"])
+def test_a_name_of_an_image_that_is_a_path_is_refused(abi: str, tmp_path: Path) -> None:
+    kernel = Scripted(abi, tmp_path)
+    with kernel.open() as control:
+        kernel.answers = [filling(struct.pack("<i32s", 0, b"../x"))]
         with pytest.raises(FormatError, match="no name in /dev"):
             control.images(NOBODY, [DISK])
 
@@ -389,6 +402,7 @@ def test_errors_that_were_not_seen_have_their_reason_too(number: int, words: str
         with pytest.raises(DeviceError, match=words) as caught:
             control.attach(DISK)
     assert errno_of(caught.value) == number
+    assert caught.value.device == "/dev/vda"
 
 
 def test_a_device_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
@@ -396,6 +410,8 @@ def test_a_device_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
         kernel = Scripted(abi, tmp_path)
         with open_control(tmp_path, kernel) as control, pytest.raises(DeviceError, match="no such device"):
             control.attach(DeviceName(str(tmp_path / "gone"), (254, 0)))
+        with open_control(tmp_path, kernel) as control, pytest.raises(DeviceError, match="no such device"):
+            control.read_tracking(DeviceName(str(tmp_path / "gone"), (254, 0)))  # which is not: not tracked
         assert kernel.numbers == []
 
 
