@@ -106,8 +106,8 @@ def test_the_same_generation_and_a_later_number_lead_from_the_base() -> None:
         (BASE, replace(BASE, number=4, capacity=41964544), "capacity is 41964544 now, and was 41964032"),
         (BASE, BASE, "not after snapshot 3"),
         (BASE, replace(BASE, number=1), "not after snapshot 3"),
-        (replace(BASE, number=255), replace(BASE, number=1), "snapshot 255"),
-        (replace(BASE, number=255), replace(BASE, number=255), "snapshot 255"),
+        (replace(BASE, number=255), replace(BASE, number=1), "base is of snapshot 255"),
+        (replace(BASE, number=255), replace(BASE, number=255), "base is of snapshot 255"),
     ],
 )
 def test_all_else_is_everything_and_the_reason_is_said(base: Tracking | None, now: Tracking, words: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from lvmsync.errors import ChangesLost, DeviceError, FormatError, UsageError
 from lvmsync.formats.blksnap import Tracking
 from lvmsync.formats.blksnap_abi import Abi, Event
+from lvmsync.system import blksnap_requests
 from lvmsync.system.blksnap import Control, DeviceName, errno_of, name_device, open_control
 from lvmsync.system.blksnap_requests import call_ioctl, check_number
 from tests.blksnap_replay import (
@@ -154,6 +155,20 @@ def test_a_path_that_leads_to_another_device_by_now_is_refused() -> None:
     check_number(DeviceName("/dev/vda", (254, 16)), state)
     with pytest.raises(DeviceError, match="254:16 now, and was 254:0"):
         check_number(DISK, state)
+
+
+@pytest.mark.parametrize("abi", ["v7", "up"])
+def test_each_request_to_the_filter_looks_first_where_the_path_leads(
+    abi: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_another(device: DeviceName, state: os.stat_result) -> None:
+        raise DeviceError(f"{device.path} is another device")
+
+    monkeypatch.setattr(blksnap_requests, "check_number", is_another)
+    kernel = Scripted(abi, tmp_path)
+    with kernel.open() as control, pytest.raises(DeviceError, match="/dev/vda is another device"):
+        control.mark_dirty(DISK, [(0, 512)])
+    assert kernel.numbers == []
 
 
 # What was not recorded
@@ -403,6 +418,22 @@ def test_errors_that_were_not_seen_have_their_reason_too(number: int, words: str
             control.attach(DISK)
     assert errno_of(caught.value) == number
     assert caught.value.device == "/dev/vda"
+
+
+def test_what_an_errno_means_is_a_matter_of_the_generation(tmp_path: Path) -> None:
+    for abi, words in (("v1", "not tracked"), ("up", "map does not hold")):
+        kernel = Scripted(abi, tmp_path)
+        with kernel.open() as control:
+            kernel.answers = [errno.ENODATA]
+            with pytest.raises(ChangesLost if abi == "up" else DeviceError, match=words):
+                control.read_map_piece(DISK, 0, 16)
+    kernel = Scripted("v1", tmp_path)
+    with kernel.open() as control:
+        kernel.answers = [errno.EPERM, errno.EPERM]
+        with pytest.raises(DeviceError, match="no snapshot of it is held"):
+            control.read_map_piece(DISK, 0, 16)
+        with pytest.raises(DeviceError, match="run as root"):
+            control.detach(DISK)
 
 
 def test_a_device_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
