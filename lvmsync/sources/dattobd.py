@@ -241,7 +241,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
 
 
 def _open_snapshot(path: str, opened: _Opened, tracking: Tracking, stack: ExitStack) -> _Data:
-    return _Data(stack.enter_context(open_device(path)), lambda: _confirm(opened, tracking))
+    return _Data(stack.enter_context(open_device(path)), lambda: confirm_snapshot(tracking))
 
 
 def _not_listed(name: CowFile, opened: _Opened) -> UsageError:
@@ -281,8 +281,12 @@ def _require_snapshot(opened: _Opened, tracking: Tracking) -> None:
         raise DeviceError(f"{what}: mount the device first, then it is active", device=device.block_device)
 
 
-def _confirm(opened: _Opened, tracking: Tracking) -> None:
-    """Raise ChangesLost unless the snapshot was good until now."""
+def confirm_snapshot(tracking: Tracking) -> None:
+    """Raise ChangesLost unless a snapshot was good until now.
+
+    Args:
+        tracking: what the driver said of it when it was opened.
+    """
     device = tracking.device
     for one in list_tracked((tracking.driver,)):
         now = one.device
