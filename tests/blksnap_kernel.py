@@ -184,6 +184,7 @@ class Kernel:
         self.is_readable_when_full = False
         self._lock = threading.RLock()
         self._clock = 0
+        self._minors = -1
         self._loops: list[str] = []
         for path in ("dev", "sys/dev/block", "sys/class/block", "proc/sys/kernel/random", "proc/self"):
             (self.root / path).mkdir(parents=True)
@@ -267,6 +268,24 @@ class Kernel:
                 assert disk.tracker
                 _overwrite(snapshot.images[disk.number].path, offset, data)
                 disk.tracker.mark(offset, len(data), both=True)
+
+    def write_unseen(self, disk: Disk, offset: int, data: bytes) -> None:
+        """Write to a device past the module, as through a partition of it."""
+        _overwrite(disk.file, offset, data)
+
+    def take(self, disk: Disk, *, keep: bool) -> str:
+        """Take a snapshot of one tracked device, as another program does; destroy it unless it is to be kept."""
+        snapshot = Snapshot(uuid.uuid4().bytes, [disk], limit=1 << 30)
+        self.snapshots[snapshot.id] = snapshot
+        self._snapshot_take(memoryview(snapshot.id))
+        if not keep:
+            self._snapshot_destroy(memoryview(snapshot.id))
+        return str(uuid.UUID(bytes=snapshot.id))
+
+    def destroy_all(self) -> None:
+        """Destroy all snapshots, whoever made them."""
+        for key in list(self.snapshots):
+            self._snapshot_destroy(memoryview(key))
 
     def held(self) -> list[str]:
         """Return the ids of all snapshots, orphans too."""
@@ -495,9 +514,10 @@ class Kernel:
             major, minor = disk.number
             name = {"v1": f"veeamblksnapimg{at}", "v7": f"veeamblksnapimg_{major}:{minor}",
                     "up": f"blksnap-{major}-{minor}"}[self.generation]  # fmt: skip
-            image = Image(disk, name, (IMAGE_MAJOR, at), self.root / "dev" / name)
+            minor = self._minors = self._minors + 1
+            image = Image(disk, name, (IMAGE_MAJOR, minor), self.root / "dev" / name)
             image.path.write_bytes(disk.content)
-            link = self.root / f"sys/dev/block/{IMAGE_MAJOR}:{at}"
+            link = self.root / f"sys/dev/block/{IMAGE_MAJOR}:{minor}"
             folder = self.root / "sys/devices/block" / name
             folder.mkdir(parents=True)
             link.symlink_to(folder)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +24,7 @@ from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.names import Comparison, Volume
 from lvmsync.sources import Reading, Source, blksnap, open_source
 from lvmsync.system.blksnap import open_control
-from tests.blksnap_kernel import Disk, Kernel, running
+from tests.blksnap_kernel import Disk, Kernel, Tracker, running
 
 GENERATIONS = ("v1", "v7", "up")
 SIZE = 4 << 20
@@ -107,6 +111,50 @@ class Machine:
 
     def is_equal(self, disk: Disk | None = None) -> bool:
         return self.target(disk).read_bytes() == (disk or self.disk).content
+
+    def kernel_attach(self, disk: Disk | None = None) -> None:
+        """Have a disk tracked, if it is not."""
+        disk = disk or self.disk
+        if not disk.tracker:
+            disk.tracker = Tracker(disk.size, self.kernel.block_size)
+
+    def kernel_take(self, disk: Disk | None = None, *, keep: bool = False) -> str:
+        """Take a snapshot of a disk as another program does, and destroy it unless it is to be kept."""
+        disk = disk or self.disk
+        self.kernel_attach(disk)
+        return self.kernel.take(disk, keep=keep)
+
+    def resize(self, size: int) -> None:
+        os.truncate(self.disk.file, size)
+        subprocess.run(["losetup", "-c", self.disk.node], check=True)
+
+    def rewrite_base(self, file: Path | None = None, **changes: Any) -> None:
+        """Change what is remembered of the only target."""
+        path = file or next((self.state / "blksnap/bases").glob("*.json"))
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def forget_target(self) -> None:
+        """Change the target as by a stream of something else, so that its ledger holds another point."""
+        path = next((self.state / "targets").glob("*/record.json"))
+        record = json.loads(path.read_text())
+        record["point"] = {"id": "era:another:3", "parent": None, "time": None}
+        path.write_text(json.dumps(record))
+
+    def requests_until(self, name: str) -> int:
+        """Return how many requests the next sync makes up to the first one of a name, that included."""
+        folder, self.kernel.calls = self.kernel.calls, []
+        self.sync()
+        at = self.kernel.calls.index(name) + 1
+        self.kernel.calls = folder
+        return at
+
+    def wait_for_room(self) -> None:
+        """Wait until the event thread has answered."""
+        for _ in range(1000):
+            if not any(one.events for one in self.kernel.snapshots.values()):
+                return
+            time.sleep(0.002)
+        raise AssertionError("no answer")
 
     def noted(self) -> list[Path]:
         """Return the files about snapshots that are left."""

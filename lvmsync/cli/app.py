@@ -40,7 +40,7 @@ from lvmsync.cli.options import (
     Verbose,
 )
 from lvmsync.errors import LvmsyncError, UsageError
-from lvmsync.names import Comparison, parse_source
+from lvmsync.names import BlockMap, Comparison, parse_source
 
 app = typer.Typer(
     name="lvmsync",
@@ -243,7 +243,7 @@ def sync(
     from lvmsync.cli import render
     from lvmsync.cli.delivery import Delivery, Orders, Way
     from lvmsync.cli.refinement import Refinement
-    from lvmsync.jobs.era_points import Memory
+    from lvmsync.jobs import blksnap_points, era_points
     from lvmsync.sources import Reading
     from lvmsync.system.ledger import state_folder
 
@@ -254,8 +254,9 @@ def sync(
         report = stack.enter_context(render.progress("none" if quiet else progress))
         delivery = Delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
         stack.enter_context(delivery)
-        memory = Memory(state_folder(state), str(delivery.place))
         name = parse_source(source)
+        keeper = blksnap_points.Memory if isinstance(name, BlockMap) else era_points.Memory
+        memory = keeper(state_folder(state), str(delivery.place))
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         if isinstance(name, Comparison) and name.old is None:
             opened = delivery.open_compared(name, reading)
