@@ -282,6 +282,12 @@ class Kernel:
             self._snapshot_destroy(memoryview(snapshot.id))
         return str(uuid.UUID(bytes=snapshot.id))
 
+    def overflow(self) -> None:
+        """Let the difference storage of each snapshot run over."""
+        for snapshot in self.snapshots.values():
+            for image in snapshot.images.values():
+                self._overflow(snapshot, image)
+
     def destroy_all(self) -> None:
         """Destroy all snapshots, whoever made them."""
         for key in list(self.snapshots):
@@ -344,11 +350,13 @@ class Kernel:
         at = 8 if self.generation == "v7" else 0
         assert bytes(view[at : at + 32]) == b"blksnap".ljust(32, b"\0")
         if self.generation == "v7":
-            path = os.fsdecode(ctypes.string_at(struct.unpack_from("<Q", view)[0]))
-            rdev = Path(path).stat().st_rdev
-            return self.disks[os.major(rdev), os.minor(rdev)]
+            return self._disk_at(os.fsdecode(ctypes.string_at(struct.unpack_from("<Q", view)[0])))
         assert isinstance(target, tuple)
         return self.disks[target]
+
+    def _disk_at(self, path: str) -> Disk:
+        rdev = Path(path).stat().st_rdev
+        return self.disks[os.major(rdev), os.minor(rdev)]
 
     def _version(self, view: memoryview) -> None:
         view[:8] = struct.pack("<4H", *VERSIONS[self.generation])
@@ -477,10 +485,13 @@ class Kernel:
             new.limit = limit * SECTOR
             if pointer:
                 path = os.fsdecode(ctypes.string_at(pointer))
-                Path(path).stat()  # as the module does: a path that is not there is an error
+                self._require_place(path)
                 new.ranges.append((path, 0, limit))
         self.snapshots[new.id] = new
         view[16:32] = new.id
+
+    def _require_place(self, path: str) -> None:
+        Path(path).stat()  # as the module does: a path that is not there is an error
 
     def _snapshot_append_storage(self, view: memoryview) -> None:
         snapshot = self._find(bytes(view[:16]), errno.ESRCH)

@@ -21,7 +21,7 @@ from lvmsync.jobs.blksnap_storage import Room
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.send import Sender, StreamOptions
-from lvmsync.names import Comparison, Volume
+from lvmsync.names import BlockMap, Comparison, Volume, parse_source
 from lvmsync.sources import Reading, Source, blksnap, open_source
 from lvmsync.system.blksnap import open_control
 from tests.blksnap_kernel import Disk, Kernel, Tracker, running
@@ -139,6 +139,12 @@ class Machine:
         record = json.loads(path.read_text())
         record["point"] = {"id": "era:another:3", "parent": None, "time": None}
         path.write_text(json.dumps(record))
+
+    def open_everything(self) -> AbstractContextManager[Source]:
+        """Open all of the first disk, as it is in the snapshot that is held."""
+        name = parse_source(f"blksnap:{self.disk.node}")
+        assert isinstance(name, BlockMap)
+        return blksnap.open_live(name, Reading(), lambda _: blksnap.Choice(None))
 
     def requests_until(self, name: str) -> int:
         """Return how many requests the next sync makes up to the first one of a name, that included."""

@@ -12,8 +12,7 @@ from lvmsync.errors import ConflictError, DeviceError, UsageError
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs import blksnap, blksnap_place, blksnap_storage
 from lvmsync.jobs.blksnap_storage import Room, choose_storage
-from lvmsync.sources import blksnap as source
-from lvmsync.system.blksnap import DeviceName, name_device
+from lvmsync.system.blksnap import DeviceName, name_device, open_control
 from tests.blksnap_kernel import Disk
 from tests.blksnap_machine import GENERATIONS, SIZE, Machine, machine
 
@@ -281,6 +280,6 @@ def test_storage_has_a_limit_within_what_is_free(here: Machine, tmp_path: Path) 
 
 
 def test_a_machine_without_the_module_says_so(here: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(blksnap, "connect", lambda: source.open_control(tmp_path))
+    monkeypatch.setattr(blksnap, "connect", lambda: open_control(tmp_path))
     with pytest.raises(DeviceError, match="modprobe"):
         blksnap.show(here.state)
