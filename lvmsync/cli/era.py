@@ -78,7 +78,7 @@ def create(
 ) -> None:
     """Make an era device on ORIGIN, and a unit that makes it again at boot; use /dev/mapper/NAME from then on."""
     from lvmsync.jobs import era
-    from lvmsync.jobs.era_unit import UNITS
+    from lvmsync.jobs.unit import UNITS
     from lvmsync.system.ledger import state_folder
 
     if no_unit and unit_dir:

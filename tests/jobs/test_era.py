@@ -13,7 +13,8 @@ import pytest
 
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, FormatError, LvmsyncError, UsageError
 from lvmsync.extents import ChangeMap
-from lvmsync.jobs import era, era_unit
+from lvmsync.jobs import era
+from lvmsync.jobs import unit as unit_files
 from lvmsync.jobs.era_points import Memory, forget, life_folder, list_remembered
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import parse_source
@@ -486,8 +487,8 @@ def test_systemd_is_told_where_it_runs(machine: EraMachine, monkeypatch: pytest.
     units, program = machine.folder / "units", machine.folder / "systemctl"
     program.write_text(f'#!/bin/sh\necho "$*" >>{machine.folder}/systemctl.calls\n')
     program.chmod(0o755)
-    monkeypatch.setattr(era_unit, "UNITS", units)
-    monkeypatch.setattr(era_unit, "SYSTEMD", machine.folder)
+    monkeypatch.setattr(unit_files, "UNITS", units)
+    monkeypatch.setattr(unit_files, "SYSTEMD", machine.folder)
     assert make(machine, units=units)[1] == []
     assert era.remove(state, "er", wipe=False, force=False) == []
     calls = (machine.folder / "systemctl.calls").read_text().splitlines()
@@ -501,9 +502,9 @@ def test_a_unit_that_cannot_be_written_is_told(machine: EraMachine) -> None:
 
 
 def test_names_are_escaped_for_systemd() -> None:
-    assert era_unit._device_unit("/dev/mapper/vg-a--b") == "dev-mapper-vg\\x2da\\x2d\\x2db.device"
-    assert era_unit._device_unit("/dev/disk/by-id/%é") == "dev-disk-by\\x2did-\\x25\\xc3\\xa9.device"
-    assert era_unit._quoted('a "b" $c %d') == '"a \\"b\\" $$c %%d"'
+    assert unit_files.path_unit("/dev/mapper/vg-a--b", "device") == "dev-mapper-vg\\x2da\\x2d\\x2db.device"
+    assert unit_files.path_unit("/dev/disk/by-id/%é", "device") == "dev-disk-by\\x2did-\\x25\\xc3\\xa9.device"
+    assert unit_files.quote('a "b" $c %d') == '"a \\"b\\" $$c %%d"'
 
 
 # ---- words
