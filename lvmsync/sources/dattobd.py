@@ -209,7 +209,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
         if tracking is None:
             raise _not_listed(name, opened)
         _require_snapshot(opened, tracking)
-        return _open_snapshot(tracking.snapshot_path, opened, tracking, stack)
+        return _open_snapshot(name, tracking.snapshot_path, tracking, stack)
     path = parse_volume(reading.data_source).path
     for one in opened.listed:
         if is_same_device(path, one.snapshot_path):
@@ -220,7 +220,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
                     device=path,
                 )
             _require_snapshot(opened, tracking)
-            return _open_snapshot(path, opened, tracking, stack)
+            return _open_snapshot(name, path, tracking, stack)
         if is_same_device(path, one.device.block_device):
             raise UsageError(
                 f"-r {path} is the device itself, which is written to; the data is that of snapshot"
@@ -240,8 +240,11 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
     return _Data(device, Watch(device).confirm, tuple(notes))
 
 
-def _open_snapshot(path: str, opened: _Opened, tracking: Tracking, stack: ExitStack) -> _Data:
-    return _Data(stack.enter_context(open_device(path)), lambda: confirm_snapshot(tracking))
+def _open_snapshot(name: CowFile, path: str, tracking: Tracking, stack: ExitStack) -> _Data:
+    device = stack.enter_context(open_device(path))
+    if name.size not in (None, device.size):
+        raise UsageError(f"size={name.size}: {path} has {device.size} bytes; leave size= away", device=path)
+    return _Data(device, lambda: confirm_snapshot(tracking))
 
 
 def _not_listed(name: CowFile, opened: _Opened) -> UsageError:

@@ -211,6 +211,14 @@ def test_what_cannot_be_is_refused(image: bytes, message: str) -> None:
         read(image, SIZE)
 
 
+def test_a_file_that_ends_within_the_padding_of_its_index_is_read_to_the_last_whole_entry() -> None:
+    least = 4096 + 8 * 5120
+    for more in range(17):
+        changes, index = read(build_cow(SIZE, GOOD)[: least + more], SIZE)
+        assert (index.count, index.geometry.index_bytes) == (3, 8 * 5120 + more // 8 * 8)
+        assert changes.total_bytes == 3 * BLOCK
+
+
 def test_what_is_good_is_not_refused() -> None:
     assert read(build_cow(SIZE, GOOD), SIZE)[1].count == 3
     assert read(build_snapshot(SIZE, KEPT), SIZE)[1].kept.positions.tolist() == [17, 19, 18]

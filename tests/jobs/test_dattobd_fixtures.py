@@ -153,7 +153,6 @@ def test_in_snapshot_mode_the_old_content_is_put_together_as_the_driver_does(cas
         assert source.base_data
         assert any("what umount wrote is not in it" in note for note in source.notes)
         overlay = tmp_path / "overlay"
-        overlay.write_bytes(b"")
         subprocess.run(["cp", "--sparse=always", live, overlay], check=True)
         with overlay.open("r+b", buffering=0) as file:
             for one in source.changes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from lvmsync.sources import Reading, Source, open_source
 from lvmsync.sources.dattobd import make_point, open_cow_file, open_incremental
 from lvmsync.system import dattobd
 from lvmsync.system.mounts import Mount
-from tests.dattobd_store import BLOCK, UUID, build_cow, build_snapshot
+from tests.dattobd_store import BLOCK, UUID, build_cow, build_header, build_snapshot
 from tests.sources.loops import loop_of
 
 MAP = Reading(with_data=False)
@@ -83,6 +84,28 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+# ---- the index in a file
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_with_holes_is_read_where_it_has_data(machine: Machine, stack: ExitStack, seed: int) -> None:
+    rng = random.Random(seed)
+    size = rng.randrange(1, 60 << 30 >> 9) * 512
+    entries = size // BLOCK
+    pages = {rng.randrange(entries // 512 + 1) for _ in range(rng.choice([0, 1, 30, 3000]))}
+    blocks = {512 * page + at for page in pages for at in rng.sample(range(512), 9) if 512 * page + at < entries}
+    blocks |= {0, max(0, entries - 1)} if seed % 2 and entries else set()
+    end = BLOCK + -(-entries // 4096) * 32768
+    with machine.cow.open("wb", buffering=0) as file:
+        file.truncate(end)
+        file.write(build_header(fpos=end // BLOCK, changed=len(blocks)))
+        for at in blocks:
+            os.pwrite(file.fileno(), (1).to_bytes(8, "little"), BLOCK + 8 * at)
+    source = open_now(stack, machine, MAP, f",size={size}")
+    tail = [(entries * BLOCK, size % BLOCK)]
+    assert source.changes == ChangeMap.from_extents([*((at * BLOCK, BLOCK) for at in blocks), *tail])
+
+
 # ---- the snapshot that the driver shows
 
 
@@ -104,6 +127,14 @@ def test_the_other_driver_is_asked_as_well(machine: Machine, stack: ExitStack) -
     machine.track({}, name="elastio-snap-info")
     machine.snapshot.rename(machine.folder / "dev" / "elastio-snap0")
     assert read(open_now(stack, machine), 0, 4) == b"snap"
+
+
+def test_the_snapshot_device_has_the_size_that_counts(machine: Machine, stack: ExitStack) -> None:
+    machine.track({})
+    assert open_now(stack, machine, keys=",size=1M").size == SIZE
+    for size in (SIZE - 512, SIZE + 512):
+        with pytest.raises(UsageError, match=f"size={size}: .*/dev/datto0 has {SIZE} bytes; leave size= away"):
+            open_now(stack, machine, keys=f",size={size}")
 
 
 def test_the_snapshot_device_may_be_named(machine: Machine, stack: ExitStack) -> None:
