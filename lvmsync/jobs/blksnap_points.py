@@ -21,7 +21,7 @@ from lvmsync.formats.blksnap import MAX_NUMBER, Tracking, decide
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import BlockMap, SourceName
 from lvmsync.sources import Reading, Source, open_source
-from lvmsync.sources.blksnap import Choice, Seen, is_device, open_live
+from lvmsync.sources.blksnap import Choice, Seen, is_device, open_live, take_word
 from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file
 
 _VERSION = 1
@@ -163,7 +163,7 @@ class Memory:
     def _plan_chosen(self, since: int) -> Callable[[Seen], Choice]:
         def choose(seen: Seen) -> Choice:
             self._plan(seen)
-            return Choice(since)
+            return take_word(since, seen)
 
         return choose
 

@@ -164,13 +164,12 @@ class _Job:
         image = watch.image
         assert image is not None
 
-        def confirm() -> None:
-            watch.confirm()
+        def healthy() -> None:
             self._taken.watcher.require_healthy(self._device)
 
         def build(since: int | None) -> Source:
             word = f"blksnap:{self._outlet.word}"
-            return build_source(word, watch, since, image, is_own=True, notes=choice.notes, confirm=confirm)
+            return build_source(word, watch, since, image, is_own=True, notes=choice.notes, also=healthy)
 
         try:
             return build(choice.since), choice.lost

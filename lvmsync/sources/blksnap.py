@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmsync.errors import ChangesLost, DeviceError, FormatError, UsageError
-from lvmsync.extents import ChangeMap
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, FormatError, UsageError
+from lvmsync.extents import MAX_SIZE, ChangeMap
 from lvmsync.formats.blksnap import MAX_NUMBER, Tracking, changes, check_map
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.history import Point
@@ -36,8 +36,8 @@ ROOT = Path("/")
 
 INSTEAD = "'compare:' finds what differs, and 'full:' sends everything"
 KEPT = "what was sent is not kept, and the copy stays at the snapshot that it was at"
-MAX_BLOCKS = 1 << 30
-"""Blocks that a saved map may have: 64 TiB in the smallest that the module makes."""
+MAX_BLOCKS = 1 << 28
+"""Blocks that a saved map may have: 16 TiB in the smallest that the module makes; it makes 2 Mi at the most."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,17 @@ def open_map(name: BlockMap, reading: Reading) -> Iterator[Source]:
             f"{name.word}: since which snapshot? Write {name.word},since=N with the number that your copy is of;"
             " 'lvmsync blksnap sync' remembers it for each target"
         )
-    with open_live(name, reading, lambda _: Choice(since)) as source:
+    with open_live(name, reading, lambda seen: take_word(since, seen)) as source:
         yield source
+
+
+def take_word(since: int, seen: Seen) -> Choice:
+    """Return a choice that a user made."""
+    generation = seen.tracking.generation
+    note = f"That the copy is of snapshot {since} of generation {generation}, the one that runs, is your word."
+    if since == 0:
+        note += f" Since 0 is what was written since tracking began; everything is full:{seen.device.path}."
+    return Choice(since, notes=(note,))
 
 
 @contextmanager
@@ -206,8 +215,6 @@ def open_live(name: BlockMap, reading: Reading, choose: Callable[[Seen], Choice]
             )
         if elsewhere and not is_own:
             notes.append(f"That {reading.data_source} holds the state of snapshot {tracking.number} is your word.")
-        if choice.since == 0:
-            notes.append(f"Since 0 is what was written since tracking began; everything is full:{device.path}.")
         watch = Watch(control, device, tracking, held, image)
         yield build_source(
             name.word,
@@ -277,7 +284,7 @@ def build_source(
     is_own: bool,
     notes: tuple[str, ...] = (),
     base_data: Readable | None = None,
-    confirm: Callable[[], None] | None = None,
+    also: Callable[[], None] = lambda: None,
 ) -> Source:
     """Return what was written to a tracked device since one of its snapshots as a source.
 
@@ -289,7 +296,7 @@ def build_source(
         is_own: whether that is the snapshot's image.
         notes: as of `Source`.
         base_data: as of `Source`.
-        confirm: as of `Source`; None: the watch's own.
+        also: asked when the data has been read, besides the watch; raises if something is wrong.
 
     Raises:
         ChangesLost: the map does not reach back to ``since``.
@@ -302,13 +309,25 @@ def build_source(
             " resized; take a new snapshot",
             device=data.name,
         )
+    if since is not None:
+        _require_order(since, tracking.number, watch.device.path)
+    found = watch.control.read_map(watch.device, tracking)
     if since is None:
         changed = ChangeMap.whole(tracking.capacity)
     else:
-        _require_order(since, tracking.number, watch.device.path)
-        found = watch.control.read_map(watch.device, tracking)
         check_map(found, tracking)
         changed = changes(found, since, tracking.block_size, tracking.capacity)
+
+    def confirm() -> None:
+        watch.confirm()
+        also()
+        if not np.array_equal(watch.control.read_map(watch.device, tracking), found):
+            raise ConflictError(
+                f"the image of {watch.device.path} was written to, or a range was marked, while it was read: what was"
+                " read is no one state; run this again",
+                device=watch.device.path,
+            )
+
     base = Point(f"blksnap:{tracking.generation}:{since}") if since is not None else None
     head = make_head(tracking, base) if is_own else base
     return Source(
@@ -321,7 +340,7 @@ def build_source(
         changes=changed,
         holes=ChangeMap.empty(),
         data=data,
-        confirm=confirm or watch.confirm,
+        confirm=confirm,
         notes=notes,
         base_data=base_data,
         is_full=since is None,
@@ -435,6 +454,8 @@ def _saved_size(name: BlockMap, block: int, count: int, data: Device | None, not
     elif data:
         size, whose = data.size, data.name
     else:
+        if count * block >= MAX_SIZE:
+            raise UsageError(f"{name.word}: {count} blocks of {block} bytes are no device's; block-size= is another")
         notes.append(f"The last block of {block} bytes may be shorter: give size= with the device's size.")
         return count * block
     if -(-size // block) != count:

@@ -135,6 +135,18 @@ def test_a_snapshot_that_is_held_is_a_source_of_the_ordinary_verbs(shell: Shell)
     assert here.kernel.calls.count("SNAPSHOT_TAKE") == 3
 
 
+def test_what_was_written_to_an_image_is_sent_again_from_the_device(shell: Shell) -> None:
+    here = shell.machine
+    shell.sync(str(here.target()))
+    shell.do("blksnap", "take", here.disk.node, "--storage", here.room.word, "--limit", "8M", "-q")
+    here.kernel.write_image(here.disk, 1 << 20, b"journal replayed" * 64)
+    shell.do("sync", f"blksnap:{here.disk.node}", str(here.target()), "--quiet")
+    assert here.target().read_bytes()[1 << 20 :].startswith(b"journal")
+    shell.do("blksnap", "release")
+    assert json.loads(shell.sync(str(here.target()), "--json"))["bytes"] == 65536
+    assert here.is_equal()
+
+
 def test_another_generation_is_refused_by_the_ordinary_sync(shell: Shell) -> None:
     here = shell.machine
     node, target = here.disk.node, str(here.target())

@@ -13,6 +13,9 @@ from lvmsync.extents import ChangeMap
 from lvmsync.jobs import blksnap_storage
 from lvmsync.jobs.blksnap_points import Memory
 from lvmsync.jobs.blksnap_storage import Room
+from lvmsync.jobs.progress import Receipt
+from lvmsync.names import parse_source
+from lvmsync.sources import Reading
 from lvmsync.system.blksnap import DeviceName
 from tests.blksnap_kernel import Crash
 from tests.blksnap_machine import BLOCK, GENERATIONS, SIZE, Machine, machine
@@ -170,15 +173,77 @@ def test_a_map_with_a_byte_above_the_snapshots_number_is_not_believed(here: Mach
     assert here.is_equal()
 
 
-def test_what_is_written_to_an_image_is_sent_again_from_the_device(here: Machine) -> None:
+def test_an_image_that_is_written_to_while_it_is_read_is_no_copy(here: Machine) -> None:
     here.sync()
     here.scribble()
+    before = here.target().read_bytes()
     here.during = lambda: here.kernel.write_image(here.disk, 1 << 20, b"journal replayed" * 64)
-    here.sync()
+    with pytest.raises(ConflictError, match="is no one state"):
+        here.sync()
+    assert here.target().read_bytes() == before
     here.during = lambda: None
     here.sync()
     assert here.sent[-1].base
     assert here.is_equal()
+
+
+def test_a_base_that_was_not_remembered_any_more_is_an_older_one(here: Machine) -> None:
+    """As after a crash between the receiver's commit and our record of it."""
+    here.sync()
+    base = next((here.state / "blksnap/bases").glob("*.json"))
+    first = base.read_bytes()
+    here.scribble()
+    here.sync()
+    base.write_bytes(first)
+    here.scribble()
+    here.sync()
+    assert here.sent[-1].base
+    assert here.sent[-1].base.id.endswith(":1")
+    assert here.is_equal()
+
+
+@pytest.mark.parametrize("change", [{"dry_run": True}, {"confirmed": False}, {"durable": False}])
+def test_nothing_is_remembered_of_a_copy_that_is_not_durable(here: Machine, change: dict[str, bool]) -> None:
+    memory = Memory(here.state, "x")
+    here.kernel_take(keep=True)
+    assert here.disk.tracker
+    with memory.open(parse_source(f"blksnap:{here.disk.node}"), Reading()):
+        pass
+    receipt = Receipt("sync", durable=True, confirmed=True)
+    assert memory.remember(replace(receipt, **change)).notes == []  # type: ignore[arg-type]
+    assert memory.read() is None
+    assert "x is at snapshot 1 now" in memory.remember(receipt).notes[0]
+    assert memory.read()
+
+
+def test_a_base_that_cannot_be_written_is_an_error_and_sent_again(here: Machine) -> None:
+    with pytest.raises(DeviceError, match="the copy is right, but its snapshot 1 cannot be written"):
+        here.sync(base=here.folder / "none" / "base")
+    assert here.is_equal()
+
+
+def test_data_from_elsewhere_leaves_the_base_as_it_was(here: Machine) -> None:
+    memory = Memory(here.state, "x")
+    here.kernel_take(keep=True)
+    copy = here.folder / "copy"
+    copy.write_bytes(here.disk.content)
+    with memory.open(parse_source(f"blksnap:{here.disk.node}"), Reading(data_source=str(copy))):
+        pass
+    memory.remember(Receipt("sync", durable=True, confirmed=True))
+    assert memory.read() is None
+
+
+def test_a_number_that_the_user_gives_is_remembered_when_it_was_right(here: Machine) -> None:
+    here.kernel_take()
+    here.kernel_take(keep=True)
+    memory = Memory(here.state, "x")
+    with memory.open(parse_source(f"blksnap:{here.disk.node},since=1"), Reading()) as source:
+        assert "is your word" in source.notes[0]
+    assert not memory.is_used
+    memory.remember(Receipt("sync", durable=True, confirmed=True))
+    base = memory.read()
+    assert base
+    assert base.tracking.number == 2
 
 
 def test_two_devices_are_in_one_snapshot(here: Machine) -> None:

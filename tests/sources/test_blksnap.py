@@ -125,6 +125,10 @@ def test_without_the_number_it_is_said_what_cannot_be_seen(saved: str) -> None:
     assert any("Without number=C" in note for note in source.notes)
 
 
+def test_blocks_that_are_larger_than_any_device_are_refused(saved: str) -> None:
+    assert "no device's" in str(refused(f"{saved},since=3,block-size=1E,number=5"))
+
+
 def test_an_empty_file_is_no_map(tmp_path: Path) -> None:
     (tmp_path / "map").write_bytes(b"")
     assert isinstance(refused(f"blksnap:{tmp_path / 'map'},since=1,block-size=64K"), FormatError)
