@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from lvmsync.cli import blksnap, era
+from lvmsync.cli import blksnap, dattobd, era
 from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.cli.options import (
@@ -378,6 +378,7 @@ def recover(
 app.command()(cleanup)
 app.add_typer(era.app)
 app.add_typer(blksnap.app)
+app.add_typer(dattobd.app)
 
 
 def run_verb(words: Sequence[str]) -> int:

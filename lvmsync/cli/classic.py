@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from lvmsync.errors import LvmsyncError, UsageError
 
-VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "era", "blksnap")
+VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "era", "blksnap", "dattobd")
 
 HIDDEN = ("leaves",)
 """Verbs between two lvmsyncs, not for people."""
@@ -30,6 +30,7 @@ VALUED = frozenset(
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
         "--remote-command", "--width", "--release", "--audit", "--base-data", "--size", "--seed",
         "--granularity", "--since", "--unit-dir", "--storage", "--limit", "--base",
+        "--space", "--cache", "--minor", "--driver", "--cow",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -1,0 +1,379 @@
+"""``lvmsync dattobd ...``: devices tracked by dattobd or elastio-snap, from setup to a daily incremental copy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lvmsync.cli.actions import Actions
+from lvmsync.cli.files import print_text
+from lvmsync.cli.options import (
+    AllowSmaller,
+    Atomic,
+    Compress,
+    Create,
+    Debug,
+    DryRun,
+    IgnoreBase,
+    Json,
+    NoUndo,
+    ProgressStyle,
+    Quiet,
+    State,
+)
+from lvmsync.errors import ChangesLost, UsageError
+
+if TYPE_CHECKING:
+    from lvmsync.cli.delivery import Orders, Way
+    from lvmsync.jobs.blksnap_sync import Outlet
+    from lvmsync.jobs.dattobd_record import Series
+    from lvmsync.jobs.dattobd_state import State as DeviceState
+    from lvmsync.jobs.progress import Report
+
+app = typer.Typer(
+    name="dattobd",
+    cls=Actions,
+    help="Track writes with dattobd or elastio-snap: set devices up, and keep copies up to date.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Named = Annotated[str, typer.Argument(metavar="DEVICE|MINOR", help="the tracked device, or its minor number")]
+Fresh = Annotated[str, typer.Argument(metavar="DEVICE", help="VG/LV or path of a mounted block device")]
+Target = Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        "--space", metavar="SIZE", help="for the COW file, whole MiB  [default: a tenth of the device, or as before]"
+    ),
+]
+Cache = Annotated[
+    str | None, typer.Option("--cache", metavar="SIZE", help="memory for the driver's index  [default: 300M]")
+]
+DriverName = Annotated[
+    str | None, typer.Option("--driver", metavar="NAME", help="dattobd or elastio-snap, where both are loaded")
+]
+UnitDir = Annotated[Path | None, typer.Option("--unit-dir", metavar="DIR", help="where the unit file goes")]
+NoUnit = Annotated[bool, typer.Option("--no-unit", help="write no unit file for systemd")]
+Force = Annotated[bool, typer.Option("--force", help="although changes that were not taken over are lost by it")]
+SnapbackName = Annotated[
+    str | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side")
+]
+Rsh = Annotated[
+    str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
+]
+Port = Annotated[int | None, typer.Option("-p", "--port", help="ssh port")]
+Identity = Annotated[str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")]
+Sudo = Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")]
+RemoteCommand = Annotated[str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")]
+
+
+@app.command()
+def setup(
+    device: Fresh,
+    cow: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[COWFILE]", help="new file on the device's own file system  [default: one in its root]"
+        ),
+    ] = None,
+    space: Space = None,
+    cache: Cache = None,
+    minor: Annotated[int | None, typer.Option("--minor", metavar="N", help="of the driver's device", min=0)] = None,
+    driver: DriverName = None,
+    unit_dir: UnitDir = None,
+    no_unit: NoUnit = False,
+    state: State = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Begin to track a mounted device, with its first snapshot."""
+    from lvmsync.jobs import dattobd
+    from lvmsync.system.ledger import state_folder
+
+    made, steps = dattobd.setup(
+        state_folder(state), device, cow, space_mib=_mebibytes(space), cache_size=_size(cache), minor=minor,
+        driver=driver, units=_units(unit_dir, no_unit=no_unit),
+    )  # fmt: skip
+    _say(steps)
+    _print_series(made, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def status(state: State = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Show what both drivers track, and what is recorded of it: COW files, gaps, copies."""
+    from lvmsync.jobs.dattobd_state import show
+    from lvmsync.system.ledger import state_folder
+
+    found = show(state_folder(state))
+    if as_json:
+        print_text(json.dumps([asdict(one) for one in found]) + "\n")
+    elif not quiet:
+        for one in found:
+            _print_state(one)
+        if not found:
+            print_text("nothing is tracked\n")
+    for one in found:
+        if one.error is not None:
+            raise ChangesLost(one.notes[0], device=one.block_device)
+
+
+@app.command("to-incremental")
+def to_incremental(
+    device: Named,
+    force: Force = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Give the snapshot up, and only record what changes."""
+    from lvmsync.jobs import dattobd
+    from lvmsync.system.ledger import state_folder
+
+    done = dattobd.to_incremental(state_folder(state), device, force=force, dry_run=dry_run)
+    _print_series(done, as_json=as_json, quiet=quiet)
+
+
+@app.command("to-snapshot")
+def to_snapshot(
+    device: Named,
+    cow: Annotated[
+        str | None,
+        typer.Argument(metavar="[COWFILE]", help="new COW file  [default: the next name beside the old one]"),
+    ] = None,
+    space: Space = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Take the next snapshot, with a new COW file; the old one is complete then."""
+    from lvmsync.jobs import dattobd
+    from lvmsync.system.ledger import state_folder
+
+    done = dattobd.to_snapshot(
+        state_folder(state), device, cow, space_mib=_mebibytes(space), force=force, dry_run=dry_run
+    )
+    _print_series(done, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def update(
+    snapshot: Annotated[
+        str, typer.Argument(metavar="SNAPSHOT", help="the snapshot device, or a file that holds what it held")
+    ],
+    cow: Annotated[str, typer.Argument(metavar="COWFILE", help="complete COW file of the period before")],
+    target: Target,
+    force: Annotated[bool, typer.Option("--force", help="although some changes are known to be missing")] = False,
+    snapback: SnapbackName = None,
+    rsh: Rsh = None,
+    port: Port = None,
+    identity: Identity = None,
+    sudo: Sudo = False,
+    remote_command: RemoteCommand = "lvmsync",
+    no_undo: NoUndo = False,
+    atomic: Atomic = False,
+    allow_smaller: AllowSmaller = False,
+    ignore_base: IgnoreBase = False,
+    compress: Compress = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Bring an image up to a snapshot with the COW file of the period before: verified, and undoable."""
+    from lvmsync.cli import render
+    from lvmsync.cli.delivery import Orders, Way
+    from lvmsync.jobs import dattobd_cycle
+    from lvmsync.system.ledger import state_folder
+
+    way = Way(rsh, port, identity, sudo, remote_command)
+    orders = Orders(snapback, no_undo, False, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    with ExitStack() as stack:
+        report = stack.enter_context(render.progress("none" if quiet else progress))
+        outlet = _outlet(stack, snapshot, target, way, orders, report, compress)
+        receipt = dattobd_cycle.update(state_folder(state), snapshot, cow, outlet, force=force)
+    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def cycle(
+    device: Annotated[str, typer.Argument(metavar="DEVICE|MINOR", help="the mounted block device")],
+    target: Target,
+    cow: Annotated[
+        str | None, typer.Option("--cow", metavar="FILE", help="new COW file  [default: the next name in the root]")
+    ] = None,
+    space: Space = None,
+    cache: Cache = None,
+    driver: DriverName = None,
+    unit_dir: UnitDir = None,
+    no_unit: NoUnit = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="compare all of it with the target, whatever is recorded")
+    ] = False,
+    snapback: SnapbackName = None,
+    rsh: Rsh = None,
+    port: Port = None,
+    identity: Identity = None,
+    sudo: Sudo = False,
+    remote_command: RemoteCommand = "lvmsync",
+    no_undo: NoUndo = False,
+    create: Create = False,
+    atomic: Atomic = False,
+    allow_smaller: AllowSmaller = False,
+    ignore_base: IgnoreBase = False,
+    compress: Compress = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    state: State = None,
+    progress: ProgressStyle = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Bring a copy up to date in one go: take a snapshot, send what changed, go on tracking."""
+    from lvmsync.cli import render
+    from lvmsync.cli.delivery import Orders, Way
+    from lvmsync.jobs import dattobd_cycle
+    from lvmsync.system.ledger import state_folder
+
+    if create and compare:
+        raise UsageError("--create makes the target, so there is nothing to compare with; leave --compare away")
+    way = Way(rsh, port, identity, sudo, remote_command)
+    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    beginning = dattobd_cycle.Beginning(cow, _mebibytes(space), _size(cache), driver, _units(unit_dir, no_unit=no_unit))
+    with ExitStack() as stack:
+        report = stack.enter_context(render.progress("none" if quiet else progress))
+        outlet = _outlet(stack, device, target, way, orders, report, compress)
+        done = dattobd_cycle.cycle(state_folder(state), outlet, beginning, compare=compare, dry_run=dry_run)
+    _say(done.notes)
+    if as_json:
+        print_text(json.dumps(done.as_json()) + "\n")
+        return
+    if dry_run and not quiet:
+        for step in done.steps:
+            print_text(f"{step}\n")
+    if done.receipt:
+        render.print_receipt(done.receipt, as_json=False, quiet=quiet)
+    elif not dry_run and not quiet:
+        print(f"{target} holds snapshot {done.seqid} of {done.device} already", file=sys.stderr)
+
+
+@app.command()
+def reload(
+    device: Annotated[
+        str | None, typer.Argument(metavar="[DEVICE]", help="one device; all that are recorded without it")
+    ] = None,
+    dry_run: DryRun = False,
+    state: State = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with what is recorded after a reboot, before it is mounted."""
+    from lvmsync.jobs import dattobd
+    from lvmsync.system.ledger import state_folder
+
+    said = dattobd.reload(state_folder(state), device, dry_run=dry_run)
+    if not quiet:
+        for line in said:
+            print(line, file=sys.stderr)
+
+
+@app.command()
+def destroy(
+    device: Named, dry_run: DryRun = False, state: State = None, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Stop tracking a device; remove its unit, and the COW files that are ours."""
+    from lvmsync.jobs import dattobd
+    from lvmsync.system.ledger import state_folder
+
+    notes = dattobd.destroy(state_folder(state), device, dry_run=dry_run)
+    if not quiet:
+        _say(notes)
+
+
+def _outlet(
+    stack: ExitStack, word: str, target: str, way: Way, orders: Orders, report: Report, compress: str | None
+) -> Outlet:
+    from lvmsync.cli.delivery import Delivery
+    from lvmsync.jobs.blksnap_sync import Outlet
+
+    delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
+    return Outlet(
+        word,
+        str(delivery.place),
+        lambda source, require_base: delivery.send(source, require_base=require_base),
+        delivery.open_compared,
+        is_new=orders.create,
+    )
+
+
+def _units(unit_dir: Path | None, *, no_unit: bool) -> Path | None:
+    from lvmsync.jobs.unit import UNITS
+
+    if no_unit and unit_dir:
+        raise UsageError("--unit-dir and --no-unit do not go together")
+    return None if no_unit else (unit_dir.absolute() if unit_dir else UNITS)
+
+
+def _size(text: str | None) -> int:
+    from lvmsync.names import parse_size
+
+    return parse_size(text) if text else 0
+
+
+def _mebibytes(text: str | None) -> int:
+    size = _size(text)
+    if size % (1 << 20) or (text and not size):
+        raise UsageError(f"--space {text}: the drivers take whole MiB, as in 512M")
+    return size >> 20
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _print_series(series: Series, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print_text(json.dumps(asdict(series)) + "\n")
+    elif not quiet:
+        mode = "snapshot" if series.is_snapshot else "incremental"
+        print_text(
+            f"{series.block_device}: minor {series.minor} of {series.driver}, {mode} {series.current.seqid},"
+            f" {series.current.path}\n"
+        )
+
+
+def _print_state(one: DeviceState) -> None:
+    from lvmsync.cli import render
+
+    where = f", mounted at {one.mount_point}" if one.mount_point else ""
+    print_text(f"{one.block_device}: minor {one.minor} of {one.driver}, {one.state}{where}\n")
+    if one.seqid is not None:
+        print_text(f"    snapshot {one.seqid} of series {one.uuid}{f', see {one.snapshot}' if one.snapshot else ''}\n")
+    size = f", {render.size(one.cow_size)}" if one.cow_size else ""
+    changed = "" if one.changed_blocks is None else f", {render.size(one.changed_blocks * 4096)} changed"
+    print_text(f"    COW file {one.cow_file}{size}{changed}\n")
+    for file in one.cow_files:
+        print_text(
+            f"    COW file of snapshot {file['seqid']}: {file['path']}{' (taken over)' if file['taken'] else ''}\n"
+        )
+    for copy in one.copies:
+        print_text(f"    {copy['target']} is at snapshot {copy['seqid']} ({copy['time']})\n")
+    for gap in one.gaps:
+        print_text(f"    gap: {gap}\n")
+    for note in one.notes:
+        print_text(f"    {note}\n")

@@ -1,0 +1,340 @@
+"""Bring a copy up to date with what dattobd or elastio-snap tracked: one period by hand, or the whole cycle.
+
+The order of a cycle: take the next snapshot (which completes the COW file of the period before), send what that
+tells from the snapshot, note that the target is there, give the snapshot up, remove the old COW file. A run that
+was cut short leaves an active snapshot, from which the next one goes on. Where the record knows of a gap in the
+period, snapshot and target are compared instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, VerifyError
+from lvmsync.jobs.blksnap_sync import Outlet
+from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, take_snapshot
+from lvmsync.jobs.dattobd_place import (
+    choose_driver,
+    find_again,
+    is_device,
+    new_cow,
+    require_active,
+    require_mount,
+    series_of,
+)
+from lvmsync.jobs.dattobd_record import Series, hold_records, list_series, reconcile, write_series
+from lvmsync.jobs.progress import Receipt
+from lvmsync.names import Comparison, CowFile, Volume, WholeDevice, parse_volume
+from lvmsync.sources import Reading, Source, open_source
+from lvmsync.sources.dattobd import confirm_snapshot, make_point, open_incremental
+from lvmsync.sources.dattobd_map import read_header
+from lvmsync.system.dattobd import Tracking, list_tracked
+from lvmsync.system.device import open_device
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a cycle did.
+
+    Attributes:
+        device: path of the device.
+        uuid: of the series; None if it is yet to begin.
+        seqid: of the snapshot that the target holds now; None in a dry run.
+        how: "full", "delta", "compare", or "nothing" where the target was there already.
+        why: why it was not a delta; None: it was.
+        receipt: of what was sent; None: nothing was.
+        steps: what was done, or would be.
+        notes: what the user should know, a sentence each.
+    """
+
+    device: str
+    uuid: str | None
+    seqid: int | None
+    how: str
+    why: str | None
+    receipt: Receipt | None
+    steps: list[str]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How tracking begins where there is none; as of `dattobd.setup`."""
+
+    cow: str | None = None
+    space_mib: int = 0
+    cache_size: int = 0
+    driver: str | None = None
+    units: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a target gets to the snapshot, and why not by a delta."""
+
+    how: str
+    why: str | None = None
+
+
+def update(state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool = False) -> Receipt:
+    """Send what a complete incremental COW file tells, with data from the snapshot that follows it.
+
+    Args:
+        state: the state folder.
+        snapshot: path of the snapshot device, or of a file that holds what that held.
+        cow: path of the COW file.
+        outlet: the way to the target, which holds the snapshot that the COW file begins with.
+        force: although the record knows of changes that are not in it.
+
+    Raises:
+        ChangesLost: it does; or the file was not closed in order.
+        FormatError: it is damaged, or of snapshot mode.
+        ConflictError: it does not belong to that snapshot.
+    """
+    with hold_records(state):
+        path = str(Path(parse_volume(cow).path))
+        with open_device(path) as file:
+            header = read_header(file)
+        series = next((one for one in list_series(state) if one.uuid == header.uuid), None)
+        for tracking in list_tracked():
+            if tracking.device.uuid == header.uuid and tracking.device.is_active and not tracking.device.has_failed:
+                series = reconcile(state, tracking)
+        if series and not force:
+            _require_no_gaps(series, header.seqid, path, snapshot, outlet.target)
+        own = series.own_blocks(header.seqid) if series else None
+        with open_incremental(CowFile(Volume(path)), Reading(data_source=snapshot), own) as source:
+            receipt = outlet.send(source, False)
+        period = series.find_period(header.seqid) if series else None
+        if series and period and _is_done(receipt):
+            series = series.with_period(replace(period, taken=True))
+            write_series(state, series.with_copy(outlet.target, header.seqid + 1, 0))
+        return receipt
+
+
+def _require_no_gaps(series: Series, seqid: int, path: str, snapshot: str, target: str) -> None:
+    """Refuse a COW file that lacks changes which the target does not have, or a snapshot that is no one state."""
+    period, then, copy = series.find_period(seqid), series.find_period(seqid + 1), series.find_copy(target)
+    known = copy.gaps if copy and copy.seqid == seqid else 0
+    gaps = [*(period.gaps[known:] if period else []), *(then.gaps if then else [])]
+    if gaps:
+        raise ChangesLost(
+            f"{path} does not lead to {snapshot}: {' '.join(gaps)} Take a new snapshot, and run 'lvmsync sync"
+            " compare:' with it and the target; or give --force, if you know better",
+            device=path,
+        )
+
+
+def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = False, dry_run: bool = False) -> Done:
+    """Bring a target up to a new snapshot of a device, and go on tracking; begin to track where nothing does.
+
+    Args:
+        state: the state folder.
+        outlet: the device, and the way to its copy.
+        beginning: how to begin.
+        compare: compare all of it with the target, whatever is recorded.
+        dry_run: say what would be done.
+
+    Raises:
+        ChangesLost: the driver gave up, or did so meanwhile: the target is as it was.
+        DeviceError: the device is not mounted, or a snapshot cannot be taken.
+        ConflictError: the target was changed by someone else meanwhile.
+    """
+    with hold_records(state):
+        device = str(Path(parse_volume(outlet.word).path).absolute())
+        tracking = _find(outlet.word, device)
+        steps: list[str] = []
+        notes: list[str] = []
+        if tracking is None:
+            steps.append(f"{device} is not tracked: tracking begins, with snapshot 1")
+            if dry_run:
+                choose_driver(beginning.driver)
+                new_cow(require_mount(device), beginning.cow, 1)
+                return _dry(device, None, _choose_first(series_of(state, device), outlet, compare=compare), steps)
+            series, notes = begin(
+                state, device, beginning.cow, space_mib=beginning.space_mib, cache_size=beginning.cache_size,
+                minor=None, driver=beginning.driver, units=beginning.units,
+            )  # fmt: skip
+            tracking = _require_tracked(series)
+        else:
+            require_active(tracking)
+            device = tracking.device.block_device
+            series = reconcile(state, tracking)
+            is_new_snapshot = not tracking.device.is_snapshot or bool(series.current.gaps)
+            if not is_new_snapshot:
+                steps.append(f"snapshot {series.current.seqid} is there already: an earlier run did not end")
+            elif tracking.device.is_snapshot:
+                steps.append(
+                    f"snapshot {series.current.seqid} is given up, for it is no one state of the device any more:"
+                    f" {' '.join(series.current.gaps)}"
+                )
+                if not dry_run:
+                    series = give_up_snapshot(state, tracking, series)
+                    tracking = find_again(tracking)
+            if is_new_snapshot:
+                steps.append(f"snapshot {series.current.seqid + 1} is taken")
+                if not dry_run:
+                    series = take_snapshot(state, tracking, series, beginning.cow, space_mib=beginning.space_mib)
+                    tracking = find_again(tracking)
+            if dry_run:
+                seqid = series.current.seqid + is_new_snapshot
+                older = _others(state, series)
+                return _dry(device, series, _choose(series, seqid, older, outlet, compare=compare), steps)
+        seqid, older = series.current.seqid, _others(state, series)
+        way = _choose(series, seqid, older, outlet, compare=compare)
+        # A copy of all of it holds what the period has missed before it was made; a delta does not.
+        gaps = 0 if way.how == "delta" else len(series.current.gaps)
+        receipt = _deliver(series, tracking, outlet, way)
+        steps.append(_step(way))
+        series = series.with_copy(outlet.target, seqid, gaps)
+        before = series.find_period(seqid - 1)
+        if before:
+            series = series.with_period(replace(before, taken=True))
+        write_series(state, series)  # from here on the target counts as being at this snapshot
+        series = give_up_snapshot(state, tracking, series)
+        steps.append(f"snapshot {seqid} is given up: what changes from here on is recorded")
+        notes += _drop_old(state, series)
+        for old in older:
+            notes += [note for period in old.periods if (note := remove_cow(old, period))]
+        return Done(device, series.uuid, seqid, way.how, way.why, receipt, steps, notes)
+
+
+def _find(word: str, device: str) -> Tracking | None:
+    """Return what is tracked of a device, which may be named by its minor; None: nothing is."""
+    found = [
+        one
+        for one in list_tracked()
+        if (one.device.minor == int(word) if word.isdecimal() else is_device(device, one.device.block_device))
+    ]
+    if len(found) > 1:
+        names = ", ".join(f"{one.driver.name} minor {one.device.minor} ({one.device.words})" for one in found)
+        raise ConflictError(f"{word} is tracked more than once: {names}; destroy what is not needed", device=word)
+    if not found and word.isdecimal():
+        raise DeviceError(f"minor {word} is not tracked; name the device, and tracking begins", device=word)
+    return found[0] if found else None
+
+
+def _others(state: Path, series: Series) -> list[Series]:
+    """Return the records of earlier series of the same device."""
+    return [one for one in series_of(state, series.block_device) if one.uuid != series.uuid]
+
+
+def _require_tracked(series: Series) -> Tracking:
+    for one in list_tracked():
+        if one.device.uuid == series.uuid:
+            return one
+    raise ChangesLost(f"{series.block_device} is not tracked any more: another program ended that")
+
+
+def _choose_first(older: list[Series], outlet: Outlet, *, compare: bool) -> _Way:
+    """Choose how a target gets to the first snapshot of a series."""
+    if outlet.is_new:
+        return _Way("full", "the target is new")
+    if compare:
+        return _Way("compare", "--compare")
+    for one in older:
+        copy = one.find_copy(outlet.target)
+        if copy:
+            return _Way("compare", f"{outlet.target} is of {copy.time}, and what was tracked since is lost")
+    return _Way("full", f"nothing is recorded of {outlet.target}")
+
+
+def _choose(series: Series, seqid: int, older: list[Series], outlet: Outlet, *, compare: bool) -> _Way:
+    """Choose how a target gets to a snapshot of a series."""
+    copy = series.find_copy(outlet.target)
+    if outlet.is_new or compare or copy is None:
+        return _choose_first(older, outlet, compare=compare)
+    now, before = series.find_period(seqid), series.find_period(seqid - 1)
+    if now and (copy.seqid, copy.gaps) == (seqid, len(now.gaps)):
+        return _Way("nothing")
+    if before is None or copy.seqid != seqid - 1:
+        return _Way("compare", f"{outlet.target} is at snapshot {copy.seqid}, and no COW file leads from there")
+    if copy.gaps != len(before.gaps):
+        return _Way("compare", f"not all changes are known. {' '.join(before.gaps[copy.gaps :])}")
+    if not Path(before.path).exists():
+        return _Way("compare", f"{before.path} is gone")
+    return _Way("delta")
+
+
+def _deliver(series: Series, tracking: Tracking, outlet: Outlet, way: _Way) -> Receipt | None:
+    """Bring the target to the snapshot; return None if it was there."""
+    if way.how == "nothing":
+        return None
+    try:
+        with _open(series, tracking, outlet, way) as source:
+            receipt = outlet.send(source, way.how == "delta")
+    except LvmsyncError as error:
+        if error.exit_code == ConflictError.exit_code:  # ours, or the far side's
+            error.add_note("if the target may be overwritten, run 'lvmsync dattobd cycle' with --compare")
+        what = f"snapshot {series.current.seqid} of {series.block_device}"
+        error.add_note(f"{what} is kept, and the next run goes on from it")
+        raise
+    if not _is_done(receipt):
+        raise VerifyError(f"{outlet.target} did not confirm that its copy is durable: do not use it")
+    return receipt
+
+
+def _open(series: Series, tracking: Tracking, outlet: Outlet, way: _Way) -> AbstractContextManager[Source]:
+    seqid = series.current.seqid
+    snapshot = Volume(tracking.snapshot_path)
+    match way.how:
+        case "delta":
+            before = series.find_period(seqid - 1)
+            assert before
+            name = CowFile(Volume(before.path), uuid=series.uuid, seqid=seqid)
+            return open_incremental(name, Reading(), series.own_blocks(seqid - 1))
+        case "compare":
+            return _named(outlet.compare(Comparison(snapshot), Reading()), series, tracking, way)
+        case _:
+            return _named(open_source(WholeDevice(snapshot)), series, tracking, way)
+
+
+@contextmanager
+def _named(opened: AbstractContextManager[Source], series: Series, tracking: Tracking, way: _Way) -> Iterator[Source]:
+    """Open a source of the whole snapshot that leads to the point that the snapshot is."""
+    with opened as source:
+
+        def confirm() -> None:
+            source.confirm()
+            confirm_snapshot(tracking)
+
+        note = f"Not a delta: {way.why}."
+        yield replace(
+            source,
+            head=make_point(series.uuid, series.current.seqid),
+            confirm=confirm,
+            notes=(*source.notes, note.replace("..", ".")),
+        )
+
+
+def _drop_old(state: Path, series: Series) -> list[str]:
+    """Remove the COW files of earlier periods: the snapshots that they lead to are gone."""
+    notes = [note for period in series.periods[:-1] if (note := remove_cow(series, period))]
+    write_series(state, replace(series, periods=series.periods[-1:]))
+    return notes
+
+
+def _is_done(receipt: Receipt) -> bool:
+    return receipt.confirmed and receipt.durable and not receipt.dry_run
+
+
+def _step(way: _Way) -> str:
+    why = f" ({way.why})" if way.why else ""
+    return {
+        "full": f"everything is sent{why}",
+        "compare": f"snapshot and target are compared, and what differs is sent{why}",
+        "delta": "what changed is sent",
+        "nothing": "the target holds that snapshot already",
+    }[way.how]
+
+
+def _dry(device: str, series: Series | None, way: _Way, steps: list[str]) -> Done:
+    last = "the snapshot is given up: what changes from then on is recorded"
+    return Done(device, series.uuid if series else None, None, way.how, way.why, None, [*steps, _step(way), last], [])
