@@ -175,7 +175,7 @@ def release(state: Path, ids: Sequence[str], *, force: bool) -> list[str]:
     for one in ids:
         if not _UUID.fullmatch(one):
             raise UsageError(f"'{one}' is no id of a snapshot; 'lvmsync blksnap status' lists them")
-    with connect() as control, alone(state):
+    with connect() as control, alone(control):
         said = give_back(control, state)
         ours = {note.id: note for note in list_notes(state) if note.id}
         there = control.list_snapshots()

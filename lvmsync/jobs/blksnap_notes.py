@@ -1,6 +1,5 @@
 """What is noted of each snapshot of blksnap that lvmsync makes, so that a crash leaves nothing that nobody knows of.
 
-    STATE/blksnap/lock                  held while a snapshot is made or given back
     STATE/blksnap/snapshots/RUN.json    one snapshot: written before it is made, and again when its id is known
                             RUN.lock    held by the run that it is for, as long as that lives
 
@@ -26,6 +25,7 @@ from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs.blksnap_points import blksnap_folder
 from lvmsync.sources.blksnap import boot_id
 from lvmsync.system.blksnap import Control
+from lvmsync.system.device import opening_failed
 from lvmsync.system.ledger import make_folders, remove_file, replace_file
 
 _VERSION = 1
@@ -57,20 +57,16 @@ class Note:
 
 
 @contextmanager
-def alone(state: Path) -> Iterator[None]:
+def alone(control: Control) -> Iterator[None]:
     """Wait until no other lvmsync makes or gives back a snapshot, and keep them waiting.
 
     Between the look at the list and the making there must be no other: on v1, the second snapshot makes the
-    module forget the first.
+    module forget the first. The lock is on the control node, which all have in common, whatever their state folder.
     """
-    folder = blksnap_folder(state)
     try:
-        make_folders(folder)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(control.node, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise DeviceError(
-            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
-        ) from error
+        raise opening_failed(str(control.node), error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -104,9 +100,14 @@ def note_snapshot(state: Path, devices: Sequence[str], before: list[str]) -> Ite
     run = uuid.uuid4().hex
     time = datetime.now(UTC).isoformat(timespec="seconds")
     noted = Noted(state, Note(run, boot_id(), list(devices), before, None, False, None, time))
-    path = _path(state, run)
-    make_folders(path.parent)
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = _path(state, run).with_suffix(".lock")
+    try:
+        make_folders(path.parent)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         noted.write()

@@ -25,6 +25,7 @@ from lvmsync.sources.blksnap import Choice, Seen, is_device, open_live, take_wor
 from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file
 
 _VERSION = 1
+_NUMBER = "device number"  # what identifies a device that has nothing better: it may change with a reboot
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,14 @@ class Memory:
             )
         what = f"{self._target} is at snapshot {base.tracking.number} ({base.time})"
         if base.identity != seen.identity:
-            return Choice(None, f"{what} of another device, {base.device}")
+            other = f"{what} of another device ({base.device}, {_words(base.identity)})"
+            if _NUMBER not in {*base.identity, *seen.identity}:
+                raise ConflictError(
+                    f"{other}, not of {seen.device.path} ({_words(seen.identity)}): were disks swapped? If that"
+                    " one is to be copied there from now on, give 'lvmsync blksnap sync --compare' once",
+                    device=seen.device.path,
+                )
+            return Choice(None, other)
         if base.boot != seen.boot:
             return Choice(None, f"{what}, and the machine was started anew since: the map began anew as well")
         decision = decide(base.tracking, seen.tracking)
@@ -125,6 +133,11 @@ class Memory:
             return Choice(None, f"{what}: {decision.why}")
         self.is_used = True
         return Choice(decision.since)
+
+    def start_anew(self, seen: Seen) -> Choice:
+        """Return that everything is to be compared, whatever is remembered."""
+        self._plan(seen)
+        return Choice(None, "A comparison was asked for")
 
     def read(self) -> Base | None:
         """Return what is remembered of the target; None: nothing.
@@ -173,6 +186,10 @@ class Memory:
             return  # between that data and the snapshot there may have been writes
         time = datetime.now(UTC).isoformat(timespec="seconds")
         self._next = Base(self._target, seen.device.path, seen.identity, seen.boot, seen.tracking, time)
+
+
+def _words(identity: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in identity.items())
 
 
 def _read(path: Path) -> Base | None:

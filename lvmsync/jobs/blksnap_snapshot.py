@@ -146,7 +146,7 @@ def take_snapshot(
         ConflictError: on v1 there is one already; or a device is in one.
     """
     with ExitStack() as stack:
-        with alone(state):
+        with alone(control):
             notes = give_back(control, state)
             before = control.list_snapshots()
             _require_free(control, devices, before)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ConflictError, DeviceError, UsageError
+from lvmsync.errors import ConflictError, DeviceError, FormatError, UsageError
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs import blksnap, blksnap_place, blksnap_storage
 from lvmsync.jobs.blksnap_storage import Room, choose_storage
@@ -188,6 +188,21 @@ def test_a_kept_snapshot_is_not_left_over_and_ends_with_the_boot(here: Machine) 
     here.kernel.boot()
     here.sync()
     assert here.noted() == []
+
+
+def test_a_state_folder_that_cannot_be_used_is_said_before_a_snapshot_is_made(here: Machine) -> None:
+    here.state.write_text("a file")
+    with pytest.raises(DeviceError, match=r"cannot use the state folder .*--state"):
+        blksnap.take(here.state, [here.disk.node], here.room, force=False)
+    assert here.kernel.held() == []
+
+
+def test_a_note_that_cannot_be_read_is_an_error(here: Machine) -> None:
+    here.sync()
+    (here.state / "blksnap/snapshots/x.json").write_text("{}")
+    with pytest.raises(FormatError, match="cannot be read"):
+        here.sync()
+    assert here.kernel.held() == []
 
 
 # ---- status and mark

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,14 +153,30 @@ def test_a_base_that_is_not_before_the_snapshot_is_not_believed(here: Machine) -
     assert here.is_equal()
 
 
-def test_a_base_of_another_boot_or_device_is_not_believed(here: Machine) -> None:
-    for change in {"boot": "another"}, {"identity": {"wwid": "another"}}:
+@pytest.mark.parametrize("change", [{"boot": "another"}, {"identity": {"device number": "254:0"}}])
+def test_a_base_of_another_boot_or_device_is_not_believed(here: Machine, change: dict[str, Any]) -> None:
+    here.sync()
+    here.scribble()
+    here.rewrite_base(**change)
+    here.sync()
+    assert compared(here)
+    assert here.is_equal()
+
+
+def test_the_copy_of_a_device_that_is_known_to_be_another_is_not_overwritten(here: Machine) -> None:
+    here.sync()
+    before = here.target().read_bytes()
+    here.scribble()
+    here.rewrite_base(identity={"wwid": "another"})
+    with pytest.raises(ConflictError, match=r"of another device .*wwid another.*were disks swapped\?"):
         here.sync()
-        here.scribble()
-        here.rewrite_base(**change)
-        here.sync()
-        assert compared(here)
-        assert here.is_equal()
+    assert here.target().read_bytes() == before
+    assert here.kernel.held() == []
+    here.sync(compare=True)
+    assert here.is_equal()
+    here.scribble()
+    here.sync()
+    assert here.sent[-1].base
 
 
 def test_a_map_with_a_byte_above_the_snapshots_number_is_not_believed(here: Machine) -> None:
