@@ -46,11 +46,18 @@ def require_visible(device: DeviceName, abi: Abi, *, force: bool) -> list[str]:
         raise DeviceError(
             f"{device.path}: {'; '.join(problems)}, or give --force if nothing writes that way", device=device.path
         )
-    notes = [f"{device.path}: {problem}." for problem in problems]
+    return [f"{device.path}: {problem}." for problem in problems]
+
+
+def describe(device: DeviceName) -> list[str]:
+    """Return what the user should know of a device when its tracking begins."""
+    folder = _folder(device.number)
+    notes = []
     if (folder / "partition").exists():
-        notes.append(
-            f"{device.path} is a partition: what is written through the whole disk is not seen, and seldom is anything."
-        )
+        notes.append(f"{device.path} is a partition: what is written through the whole disk is not seen.")
+    parts = _partitions(folder)
+    if parts:
+        notes.append(f"{device.path} has partitions ({', '.join(parts)}): what is written through them is not seen.")
     return notes
 
 

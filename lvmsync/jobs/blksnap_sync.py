@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lvmsync.errors import ChangesLost, LvmsyncError, UsageError
 from lvmsync.formats.blksnap_abi import Abi
-from lvmsync.jobs.blksnap_place import require_visible
+from lvmsync.jobs.blksnap_place import describe, require_visible
 from lvmsync.jobs.blksnap_points import Memory
 from lvmsync.jobs.blksnap_snapshot import Taken, take_snapshot
 from lvmsync.jobs.blksnap_storage import Room, choose_storage
@@ -123,9 +123,11 @@ def begin_tracking(control: Control, devices: Sequence[DeviceName], *, force: bo
     for device in devices:
         notes += require_visible(device, control.abi, force=force)
     for device in devices:
-        if control.abi is not Abi.V1 and control.read_tracking(device) is None:
-            control.attach(device)
-            notes.append(f"{device.path} was not tracked; it is from now on.")
+        if control.read_tracking(device) is None:
+            notes += describe(device)
+            if control.abi is not Abi.V1:
+                control.attach(device)
+                notes.append(f"{device.path} was not tracked; it is from now on.")
     return notes
 
 

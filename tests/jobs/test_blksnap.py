@@ -97,9 +97,14 @@ def test_what_lies_on_a_device_is_seen_by_up_only(here: Machine) -> None:
         blksnap.attach([here.disk.node], force=False)
 
 
-def test_that_a_partition_is_tracked_alone_is_said(here: Machine) -> None:
-    (folder_of(here, here.disk) / "partition").write_text("1\n")
-    assert any("is a partition" in note for note in blksnap.attach([here.disk.node], force=False))
+def test_what_is_not_seen_is_said_when_tracking_begins(here: Machine) -> None:
+    one, two = here.disks
+    (folder_of(here, one) / "partition").write_text("1\n")
+    add_part(here, two, "sda1", "8:1")
+    assert any("is a partition" in note for note in blksnap.attach([one.node], force=False))
+    assert any("has partitions (sda1)" in note for note in blksnap.attach([two.node], force=False))
+    here.kernel_attach()
+    assert not any("is a partition" in note for note in blksnap.attach([one.node], force=False))
 
 
 # ---- take and release

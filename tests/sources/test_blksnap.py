@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lvmsync.extents import ChangeMap
 from lvmsync.names import parse_source
 from lvmsync.sources import Reading, Source, open_source
 from tests.blksnap_machine import GENERATIONS, Machine, machine
+from tests.fixture_files import FIXTURES
 
 BLOCK = 65536
 MAP_ONLY = Reading(with_data=False)
@@ -263,6 +266,18 @@ def test_a_snapshot_that_does_not_last_is_noticed(here: Machine, event: str) -> 
             source.confirm()
 
 
+@pytest.mark.parametrize("here", ["v7", "up"], indirect=True)
+def test_an_overflow_that_no_read_shows_is_asked_for(here: Machine) -> None:
+    here.kernel_take()
+    here.kernel_take(keep=True)
+    here.kernel.is_readable_when_full = True
+    with open_source(parse_source(word_of(here, 1))) as source:
+        source.confirm()
+        here.kernel.overflow()
+        with pytest.raises(ChangesLost, match=r"its image failed .*No space left"):
+            source.confirm()
+
+
 def test_data_from_elsewhere_is_the_users_word(here: Machine) -> None:
     here.kernel_take()
     here.kernel_take(keep=True)
@@ -282,3 +297,39 @@ def test_the_base_of_a_device_is_named(here: Machine) -> None:
     copy = here.folder / "copy"
     copy.write_bytes(here.disk.content)
     assert opened(word_of(here, 1), Reading(with_base=True, base_source=str(copy))).base_data is not None
+
+
+# ---- recordings of the real modules
+
+
+def recorded() -> list[tuple[str, dict[str, Any]]]:
+    """Return all steps and decisions that come with a map, with their case."""
+    cases = json.loads((FIXTURES / "blksnap/manifest.json").read_text())["cases"]
+    return [
+        (case["id"], step)
+        for case in cases
+        for step in [*case["expectations"].get("steps", []), *case["expectations"].get("decisions", [])]
+        if "map" in step and "base_cbtinfo" in step
+    ]
+
+
+@pytest.mark.parametrize(("case", "step"), recorded(), ids=str)
+def test_a_recorded_map_gives_what_was_written_or_is_refused(case: str, step: dict[str, Any]) -> None:
+    base, now = step["base_cbtinfo"], step["cbtinfo"]
+    since, number, block, size = base["snap_number"], now["snap_number"], now["block_size"], now["device_capacity"]
+    word = f"blksnap:{FIXTURES / 'blksnap' / case / step['map']},since={since},block-size={block},number={number}"
+    wanted = step.get("decision", step.get("transfer"))
+    if wanted == "incremental":
+        blocks = step.get("changed_blocks", [])
+        ranges = step.get("changed_ranges") or [(at * block, min(block, size - at * block)) for at in blocks]
+        assert opened(f"{word},size={size}").changes == ChangeMap.from_extents(map(tuple, ranges))
+    elif since >= number or 255 in (since, number):
+        assert isinstance(refused(f"{word},size={size}"), ChangesLost)
+    else:  # another generation, and a saved map does not tell which: it is the user's word
+        assert now["generation_id"] != base["generation_id"]
+        assert any("of one generation" in note for note in opened(f"{word},size={size}").notes)
+
+
+def test_recordings_of_all_kinds_are_there() -> None:
+    kinds = {(case.partition("-")[0], step.get("decision", step.get("transfer"))) for case, step in recorded()}
+    assert {(generation, kind) for generation in GENERATIONS for kind in ("incremental", "full")} <= kinds
