@@ -220,7 +220,7 @@ class Driver:
         try:
             self._make_cow(device, file, space)
         except OSError:
-            device.cow, device.seqid = old.cow, old.seqid
+            vars(device).update(vars(old))
             raise
         device.state = SNAPSHOT | ACTIVE
         device.missed, device.before = set(), set()

@@ -98,11 +98,6 @@ def list_tracked(drivers: tuple[Driver, ...] = DRIVERS) -> list[Tracking]:
     return found
 
 
-def find_minor(driver: Driver, minor: int) -> Tracked | None:
-    """Return the device that a driver has under this minor now; None: there is none."""
-    return next((one.device for one in list_tracked((driver,)) if one.device.minor == minor), None)
-
-
 Ioctl = Callable[[int, int, Any], int]
 """As fcntl.ioctl with a buffer that the kernel may change: descriptor, request number, buffer."""
 

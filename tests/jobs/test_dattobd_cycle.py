@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 
 from lvmsync.cli.classic import run
+from lvmsync.jobs import dattobd_record
+from lvmsync.jobs.send import Sender
+from lvmsync.jobs.unit import path_unit
+from lvmsync.system import dattobd as system
 from tests.dattobd_driver import Driver, running
 
 
@@ -28,15 +33,15 @@ class Runner:
         self.driver, self.capfd = driver, capfd
         self.target = folder / "copy.img"
         self.status = 0
-        self.errors = ""
+        self.out = self.errors = ""
 
-    def __call__(self, *words: str) -> dict[str, Any]:
+    def __call__(self, *words: str) -> Any:
         self.status = run(["dattobd", *words])
-        out, self.errors = self.capfd.readouterr()
+        self.out, self.errors = self.capfd.readouterr()
         assert "Traceback" not in self.errors
-        return dict(json.loads(out)) if self.status == 0 and "--json" in words else {}
+        return json.loads(self.out) if self.status in (0, 5) and "--json" in words else {}
 
-    def cycle(self, *options: str) -> dict[str, Any]:
+    def cycle(self, *options: str) -> Any:
         create = [] if self.target.exists() else ["--create"]
         return self("cycle", str(self.driver.loop), str(self.target), "--json", "--no-unit", *create, *options)
 
@@ -66,3 +71,436 @@ def test_the_first_run_copies_all_and_the_next_ones_what_changed(runner: Runner,
         assert 0 < done["receipt"]["bytes"] < driver.size // 2
         assert [path.name for path in driver.point.glob(".lvmsync-cow*")] == [f".lvmsync-cow.{seqid}"]
         assert driver.devices[0].state == 2
+
+
+# ---- runs that are cut short
+
+
+class Killed(BaseException):
+    """The end of the process, as by SIGKILL: nothing of ours may answer it."""
+
+
+STEPS = [
+    (when, name) for name in ("setup", "find_free_minor", "info", "to_incremental") for when in ("before", "after")
+]
+LATER = [(when, name) for name in ("to_snapshot", "to_incremental") for when in ("before", "after")]
+
+
+def kill_at(driver: Driver, when: str, name: str) -> None:
+    def fail(now: str, called: str) -> None:
+        if (now, called) == (when, name):
+            driver.fail = lambda *_: None
+            raise Killed
+
+    driver.fail = fail
+
+
+@pytest.mark.parametrize(("when", "name"), STEPS)
+def test_a_first_run_that_was_killed_is_gone_on_with(runner: Runner, driver: Driver, when: str, name: str) -> None:
+    driver.write("a", os.urandom(200_000))
+    kill_at(driver, when, name)
+    with pytest.raises(Killed):
+        runner.cycle()
+    driver.write("a", os.urandom(10_000), 100_000)
+    for _ in range(3):
+        runner.cycle()
+        assert runner.status == 0, runner.errors
+        assert runner.equals_snapshot()
+        driver.write("a", os.urandom(10_000), 20_000)
+
+
+@pytest.mark.parametrize(("when", "name"), LATER)
+def test_a_later_run_that_was_killed_is_gone_on_with(runner: Runner, driver: Driver, when: str, name: str) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.write("a", os.urandom(10_000), 100_000)
+    kill_at(driver, when, name)
+    with pytest.raises(Killed):
+        runner.cycle()
+    driver.write("c", os.urandom(10_000))
+    for _ in range(3):
+        done = runner.cycle()
+        assert runner.status == 0, runner.errors
+        assert done["how"] in ("delta", "nothing")
+        assert runner.equals_snapshot()
+        driver.write("a", os.urandom(10_000), 20_000)
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_run_that_was_killed_at_any_write_of_its_record_is_gone_on_with(
+    runner: Runner, driver: Driver, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.write("a", os.urandom(10_000), 100_000)
+    left = at
+    really = dattobd_record.replace_file
+
+    def write(path: Path, text: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Killed
+        really(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dattobd_record, "replace_file", write)
+        try:
+            runner.cycle()
+        except Killed:
+            driver.write("c", os.urandom(10_000))
+        else:
+            assert left > 0  # there are fewer writes than that
+    for _ in range(2):
+        runner.cycle()
+        assert runner.status == 0, runner.errors
+        assert runner.equals_snapshot()
+        driver.write("a", os.urandom(10_000), 20_000)
+
+
+def test_a_copy_that_fails_leaves_the_snapshot_to_the_next_run(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.write("a", os.urandom(10_000), 100_000)
+    runner.target.rename(runner.target.with_suffix(".away"))
+    runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 3
+    assert "snapshot 2 of" in runner.errors
+    assert "is kept, and the next run goes on from it" in runner.errors
+    runner.target.with_suffix(".away").rename(runner.target)
+    driver.write("a", os.urandom(10_000), 50_000)
+    done = runner.cycle()
+    assert (runner.status, done["how"], done["seqid"]) == (0, "delta", 2), runner.errors
+    assert done["steps"][0] == "snapshot 2 is there already: an earlier run did not end"
+    assert runner.equals_snapshot()
+    done = runner.cycle()
+    assert (done["how"], runner.equals_snapshot()) == ("delta", True)
+
+
+# ---- what the driver misses
+
+
+def test_a_reboot_makes_the_next_run_compare(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.write("a", os.urandom(10_000), 100_000)
+    driver.reboot()
+    runner("reload")
+    assert runner.status == 0, runner.errors
+    assert driver.devices[0].state == 4
+    assert driver.devices[0].cow == "/.lvmsync-cow.1"
+    runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 3
+    assert "its COW file has not been read; mount" in runner.errors
+    driver.mount()
+    driver.write("b", os.urandom(10_000))
+    done = runner.cycle()
+    assert (runner.status, done["how"], done["seqid"]) == (0, "compare", 2), runner.errors
+    assert "It was reloaded at" in done["why"]
+    assert runner.equals_snapshot()
+    driver.write("b", os.urandom(10_000))
+    done = runner.cycle()
+    assert (done["how"], runner.equals_snapshot()) == ("delta", True)
+
+
+def test_an_umount_that_nobody_told_of_makes_the_next_run_compare(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.umount()
+    runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 3
+    assert "it is not mounted; mount" in runner.errors
+    driver.mount()
+    driver.write("b", os.urandom(10_000))
+    done = runner.cycle()
+    assert (runner.status, done["how"]) == (0, "compare"), runner.errors
+    assert "was unmounted meanwhile" in done["why"]
+    assert runner.equals_snapshot()
+
+
+def test_a_snapshot_over_an_umount_is_given_up_for_a_new_one(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner("setup", str(driver.loop), "--no-unit")
+    assert runner.status == 0, runner.errors
+    driver.umount()
+    driver.mount()
+    done = runner.cycle()
+    assert (runner.status, done["how"], done["seqid"]) == (0, "full", 2), runner.errors
+    assert "no one state of the device any more" in done["steps"][0]
+    assert runner.equals_snapshot()
+
+
+def test_a_reload_that_was_left_out_begins_anew_and_compares(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.reboot()
+    driver.mount()
+    driver.write("b", os.urandom(10_000))
+    runner("reload")
+    assert runner.status == 3
+    assert "a reload comes before the mount" in runner.errors
+    done = runner.cycle()
+    assert (runner.status, done["how"], done["seqid"]) == (0, "compare", 1), runner.errors
+    assert "what was tracked since is lost" in done["why"]
+    assert runner.equals_snapshot()
+    assert [path.name for path in driver.point.glob(".lvmsync-cow*")] == [".lvmsync-cow.1.1"]
+
+
+# ---- refusals
+
+
+def test_a_driver_that_gave_up_is_begun_anew_after_destroy(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.overflow()
+    runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 5
+    assert "failed with error -27: nothing is tracked any more (the COW file was full" in runner.errors
+    runner("status")
+    assert runner.status == 5
+    runner("destroy", "0")
+    assert runner.status == 0, runner.errors
+    done = runner.cycle()
+    assert (runner.status, done["how"], done["seqid"]) == (0, "compare", 1), runner.errors
+    assert runner.equals_snapshot()
+
+
+def test_a_snapshot_that_overflows_while_it_is_read_leaves_the_copy_as_it_was(
+    runner: Runner, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    before = runner.target.read_bytes()
+    driver.write("a", os.urandom(10_000), 100_000)
+    really = Sender.run
+
+    def run_over(sender: Sender) -> Any:
+        driver.overflow()
+        return really(sender)
+
+    monkeypatch.setattr(Sender, "run", run_over)
+    runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 5
+    assert "did not last until it was read" in runner.errors
+    assert runner.target.read_bytes() == before
+
+
+def test_no_room_for_the_next_cow_file_leaves_tracking_as_it_was(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    runner("cycle", str(driver.loop), str(runner.target), "--space", "900M")
+    assert runner.status == 3
+    assert "no room for the COW file; tracking goes on as it was; make room" in runner.errors
+    assert [path.name for path in driver.point.glob(".lvmsync-cow*")] == [".lvmsync-cow.1"]
+    driver.write("b", os.urandom(10_000))
+    done = runner.cycle()
+    assert (runner.status, done["how"]) == (0, "delta"), runner.errors
+    assert runner.equals_snapshot()
+
+
+def test_a_snapshot_device_that_is_open_is_not_given_up(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.write("a", os.urandom(10_000))
+    runner("to-snapshot", str(driver.loop))
+    with Path(system.DATTOBD.snapshot_path(0)).open("rb"):
+        runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 3
+    assert "its snapshot device is open; close what reads it" in runner.errors
+    done = runner.cycle()
+    assert (runner.status, done["how"]) == (0, "nothing"), runner.errors
+    assert driver.devices[0].state == 2
+    assert runner.equals_snapshot()
+
+
+def test_a_target_that_was_changed_elsewhere_is_refused_until_compared(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    other = runner.target.with_name("other")
+    other.write_bytes(bytes(driver.size))
+    assert run(["sync", f"full:{other}", str(runner.target)]) == 0
+    driver.write("a", os.urandom(10_000))
+    runner("cycle", str(driver.loop), str(runner.target))
+    assert runner.status == 8
+    assert "run 'lvmsync dattobd cycle' with --compare" in runner.errors
+    done = runner.cycle("--compare")
+    assert (runner.status, done["how"], runner.equals_snapshot()) == (0, "compare", True)
+
+
+def test_two_runs_at_a_time_are_refused(runner: Runner, tmp_path: Path) -> None:
+    with dattobd_record.hold_records(tmp_path / "state"):
+        runner.cycle()
+    assert runner.status == 8
+    assert "another 'lvmsync dattobd' is at work here" in runner.errors
+
+
+def test_a_dry_run_changes_nothing(runner: Runner, driver: Driver) -> None:
+    done = runner.cycle("--dry-run")
+    assert (runner.status, done["how"], done["receipt"]) == (0, "full", None), runner.errors
+    assert (driver.calls, runner.target.exists()) == ([], False)
+    runner.cycle()
+    calls = list(driver.calls)
+    done = runner.cycle("--dry-run")
+    assert (done["how"], done["steps"][0]) == ("delta", "snapshot 2 is taken")
+    assert driver.calls == calls
+
+
+# ---- the steps by hand
+
+
+def test_the_steps_by_hand_are_update_img_with_a_way_back(runner: Runner, driver: Driver, tmp_path: Path) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner("setup", str(driver.loop), str(driver.point / ".mine"), "--space", "2M", "--minor", "3", "--no-unit")
+    assert runner.status == 0, runner.errors
+    runner.target.write_bytes(driver.snapshot(3))
+    before = runner.target.read_bytes()
+    runner("to-incremental", "3")
+    driver.write("a", os.urandom(10_000), 50_000)
+    runner("to-snapshot", str(driver.loop))
+    assert runner.status == 0, runner.errors
+    assert driver.devices[3].cow == "/.lvmsync-cow.2"
+    runner("to-incremental", "3")
+    assert runner.status == 8
+    assert ".mine was not taken over yet" in runner.errors
+    snapshot = system.DATTOBD.snapshot_path(3)
+    undo = tmp_path / "undo"
+    runner("update", snapshot, str(driver.point / ".mine"), str(runner.target), "-b", str(undo))
+    assert runner.status == 0, runner.errors
+    assert runner.equals_snapshot()
+    runner("update", snapshot, str(driver.point / ".lvmsync-cow.2"), str(runner.target))
+    assert runner.status == 3  # the one that is in use
+    runner("to-incremental", "3")
+    assert runner.status == 0, runner.errors
+    assert run(["apply", str(undo), str(runner.target)]) == 0
+    assert runner.target.read_bytes() == before
+
+
+def test_update_refuses_a_period_with_a_gap(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner("setup", str(driver.loop), "--no-unit")
+    runner.target.write_bytes(driver.snapshot(0))
+    runner("to-incremental", "0")
+    driver.umount()
+    driver.mount()
+    runner("to-snapshot", "0")
+    words = ["update", system.DATTOBD.snapshot_path(0), str(driver.point / ".lvmsync-cow.1"), str(runner.target)]
+    runner(*words)
+    assert runner.status == 5
+    assert "was unmounted meanwhile" in runner.errors
+    runner(*words, "--force")
+    assert runner.status == 0, runner.errors
+    assert not runner.equals_snapshot()  # so the refusal was right
+
+
+def test_status_tells_what_is_tracked_and_what_is_recorded(runner: Runner, driver: Driver) -> None:
+    runner("status")
+    assert runner.out == "nothing is tracked\n"
+    runner.cycle()
+    (found,) = runner("status", "--json")
+    assert (found["state"], found["state_bits"], found["error"]) == ("active incremental", 2, None)
+    assert (found["block_device"], found["minor"], found["driver"]) == (str(driver.loop), 0, "dattobd")
+    assert (found["mount_point"], found["cow_file"]) == (str(driver.point), str(driver.point / ".lvmsync-cow.1"))
+    assert (found["snapshot"], found["gaps"], found["notes"], found["cow_files"]) == (None, [], [], [])
+    assert [(one["target"], one["seqid"]) for one in found["copies"]] == [(str(runner.target), 1)]
+    runner("to-snapshot", "0")
+    (found,) = runner("status", "--json")
+    assert found["snapshot"] == system.DATTOBD.snapshot_path(0)
+    assert found["cow_files"] == [{"seqid": 1, "path": str(driver.point / ".lvmsync-cow.1"), "taken": False}]
+    runner("status")
+    assert f"{runner.target} is at snapshot 1" in runner.out
+    assert "COW file of snapshot 1" in runner.out
+    driver.reboot()
+    (found,) = runner("status", "--json")
+    assert (found["state"], found["state_bits"]) == ("not tracked", None)
+    assert "run 'lvmsync dattobd reload'" in found["notes"][0]
+    runner("reload", str(driver.loop))
+    (found,) = runner("status", "--json")
+    assert (found["state"], found["uuid"], found["cow_file"]) == ("unverified snapshot", None, "/.lvmsync-cow.2")
+    driver.mount()
+    driver.overflow()
+    (found,) = runner("status", "--json")
+    assert runner.status == 5
+    assert (found["error"], found["snapshot"]) == (-27, None)
+
+
+def test_a_device_that_another_program_set_up_is_taken_over(runner: Runner, driver: Driver) -> None:
+    with system.Control(system.DATTOBD) as control:
+        control.setup(str(driver.loop), str(driver.point / ".datto"), 5)
+    (found,) = runner("status", "--json")
+    assert "was set up by another program" in found["notes"][0]
+    runner("setup", str(driver.loop))
+    assert runner.status == 8
+    assert "is tracked already, by dattobd as minor 5" in runner.errors
+    driver.write("a", os.urandom(100_000))
+    done = runner.cycle()
+    assert (runner.status, done["how"], done["seqid"]) == (0, "full", 2), runner.errors
+    assert runner.equals_snapshot()
+    driver.write("a", os.urandom(100_000))
+    assert runner.cycle()["how"] == "delta"
+    assert runner.equals_snapshot()
+
+
+def test_destroy_removes_what_is_ours_and_says_what_stays(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(100_000))
+    runner.cycle()
+    runner("to-snapshot", "0")
+    first = driver.point / ".lvmsync-cow.1"
+    content = bytearray(first.read_bytes())
+    content[0x20] ^= 1  # of another series
+    first.write_bytes(content)
+    runner("destroy", "0", "--dry-run")
+    assert 0 in driver.devices
+    runner("destroy", str(driver.loop))
+    assert runner.status == 0
+    assert "is not tracked any more" in runner.errors
+    assert ".lvmsync-cow.1 stays: it is the COW file of snapshot 1 of series" in runner.errors
+    assert [path.name for path in driver.point.glob(".lvmsync-cow*")] == [first.name]
+    runner("destroy", str(driver.loop))
+    assert runner.status == 3
+    assert "is not tracked; tracked are: nothing" in runner.errors
+
+
+def test_setup_writes_a_unit_that_reloads_before_the_mount(runner: Runner, driver: Driver, tmp_path: Path) -> None:
+    runner("setup", str(driver.loop), "--unit-dir", str(tmp_path / "units"))
+    assert runner.status == 0, runner.errors
+    (path,) = (tmp_path / "units").iterdir()
+    text = path.read_text()
+    mount = path_unit(str(driver.point), "mount")
+    assert f"\nBefore={mount} shutdown.target\n" in text
+    assert f"WantedBy={mount}\n" in text
+    assert f'"dattobd" "reload" "{driver.loop}" "--state" "{tmp_path / "state"}"' in text
+    assert "modprobe@dattobd.service" in text
+    assert f"systemctl enable {shlex.quote(str(path))}" in runner.errors
+    runner("destroy", "0")
+    assert not path.exists()
+
+
+def test_a_state_folder_on_the_device_itself_gets_no_unit(runner: Runner, driver: Driver, tmp_path: Path) -> None:
+    state = driver.point / "state"
+    runner("setup", str(driver.loop), "--unit-dir", str(tmp_path / "units"), "--state", str(state))
+    assert runner.status == 0, runner.errors
+    assert "is on" in runner.errors
+    assert "itself, so nothing can be read from it before the mount" in runner.errors
+    assert not (tmp_path / "units").exists()
+
+
+def test_a_damaged_record_is_refused(runner: Runner, tmp_path: Path) -> None:
+    runner.cycle()
+    (path,) = (tmp_path / "state" / "dattobd").glob("*.json")
+    for text in ("", "[]", "{}", path.read_text().replace('"version": 1', '"version": 9')):
+        path.write_text(text)
+        runner.cycle()
+        assert runner.status == 4
+        assert "cannot be read" in runner.errors
+
+
+def test_elastio_snap_goes_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LVMSYNC_STATE", str(tmp_path / "state"))
+    with running(tmp_path, monkeypatch, system.ELASTIO) as driver:
+        runner = Runner(driver, tmp_path, capfd)
+        for how in ("full", "delta", "delta"):
+            driver.write("a", os.urandom(100_000))
+            assert runner.cycle()["how"] == how, runner.errors
+            assert runner.equals_snapshot()
