@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lvmsync.errors import ChangesLost, ConflictError
+from lvmsync.errors import ChangesLost, ConflictError, LvmsyncError
 from lvmsync.formats.blksnap_abi import SECTOR, Abi
 from lvmsync.jobs.blksnap_notes import Noted, alone, give_back, note_snapshot, remove_note
 from lvmsync.jobs.blksnap_storage import Storage
@@ -151,7 +151,7 @@ def take_snapshot(
             before = control.list_snapshots()
             _require_free(control, devices, before)
             noted = stack.enter_context(note_snapshot(state, [device.path for device in devices], before))
-            stack.callback(_give_up, control, state, noted)
+            stack.enter_context(_giving_up(control, state, noted))
             snapshot = _make(control, devices, storage, noted)
         watcher = Watcher(control, snapshot, storage)
         if control.abi is Abi.V1:
@@ -161,10 +161,9 @@ def take_snapshot(
         control.take(snapshot)
         if control.abi is Abi.V1 and len(devices) > 1:
             notes.append("blksnap 6 takes the devices one after the other: the snapshot is of no common point in time.")
-        images = control.images(snapshot, devices)
+        yield Taken(snapshot, control.images(snapshot, devices), watcher, notes)
         if keep:
             noted.write(keep=True)
-        yield Taken(snapshot, images, watcher, notes)
 
 
 def _require_free(control: Control, devices: Sequence[DeviceName], ids: list[str]) -> None:
@@ -198,6 +197,20 @@ def _make(control: Control, devices: Sequence[DeviceName], storage: Storage, not
     for device in devices:
         control.add(snapshot, device)
     return snapshot
+
+
+@contextmanager
+def _giving_up(control: Control, state: Path, noted: Noted) -> Iterator[None]:
+    """Give a snapshot up at the end; if that fails as well, the first error is the one to be told."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _give_up(control, state, noted)
+        except LvmsyncError as failure:
+            error.add_note(f"its snapshot could not be given back, the next run tries again: {failure}")
+        raise
+    _give_up(control, state, noted)
 
 
 def _give_up(control: Control, state: Path, noted: Noted) -> None:

@@ -90,27 +90,34 @@ def sync(
     memories = [Memory(state, outlet.target, base) for outlet in outlets]
     for memory in memories:
         memory.read()  # refused now, not when a snapshot is held
-    with connect() as control:
-        notes = begin_tracking(control, devices, force=force)
-        storage = choose_storage(control.abi, room, devices, force=force)
-        with take_snapshot(control, state, devices, storage) as taken, taken.watcher.running():
-            notes += taken.notes
-            receipts, errors = [], []
-            for outlet, device, memory in zip(outlets, devices, memories, strict=True):
-                job = _Job(control, taken, outlet, device, memory, compare=compare)
-                try:
-                    receipts.append(memory.remember(job.run()))
-                except LvmsyncError as error:
-                    errors.append(error)
-            notes += taken.watcher.notes
-        if errors:
-            first, *others = errors
-            for other in others:
-                first.add_note(str(other))
-            for receipt in receipts:
-                first.add_note(f"{receipt.target} was brought up to date")
-            raise first
+    receipts: list[Receipt] = []
+    try:
+        with connect() as control:
+            notes = begin_tracking(control, devices, force=force)
+            storage = choose_storage(control.abi, room, devices, force=force)
+            with take_snapshot(control, state, devices, storage) as taken, taken.watcher.running():
+                errors = []
+                for outlet, device, memory in zip(outlets, devices, memories, strict=True):
+                    job = _Job(control, taken, outlet, device, memory, compare=compare)
+                    try:
+                        receipts.append(memory.remember(job.run()))
+                    except LvmsyncError as error:
+                        errors.append(error)
+                _raise_first(errors)
+    except LvmsyncError as error:
+        for receipt in receipts:
+            error.add_note(f"{receipt.target} was brought up to date")
+        raise
+    notes += [*taken.notes, *taken.watcher.notes]
     return [replace(receipt, notes=[*notes, *receipt.notes]) for receipt in receipts]
+
+
+def _raise_first(errors: list[LvmsyncError]) -> None:
+    if errors:
+        first, *others = errors
+        for other in others:
+            first.add_note("; ".join([str(other), *getattr(other, "__notes__", ())]))
+        raise first
 
 
 def begin_tracking(control: Control, devices: Sequence[DeviceName], *, force: bool) -> list[str]:

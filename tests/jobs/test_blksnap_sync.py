@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -372,6 +373,24 @@ def test_an_interrupt_gives_the_snapshot_back(here: Machine) -> None:
     here.during = interrupt
     with pytest.raises(Interrupted):
         here.sync()
+    assert here.kernel.held() == []
+    assert here.noted() == []
+
+
+def test_a_snapshot_that_cannot_be_given_back_is_given_back_by_the_next_run(here: Machine) -> None:
+    def refuse(name: str) -> None:
+        if name == "SNAPSHOT_DESTROY":
+            raise OSError(errno.EBUSY, "busy")
+
+    here.kernel.before = refuse
+    here.during = lambda: here.target().unlink()
+    with pytest.raises(DeviceError, match="no such device") as caught:
+        here.sync()
+    assert "its snapshot could not be given back" in caught.value.__notes__[-1]
+    here.during = lambda: None
+    here.kernel.before = lambda _: None
+    (receipt,) = here.sync()
+    assert any("that was cut short, was given back" in note for note in receipt.notes)
     assert here.kernel.held() == []
     assert here.noted() == []
 
