@@ -243,7 +243,6 @@ def sync(
     from lvmsync.cli import render
     from lvmsync.cli.delivery import Delivery, Orders, Way
     from lvmsync.cli.refinement import Refinement
-    from lvmsync.jobs import blksnap_points, era_points
     from lvmsync.sources import Reading
     from lvmsync.system.ledger import state_folder
 
@@ -255,8 +254,15 @@ def sync(
         delivery = Delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
         stack.enter_context(delivery)
         name = parse_source(source)
-        keeper = blksnap_points.Memory if isinstance(name, BlockMap) else era_points.Memory
-        memory = keeper(state_folder(state), str(delivery.place))
+        memory: blksnap_points.Memory | era_points.Memory
+        if isinstance(name, BlockMap):
+            from lvmsync.jobs import blksnap_points
+
+            memory = blksnap_points.Memory(state_folder(state), str(delivery.place))
+        else:
+            from lvmsync.jobs import era_points
+
+            memory = era_points.Memory(state_folder(state), str(delivery.place))
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         if isinstance(name, Comparison) and name.old is None:
             opened = delivery.open_compared(name, reading)
