@@ -20,7 +20,7 @@ from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, take_snaps
 from lvmsync.jobs.dattobd_place import (
     choose_driver,
     find_again,
-    is_device,
+    look_up,
     new_cow,
     require_active,
     require_mount,
@@ -100,7 +100,8 @@ def update(state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool 
         ConflictError: it does not belong to that snapshot.
     """
     with hold_records(state):
-        path = str(Path(parse_volume(cow).path))
+        volume = parse_volume(cow)
+        path = volume.path
         with open_device(path) as file:
             header = read_header(file)
         series = next((one for one in list_series(state) if one.uuid == header.uuid), None)
@@ -110,7 +111,7 @@ def update(state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool 
         if series and not force:
             _require_no_gaps(series, header.seqid, path, snapshot, outlet.target)
         own = series.own_blocks(header.seqid) if series else None
-        with open_incremental(CowFile(Volume(path)), Reading(data_source=snapshot), own) as source:
+        with open_incremental(CowFile(volume), Reading(data_source=snapshot), own) as source:
             receipt = outlet.send(source, False)
         period = series.find_period(header.seqid) if series else None
         if series and period and _is_done(receipt):
@@ -148,11 +149,13 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         ConflictError: the target was changed by someone else meanwhile.
     """
     with hold_records(state):
-        device = str(Path(parse_volume(outlet.word).path).absolute())
-        tracking = _find(outlet.word, device)
+        tracking = look_up(outlet.word)
+        if tracking is None and outlet.word.isdecimal():
+            raise DeviceError(f"minor {outlet.word} is not tracked; name the device, and tracking begins")
         steps: list[str] = []
         notes: list[str] = []
         if tracking is None:
+            device = str(Path(parse_volume(outlet.word).path).absolute())
             steps.append(f"{device} is not tracked: tracking begins, with snapshot 1")
             if dry_run:
                 choose_driver(beginning.driver)
@@ -204,21 +207,6 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         for old in older:
             notes += [note for period in old.periods if (note := remove_cow(old, period))]
         return Done(device, series.uuid, seqid, way.how, way.why, receipt, steps, notes)
-
-
-def _find(word: str, device: str) -> Tracking | None:
-    """Return what is tracked of a device, which may be named by its minor; None: nothing is."""
-    found = [
-        one
-        for one in list_tracked()
-        if (one.device.minor == int(word) if word.isdecimal() else is_device(device, one.device.block_device))
-    ]
-    if len(found) > 1:
-        names = ", ".join(f"{one.driver.name} minor {one.device.minor} ({one.device.words})" for one in found)
-        raise ConflictError(f"{word} is tracked more than once: {names}; destroy what is not needed", device=word)
-    if not found and word.isdecimal():
-        raise DeviceError(f"minor {word} is not tracked; name the device, and tracking begins", device=word)
-    return found[0] if found else None
 
 
 def _others(state: Path, series: Series) -> list[Series]:

@@ -28,6 +28,21 @@ def find_tracking(word: str) -> Tracking:
         DeviceError: nothing is tracked under this name.
         UsageError: more than one is.
     """
+    found = look_up(word)
+    if found is None:
+        names = ", ".join(f"{one.device.block_device} (minor {one.device.minor})" for one in list_tracked())
+        loaded = any(driver.is_loaded for driver in DRIVERS)
+        hint = f"tracked are: {names or 'nothing'}" if loaded else "neither dattobd nor elastio-snap is loaded"
+        raise DeviceError(f"{word} is not tracked; {hint}; see 'lvmsync dattobd status'", device=word)
+    return found
+
+
+def look_up(word: str) -> Tracking | None:
+    """Return what a driver tracks, by device or by minor; None: nothing under this name.
+
+    Raises:
+        UsageError: more than one is.
+    """
     tracked = list_tracked()
     if word.isdecimal():
         found = [one for one in tracked if one.device.minor == int(word)]
@@ -37,12 +52,7 @@ def find_tracking(word: str) -> Tracking:
     if len(found) > 1:
         names = ", ".join(f"{one.driver.name} minor {one.device.minor} ({one.device.words})" for one in found)
         raise UsageError(f"{word} may be {names}; name one that only one of them has, or destroy what is not needed")
-    if not found:
-        names = ", ".join(f"{one.device.block_device} (minor {one.device.minor})" for one in tracked) or "nothing"
-        loaded = any(driver.is_loaded for driver in DRIVERS)
-        hint = f"tracked are: {names}" if loaded else "neither dattobd nor elastio-snap is loaded; see 'modprobe'"
-        raise DeviceError(f"{word} is not tracked; {hint}", device=word)
-    return found[0]
+    return found[0] if found else None
 
 
 def require_active(tracking: Tracking) -> None:

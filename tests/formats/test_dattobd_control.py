@@ -17,7 +17,8 @@ PROCS = [(case, key) for case in list_cases() for key in case.facts["files"] if 
 
 
 def proc(case: Case, key: str) -> str:
-    return (FOLDER / case.facts["files"][key]["path"]).read_text()
+    path: str = case.facts["files"][key]["path"]
+    return (FOLDER / path).read_text()
 
 
 def test_the_request_numbers_are_those_of_the_table() -> None:
@@ -114,6 +115,13 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
+WRONG: list[dict[str, Any]] = [
+    {"state": 6}, {"state": 7}, {"state": 8}, {"state": True}, {"error": 5}, {"error": 0}, {"error": -5000},
+    {"uuid": "0" * 31}, {"uuid": "G" * 32}, {"seq_id": 1 << 64}, {"minor": 1.5},
+    {"auto_expand": 5}, {"auto_expand": {}}, {"cow_size_current": -1},
+]  # fmt: skip
+
+
 def text_of(*devices: object, **more: object) -> str:
     return json.dumps({"version": "1", "devices": list(devices), **more}, indent="\t", ensure_ascii=False)
 
@@ -138,11 +146,7 @@ def test_paths_are_taken_as_the_driver_prints_them() -> None:
         *(text_of({key: value for key, value in GOOD.items() if key != gone}) for gone in GOOD),
         *(text_of(GOOD | {key: "x" if isinstance(value, int) else 1}) for key, value in GOOD.items()),
         *(text_of(GOOD | {key: -1}) for key, value in GOOD.items() if isinstance(value, int)),
-        *(text_of(GOOD | change) for change in (
-            {"state": 6}, {"state": 7}, {"state": 8}, {"state": True}, {"error": 5}, {"error": 0}, {"error": -5000},
-            {"uuid": "0" * 31}, {"uuid": "G" * 32}, {"seq_id": 1 << 64}, {"minor": 1.5},
-            {"auto_expand": 5}, {"auto_expand": {}}, {"cow_size_current": -1},
-        )),
+        *(text_of(GOOD | change) for change in WRONG),
     ],
 )  # fmt: skip
 def test_what_no_driver_writes_is_refused(text: str) -> None:

@@ -16,6 +16,7 @@ from lvmsync.jobs import dattobd_record
 from lvmsync.jobs.send import Sender
 from lvmsync.jobs.unit import path_unit
 from lvmsync.system import dattobd as system
+from lvmsync.system import ledger
 from tests.dattobd_driver import Driver, running
 
 
@@ -134,7 +135,7 @@ def test_a_run_that_was_killed_at_any_write_of_its_record_is_gone_on_with(
     runner.cycle()
     driver.write("a", os.urandom(10_000), 100_000)
     left = at
-    really = dattobd_record.replace_file
+    really = ledger.replace_file
 
     def write(path: Path, text: str) -> None:
         nonlocal left
