@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmsync.errors import ConflictError, DeviceError, UsageError
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, UsageError
 from lvmsync.formats.blksnap import Tracking
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs.blksnap_notes import Note, alone, give_back, is_running, list_notes, remove_note
@@ -228,11 +229,16 @@ def show(state: Path) -> Status:
 
 def _show_device(control: Control, state: Path, device: DeviceName, tracking: Tracking) -> TrackedDevice:
     held = find_held(control, device)
-    changed = None
+    changed, wrong = None, None
     if tracking.number and (held or control.abi is not Abi.V1):
-        written = int(np.count_nonzero(control.read_map(device, tracking)))
-        changed = min(written * tracking.block_size, tracking.capacity)
+        try:
+            written = int(np.count_nonzero(control.read_map(device, tracking)))
+            changed = min(written * tracking.block_size, tracking.capacity)
+        except ChangesLost as error:
+            wrong = str(error)
     code = control.read_error(device)
+    if code:
+        wrong = f"its snapshot is lost ({os.strerror(code)}): the difference storage ran over"
     targets: list[dict[str, str | int | bool]] = [
         {
             "target": base.target,
@@ -251,7 +257,7 @@ def _show_device(control: Control, state: Path, device: DeviceName, tracking: Tr
         tracking.capacity,
         changed,
         held.image if held else None,
-        f"its snapshot is lost (errno {code}): the difference storage ran over" if code else None,
+        wrong,
         targets,
     )
 

@@ -236,6 +236,22 @@ def test_the_state_of_all_is_shown(here: Machine) -> None:
     assert blksnap.show(here.state).devices == []
 
 
+@pytest.mark.parametrize("here", ["v7", "up"], indirect=True)
+def test_what_is_wrong_with_a_device_is_shown(here: Machine) -> None:
+    here.kernel_take()
+    assert here.disk.tracker
+    here.disk.tracker.is_corrupted = True
+    (device,) = blksnap.show(here.state).devices
+    assert device.changed is None
+    assert device.error
+    assert "map" in device.error
+    here.disk.tracker.is_corrupted = False
+    here.kernel_take(keep=True)
+    here.kernel.overflow()
+    (device,) = blksnap.show(here.state).devices
+    assert device.error == "its snapshot is lost (No space left on device): the difference storage ran over"
+
+
 def test_a_range_that_is_marked_is_sent(here: Machine) -> None:
     here.sync()
     here.kernel.write_unseen(here.disk, 5 * 65536 + 100, b"unseen")
