@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, FormatError, UsageError
@@ -575,3 +576,52 @@ def test_a_file_system_that_does_not_tell_where_files_lie_is_refused(
         assert list((tmp_path / "room").iterdir()) == []
         assert here.kernel.held() == []
         assert here.noted() == []
+
+
+# ---- everything at random
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_happens_a_sync_that_succeeds_is_a_right_copy(here: Machine, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    here.writes = seed * 1000
+    done = 0
+    for _ in range(25):
+        happens = str(random.choice(["scribble"] * 6 + ["take", "many", "boot", "detach", "crash", "full", "during"]))
+        here.during = lambda: None
+        here.kernel.is_readable_when_full = bool(random.integers(2))
+        here.room = replace(here.room, limit=8 << 20)
+        match happens:
+            case "scribble":
+                here.scribble()
+            case "take":
+                here.kernel_take()
+            case "many":
+                for _ in range(int(random.integers(240, 270))):
+                    here.kernel_take()
+            case "boot":
+                here.kernel.boot()
+                here.kernel.write_unseen(here.disk, int(random.integers(SIZE // 2)), b"unseen" * 50)
+            case "detach":
+                here.disk.tracker = None
+            case "crash":
+                here.kernel.crash_after = int(random.integers(1, 25))
+            case "full":
+                here.room = replace(here.room, limit=1 << 16)
+                here.during = lambda: here.kernel.write(here.disk, 0, b"full" * (1 << 16))
+            case "during":
+                here.during = here.scribble
+        moment = here.disk.content
+        try:
+            here.sync()
+        except (ChangesLost, DeviceError):
+            assert happens == "full"
+        except Crash:
+            assert happens == "crash"
+        else:
+            assert here.target().read_bytes() == moment, happens
+            done += 1
+        here.kernel.revive()
+        if here.kernel.generation != "v1":
+            here.kernel.destroy_all()
+    assert done > 10
