@@ -468,6 +468,28 @@ def test_a_crash_after_any_request_leaves_nothing_that_the_next_sync_does_not_me
         assert here.noted() == [], at
 
 
+def test_an_interrupt_right_after_a_snapshot_was_made_leaves_a_note_of_it(here: Machine) -> None:
+    def interrupt(name: str) -> None:
+        if name == "SNAPSHOT_CREATE":
+            raise KeyboardInterrupt
+
+    here.kernel.after = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        here.sync()
+    here.kernel.after = lambda _: None
+    (left,) = here.kernel.held()
+    assert here.noted() != []
+    (receipt,) = here.sync()
+    assert here.is_equal()
+    if here.kernel.generation == "v1":
+        assert here.kernel.held() == []
+        assert any(f"The snapshot {left}" in note and "was given back" in note for note in receipt.notes)
+    else:
+        assert here.kernel.held() == [left]
+        assert any(f"lvmsync blksnap release --force {left}" in note for note in receipt.notes)
+    assert here.noted() == []
+
+
 def test_a_snapshot_of_another_program_is_never_destroyed(here: Machine) -> None:
     here.sync()
     foreign = here.kernel_take(here.disks[1], keep=True)
