@@ -58,6 +58,7 @@ class Driver:
         point: where it is mounted.
         calls: names of the requests so far.
         last: what the last snapshot held.
+        given_back: blocks that COW files had when their snapshots were given up.
         fail: called before and after each request; may raise.
     """
 
@@ -76,6 +77,7 @@ class Driver:
         self.fail: Callable[[str, str], None] = lambda *_: None
         self.is_mounted = False
         self.last = b""
+        self.given_back: set[int] = set()
         self.boot()
         self.mount()
 
@@ -208,6 +210,7 @@ class Driver:
         if device.state != SNAPSHOT | ACTIVE or device.error:
             raise OSError(errno.EINVAL, "Invalid argument")
         device.state = ACTIVE
+        self.given_back |= device.own
         os.truncate(self._cow(device), first_position(self.size) * BLOCK)
 
     def _to_snapshot(self, _: bytearray, cow: int, space: int, minor: int) -> None:

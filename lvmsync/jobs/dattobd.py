@@ -42,6 +42,7 @@ from lvmsync.sources.dattobd_blocks import is_same_device
 from lvmsync.sources.dattobd_map import read_header
 from lvmsync.system.dattobd import Control, Driver, Tracking, list_tracked
 from lvmsync.system.device import open_device
+from lvmsync.system.identity import identify
 from lvmsync.system.ledger import remove_file
 
 
@@ -205,6 +206,7 @@ def take_snapshot(
         if now_tracked.seqid == tracking.device.seqid and now_tracked.state == tracking.device.state:
             with suppress(LvmsyncError):
                 remove_file(Path(path))  # what the driver has begun of it; it was not there before
+            write_series(state, replace(series, pending=None))
         raise
     return reconcile(state, find_again(tracking))
 
@@ -220,7 +222,7 @@ def reload(state: Path, word: str | None = None, *, dry_run: bool = False) -> li
     Returns:
         What was done, a sentence for each device.
     """
-    with hold_records(state):
+    with hold_records(state, wait=True):  # the units of several devices run at a time
         path = parse_volume(word).path if word else None
         wanted = [
             one for one in list_series(state) if not one.ended and (path is None or is_device(path, one.block_device))
@@ -256,6 +258,14 @@ def _reload_one(state: Path, series: Series, *, dry_run: bool) -> str:
         raise DeviceError(
             f"{device} is mounted at {mount.point}, and what was written since is not known: a reload comes before the"
             f" mount; run 'lvmsync dattobd cycle {device} TARGET', which begins anew and compares",
+            device=device,
+        )
+    with open_device(device) as opened:
+        identity = identify(opened.fd)
+    if identity != series.identity and "device number" not in series.identity:
+        raise ConflictError(
+            f"{device} is not the device that was tracked: it is {identity}, not {series.identity}; bring that one back"
+            " under this path",
             device=device,
         )
     chosen = choose_driver(series.driver)

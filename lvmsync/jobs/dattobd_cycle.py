@@ -105,7 +105,7 @@ def update(state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool 
         with open_device(path) as file:
             header = read_header(file)
         series = next((one for one in list_series(state) if one.uuid == header.uuid), None)
-        for tracking in list_tracked():
+        for tracking in list_tracked() if series else []:
             if tracking.device.uuid == header.uuid and tracking.device.is_active and not tracking.device.has_failed:
                 series = reconcile(state, tracking)
         if series and not force:

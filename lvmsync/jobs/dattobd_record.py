@@ -168,8 +168,12 @@ def boot_id() -> str:
 
 
 @contextmanager
-def hold_records(state: Path) -> Iterator[None]:
+def hold_records(state: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other runs from the records, and from the drivers.
+
+    Args:
+        state: the state folder.
+        wait: until another run is done.
 
     Raises:
         ConflictError: another run has them.
@@ -183,7 +187,7 @@ def hold_records(state: Path) -> Iterator[None]:
             f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     except BlockingIOError as error:
         raise ConflictError("another 'lvmsync dattobd' is at work here; wait for it to end") from error

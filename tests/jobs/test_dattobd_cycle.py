@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from lvmsync.cli.classic import run
-from lvmsync.jobs import dattobd_record
+from lvmsync.formats.dattobd import Header, count_sections, data_offset
+from lvmsync.jobs import dattobd, dattobd_record
 from lvmsync.jobs.send import Sender
 from lvmsync.jobs.unit import path_unit
 from lvmsync.system import dattobd as system
 from lvmsync.system import ledger
-from tests.dattobd_driver import Driver, running
+from tests.dattobd_driver import Driver, blocks_of, differing, running
+from tests.dattobd_store import BLOCK, find_case
 
 
 @pytest.fixture
@@ -391,6 +393,80 @@ def test_update_refuses_a_period_with_a_gap(runner: Runner, driver: Driver) -> N
     runner(*words, "--force")
     assert runner.status == 0, runner.errors
     assert not runner.equals_snapshot()  # so the refusal was right
+
+
+def test_update_takes_what_another_program_made(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    with system.Control(system.DATTOBD) as control:
+        control.setup(str(driver.loop), str(driver.point / ".datto"), 0)
+        runner.target.write_bytes(driver.snapshot())
+        control.to_incremental(0)
+        driver.write("a", os.urandom(10_000), 50_000)
+        control.to_snapshot(0, str(driver.point / ".datto2"))
+    runner("update", system.DATTOBD.snapshot_path(0), str(driver.point / ".datto"), str(runner.target))
+    assert runner.status == 0, runner.errors
+    files = {block for path in driver.point.glob(".datto*") for block in blocks_of(path)}
+    lost = differing(runner.target.read_bytes(), driver.last) - files
+    assert lost <= driver.given_back  # what the first COW file gave back was not noted by anybody
+
+
+def test_another_device_under_the_same_path_is_not_reloaded(
+    runner: Runner, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.cycle()
+    driver.reboot()
+    monkeypatch.setattr(dattobd, "identify", lambda _: {"serial": "other"})
+    runner("reload", str(driver.loop))
+    assert runner.status == 8
+    assert "is not the device that was tracked" in runner.errors
+    assert not driver.devices
+
+
+def test_a_failed_snapshot_does_not_keep_the_device_from_a_reload(runner: Runner, driver: Driver) -> None:
+    runner.cycle()
+    runner("to-snapshot", "0", "--space", "900M")
+    assert runner.status == 3
+    driver.reboot()
+    runner("reload")
+    assert runner.status == 0, runner.errors
+
+
+def test_which_snapshot_was_cut_short_by_a_reboot_is_not_guessed(runner: Runner, driver: Driver) -> None:
+    runner.cycle()
+    kill_at(driver, "after", "to_snapshot")
+    with pytest.raises(Killed):
+        runner.cycle()
+    driver.reboot()
+    runner("reload")
+    assert runner.status == 5
+    assert "which COW file is the current one is not known" in runner.errors
+    driver.mount()
+    driver.write("a", os.urandom(10_000))
+    done = runner.cycle()
+    assert (runner.status, done["how"], runner.equals_snapshot()) == (0, "compare", True), runner.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "fresh"),
+    [
+        ("dattobd-64m", "cow.seq1.snapshot-live", True),
+        ("dattobd-64m", "cow.seq1.incremental-live", True),
+        ("elastio-64m-1k", "cow.seq1.snapshot-live", True),
+        ("elastio-64m-1k", "cow.seq1.incremental-live", True),
+        ("dattobd-odd-tail", "cow.seq1.incremental-live", True),
+        ("dattobd-2304m-sparse", "cow.seq1.incremental-live", True),
+        ("dattobd-unclean-incremental", "cow.live-before-kill", True),
+        ("dattobd-unclean-snapshot", "cow.live-before-kill", True),
+        ("dattobd-unclean-reopened", "cow.live-before-kill", False),
+        ("dattobd-64m", "cow.seq1.incremental", False),
+        ("dattobd-64m", "cow.snapshot-clean", False),
+    ],
+)
+def test_a_cow_file_that_was_closed_meanwhile_is_known_by_its_header(name: str, key: str, fresh: bool) -> None:
+    case = find_case(name)
+    header = Header.parse(case.bytes(key))
+    first = data_offset(count_sections(case.size)) // BLOCK
+    assert dattobd_record.is_fresh(header, first) == fresh
 
 
 def test_status_tells_what_is_tracked_and_what_is_recorded(runner: Runner, driver: Driver) -> None:
