@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvmsync.jobs import blksnap_storage, blksnap_sync
+from lvmsync.jobs import blksnap_notes, blksnap_storage, blksnap_sync
 from lvmsync.jobs.blksnap_storage import Room
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
@@ -51,6 +51,7 @@ class Machine:
     sent: list[Source] = field(default_factory=list)
     during: Callable[[], None] = lambda: None
     writes: int = 0
+    protected: list[bool] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -191,4 +192,8 @@ def machine(folder: Path, monkeypatch: pytest.MonkeyPatch, generation: str, *, s
         place = folder / "room"
         if generation == "v1":
             place = Path(kernel.add_spare(folder / "spare.img", 40 << 20))
-        yield Machine(kernel, disks, folder, Room(str(place), limit or 8 << 20))
+        here = Machine(kernel, disks, folder, Room(str(place), limit or 8 << 20))
+        for module in blksnap_storage, blksnap_notes:  # not every file system that tests run on can do it
+            monkeypatch.setattr(module, "set_immutable", lambda _, is_immutable: here.protected.append(is_immutable))
+        monkeypatch.setattr(blksnap_storage, "is_realtime", lambda _: False)
+        yield here

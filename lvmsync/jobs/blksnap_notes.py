@@ -15,7 +15,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from lvmsync.jobs.blksnap_points import blksnap_folder
 from lvmsync.sources.blksnap import boot_id
 from lvmsync.system.blksnap import Control
 from lvmsync.system.device import opening_failed
+from lvmsync.system.ioctl import set_immutable
 from lvmsync.system.ledger import make_folders, remove_file, replace_file
 
 _VERSION = 1
@@ -145,10 +146,26 @@ def list_notes(state: Path) -> list[Note]:
 def remove_note(state: Path, note: Note) -> None:
     """Remove the note of a snapshot that is gone, and its storage, if that was made for it."""
     if note.file:
-        remove_file(Path(note.file))
+        _remove_room(Path(note.file))
     path = _path(state, note.run)
     remove_file(path)
     remove_file(path.with_suffix(".lock"))
+
+
+def _remove_room(path: Path) -> None:
+    """Remove the file of a difference storage, which was protected against that."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise opening_failed(str(path), error) from error
+    try:
+        with suppress(OSError):  # then it cannot be removed either
+            set_immutable(fd, is_immutable=False)
+    finally:
+        os.close(fd)
+    remove_file(path)
 
 
 def is_running(state: Path, note: Note) -> bool:

@@ -21,6 +21,7 @@ from lvmsync.names import parse_volume
 from lvmsync.system.blksnap import Control, DeviceName, name_device
 from lvmsync.system.device import open_device, opening_failed
 from lvmsync.system.fiemap import DEVICE_KINDS, find_file_extents
+from lvmsync.system.ioctl import is_realtime, set_immutable
 from lvmsync.system.mounts import list_mounts
 
 LEAST = 16 << 20
@@ -167,6 +168,9 @@ def _make_file(path: Path, size: int) -> list[tuple[int, int]]:
         try:
             os.posix_fallocate(fd, 0, size)
             os.fsync(fd)
+            # The module writes to these sectors, whoever has them: nobody else may get them while it does.
+            set_immutable(fd, is_immutable=True)
+            is_elsewhere = is_realtime(fd)
         finally:
             os.close(fd)
     except OSError as error:
@@ -175,7 +179,7 @@ def _make_file(path: Path, size: int) -> list[tuple[int, int]]:
             f"cannot make a difference storage of {size} bytes, {path}: {reason}", device=str(path)
         ) from error
     found = find_file_extents(str(path))
-    if found is None or found.total_bytes < size:
+    if found is None or found.total_bytes < size or is_elsewhere:
         raise DeviceError(
             f"the file system of {path.parent} does not tell where a file lies, and blksnap 6 writes there by itself;"
             " name a folder on ext4 or xfs, or a spare device",

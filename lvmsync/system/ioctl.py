@@ -18,6 +18,12 @@ BLKGETSIZE64 = 0x80081272  # _IOR(0x12, 114, size_t)
 BLKDISCARD = 0x1277  # _IO(0x12, 119)
 BLKZEROOUT = 0x127F  # _IO(0x12, 127)
 
+FS_IOC_GETFLAGS = 0x80086601  # _IOR('f', 1, long); what it reads and writes is an int
+FS_IOC_SETFLAGS = 0x40086602  # _IOW('f', 2, long)
+FS_IMMUTABLE_FL = 0x10
+FS_IOC_FSGETXATTR = 0x801C581F  # _IOR('X', 31, struct fsxattr), of which the first word is the flags
+FS_XFLAG_REALTIME = 0x1
+
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
@@ -55,6 +61,18 @@ def zero_out(fd: int, offset: int, length: int) -> None:
 def discard(fd: int, offset: int, length: int) -> None:
     """Unmap a range of a block device; what it then reads as is the device's own affair."""
     fcntl.ioctl(fd, BLKDISCARD, _RANGE.pack(offset, length))
+
+
+def set_immutable(fd: int, *, is_immutable: bool) -> None:
+    """Let a file be neither changed nor removed, by nobody, or let it be so again."""
+    flags = _INT.unpack(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(_INT.size)))[0]
+    flags = flags | FS_IMMUTABLE_FL if is_immutable else flags & ~FS_IMMUTABLE_FL
+    fcntl.ioctl(fd, FS_IOC_SETFLAGS, _INT.pack(flags))
+
+
+def is_realtime(fd: int) -> bool:
+    """Tell whether a file lies on the second device of its XFS, so that its extents are not of the first."""
+    return bool(_INT.unpack_from(fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28)))[0] & FS_XFLAG_REALTIME)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> bool:

@@ -572,11 +572,13 @@ def test_blksnap_6_lays_its_storage_where_a_file_of_ours_lies(tmp_path: Path, mo
             seen.extend(snapshot.ranges)
             (file,) = (tmp_path / "room").iterdir()
             assert file.stat().st_size == 8 << 20
+            assert here.protected[-1]
 
         here.during = look
         here.sync()
         assert seen == [((8, 200), 2048, 2048), ((8, 200), 10240, 14336)]
         assert list((tmp_path / "room").iterdir()) == []
+        assert not here.protected[-1]
         here.kernel.crash_after = here.requests_until("SNAPSHOT_TAKE")
         with pytest.raises(Crash):
             here.sync()
