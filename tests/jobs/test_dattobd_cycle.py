@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ class Runner:
         self.status = run(["dattobd", *words])
         self.out, self.errors = self.capfd.readouterr()
         assert "Traceback" not in self.errors
-        return json.loads(self.out) if self.status in (0, 5) and "--json" in words else {}
+        return json.loads(self.out) if self.out and "--json" in words else {}
 
     def cycle(self, *options: str) -> Any:
         create = [] if self.target.exists() else ["--create"]
@@ -569,6 +572,65 @@ def test_a_damaged_record_is_refused(runner: Runner, tmp_path: Path) -> None:
         runner.cycle()
         assert runner.status == 4
         assert "cannot be read" in runner.errors
+
+
+def test_a_target_on_another_machine_goes_the_same_way(runner: Runner, driver: Driver, tmp_path: Path) -> None:
+    line = tmp_path / "line"
+    line.write_text(f'#!/bin/sh\nshift\nexport LVMSYNC_STATE={tmp_path}/far PATH={Path(sys.executable).parent}:$PATH\n'
+                    'exec sh -c "$*"\n')  # fmt: skip
+    line.chmod(0o755)
+    words = ["cycle", str(driver.loop), f"there:{runner.target}", "-e", str(line), "--json", "--no-unit"]
+    for how, options in (("full", ["--create"]), ("delta", []), ("compare", ["--compare"]), ("delta", [])):
+        driver.write("a", os.urandom(100_000))
+        done = runner(*words, *options)
+        assert (runner.status, done["how"]) == (0, how), runner.errors
+        assert runner.equals_snapshot()
+    assert done["receipt"]["confirmed"]
+
+
+EVENTS = [*["write"] * 4, *["cycle"] * 5, "delete", "kill", "kill", "remount", "reload", "lost", "steps", "full"]
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LVMSYNC_SEEDS", "3"))))
+def test_whatever_happens_a_run_that_ends_well_leaves_the_snapshot(runner: Runner, driver: Driver, seed: int) -> None:
+    chance = random.Random(seed)
+    for event in [*(chance.choice(EVENTS) for _ in range(14)), "cycle"]:
+        match event:
+            case "write":
+                driver.write(
+                    f"f{chance.randrange(5)}", os.urandom(chance.randrange(1, 90_000)), chance.randrange(90_000)
+                )
+            case "delete":
+                (driver.point / f"f{chance.randrange(5)}").unlink(missing_ok=True)
+            case "kill":
+                kill_at(driver, *chance.choice([*STEPS, *LATER]))
+                with suppress(Killed):
+                    runner.cycle()
+                driver.fail = lambda *_: None
+            case "remount":
+                driver.umount()
+                driver.mount()
+            case "reload":
+                driver.reboot()
+                runner("reload")
+                driver.mount()
+            case "lost":
+                driver.reboot()
+                driver.mount()
+            case "steps":
+                runner(chance.choice(["to-snapshot", "to-incremental"]), str(driver.loop))
+            case "full":
+                if driver.devices and not driver.devices[min(driver.devices)].error:
+                    driver.overflow(min(driver.devices))
+            case _:
+                done = runner.cycle()
+                if runner.status:
+                    assert runner.status == 5, runner.errors
+                    runner("destroy", str(driver.loop))
+                    assert runner.status == 0, runner.errors
+                    done = runner.cycle()
+                assert runner.status == 0, runner.errors
+                assert runner.equals_snapshot(), done
 
 
 def test_elastio_snap_goes_the_same_way(
