@@ -343,6 +343,8 @@ def test_two_runs_at_a_time_are_refused(runner: Runner, tmp_path: Path) -> None:
 def test_a_dry_run_changes_nothing(runner: Runner, driver: Driver) -> None:
     done = runner.cycle("--dry-run")
     assert (runner.status, done["how"], done["receipt"]) == (0, "full", None), runner.errors
+    runner("setup", str(driver.loop), "--dry-run", "--no-unit")
+    assert f"{driver.loop} would be tracked by dattobd, with {driver.point}/.lvmsync-cow.1" in runner.errors
     assert (driver.calls, runner.target.exists()) == ([], False)
     runner.cycle()
     calls = list(driver.calls)
@@ -488,6 +490,9 @@ def test_status_tells_what_is_tracked_and_what_is_recorded(runner: Runner, drive
     assert found["cow_files"] == [{"seqid": 1, "path": str(driver.point / ".lvmsync-cow.1"), "taken": False}]
     runner("status")
     assert f"{runner.target} is at snapshot 1" in runner.out
+    table = runner.out.splitlines()
+    assert table[0].split()[:6] == ["DEVICE", "DRIVER", "MINOR", "STATE", "SNAPSHOT", "CHANGED"]
+    assert table[1].split()[:6] == [str(driver.loop), "dattobd", "0", "active", "snapshot", "2"]
     assert "COW file of snapshot 1" in runner.out
     driver.reboot()
     (found,) = runner("status", "--json")
@@ -530,6 +535,7 @@ def test_destroy_removes_what_is_ours_and_says_what_stays(runner: Runner, driver
     first.write_bytes(content)
     runner("destroy", "0", "--dry-run")
     assert 0 in driver.devices
+    assert runner("reload", "--json") == {"done": [f"{driver.loop} is there already: minor 0, active snapshot"]}
     runner("destroy", str(driver.loop))
     assert runner.status == 0
     assert "is not tracked any more" in runner.errors
