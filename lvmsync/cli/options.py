@@ -9,7 +9,10 @@ import typer
 
 SourceWord = Annotated[
     str,
-    typer.Argument(metavar="SOURCE", help="vg/snap, vg/thinlv, a device, or snapshot: thin: era: compare: full:PATH"),
+    typer.Argument(
+        metavar="SOURCE",
+        help="vg/snap, vg/thinlv, a device, or KIND:PATH; kinds: snapshot thin era dattobd blksnap compare full",
+    ),
 ]
 DataSource = Annotated[
     str | None,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import zstandard
+
+from tests.fixture_files import FIXTURES
 from tests.lab import guest
 from tests.lab.conftest import Lab
 
@@ -30,8 +34,10 @@ dd if=/dev/urandom of=/dev/tvg/data bs=64k count=5 seek=30 oflag=direct status=n
 blkdiscard -o 1M -l 512K /dev/tvg/data
 sync
 two_sites
-mkdir -p /var/snapbacks /root/work
+mkdir -p /var/snapbacks /var/copies /root/work
 cd /root/work
+for file in cow.1 snapshot.2 vda.map image.2 expected; do cp --sparse=always "$SHARE/$file" .; done
+cp --sparse=always "$SHARE/disk.img" "$SHARE/vda.img" /var/copies
 before=$(sha256sum < /dev/vg/snap)
 same_direct() { blockdev --flushbufs "$1" "$2"; cmp "$1" "$2"; }
 is_old() { [ "$(sha256sum < /dev/vg/copy)" = "$before" ] || { echo "copy is not old after: $1"; exit 1; }; }
@@ -44,9 +50,37 @@ _AFTER = {  # what must hold once an example has run
     "lvmsync sync vg/": "is_new",
     "lvmsync sync compare:": "is_new",
     "lvmsync sync era:": "same_direct /dev/vg/big /dev/vg/bigcopy",
+    "lvmsync dattobd update": "cmp expected /var/copies/disk.img && true",
+    "lvmsync sync blksnap:": "cmp image.2 /var/copies/vda.img && true",
     "lvmsync sync tvg/": "cmp /dev/tvg/data /dev/vg/thincopy && true",
     "ssh backup lvmsync apply /var/snapbacks/changes.lvmsync /dev/vg/copy\n": "is_new",
 }
+
+
+_FILES = {  # what the examples find in their folder: the file, and the fixture that it is
+    "cow.1": "dattobd/dattobd-64m/cow.seq1.incremental.zst",
+    "snapshot.2": "dattobd/dattobd-64m/snapshot.seq2.img.zst",
+    "disk.img": "dattobd/dattobd-64m/base.img.zst",
+    "vda.map": "blksnap/up-cycle/cbt2.map",
+    "image.2": "blksnap/up-cycle/image2.img.zst",
+    "vda.img": "blksnap/up-cycle/image1.img.zst",
+}
+
+
+def make_files(share: Path) -> None:
+    """Put the fixtures of the examples into a guest's share, and what one of them leads to."""
+    found = {}
+    for name, path in _FILES.items():
+        data = (FIXTURES / path).read_bytes()
+        found[name] = zstandard.ZstdDecompressor().decompressobj().decompress(data) if path.endswith("zst") else data
+        (share / name).write_bytes(found[name])
+    manifest = json.loads((FIXTURES / "dattobd/manifest.json").read_text())
+    case = next(one for one in manifest["cases"] if one["name"] == "dattobd-64m")
+    expected = bytearray(found["disk.img"])
+    for first, count in case["passes"][0]["changed_ranges"]:
+        offset, end = first * 4096, (first + count) * 4096
+        expected[offset:end] = found["snapshot.2"][offset:end]
+    (share / "expected").write_bytes(expected)
 
 
 def test_every_example_of_the_readme_works(lab: Lab) -> None:
@@ -64,6 +98,8 @@ def test_every_example_of_the_readme_works(lab: Lab) -> None:
                 checked += 1
     assert checked >= len(_AFTER)
     script.append('cp changes.json changes.svg "$SHARE/"')
+    lab.share.mkdir(exist_ok=True)
+    make_files(lab.share)
     lab.run("\n".join(script), disks=[lab.disk(size=128 << 20), lab.disk("thin", 128 << 20)])
     changes = json.loads((lab.share / "changes.json").read_text())
     assert changes["extents"] == [[17 * 65536, 9 * 65536]]
