@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from typing import Any
 
@@ -172,3 +173,22 @@ def test_an_info_that_no_driver_writes_is_refused(values: dict[str, Any], messag
     data = REQUESTS["info"].encode(**{"uuid": b"", "cow": b"", "bdev": b"", **values})
     with pytest.raises(FormatError, match=message):
         Info.parse(data)
+
+
+def test_damaged_answers_are_our_error_or_values() -> None:
+    chance = random.Random(1)
+    texts = [proc(case, key) for case, key in PROCS]
+    infos = [case.bytes(key) for case, key in INFOS]
+    junk = ['"', "{", "}", "[", "1e999", "9" * 5000, "-", "null", "true", "\n", "\udc80", "ä"]
+    refused = 0
+    for _ in range(2000):
+        text, info = chance.choice(texts), bytearray(chance.choice(infos))
+        at = chance.randrange(len(text))
+        text = text[:at] + chance.choice(["", *junk]) + text[at + chance.randrange(9) :]
+        info[chance.choice([chance.randrange(64), chance.randrange(len(info))])] ^= 1 << chance.randrange(8)
+        try:
+            assert all(one.state in STATES for one in parse_tracked(text)[1])
+            assert Info.parse(bytes(info)).state in STATES
+        except FormatError:
+            refused += 1
+    assert 0 < refused < 2000
