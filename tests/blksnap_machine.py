@@ -157,8 +157,8 @@ class Machine:
 
     def wait_for_room(self) -> None:
         """Wait until the event thread has answered."""
-        for _ in range(1000):
-            if not any(one.events for one in self.kernel.snapshots.values()):
+        for _ in range(5000):
+            if not any(one.asked for one in self.kernel.snapshots.values()):
                 return
             time.sleep(0.002)
         raise AssertionError("no answer")

@@ -567,18 +567,21 @@ def test_blksnap_6_lays_its_storage_where_a_file_of_ours_lies(tmp_path: Path, mo
         here.room = Room(str(tmp_path / "room"), 8 << 20)
         seen = []
 
-        def look() -> None:
+        def look(name: str) -> None:
+            if name != "SNAPSHOT_TAKE":
+                return
             (snapshot,) = here.kernel.snapshots.values()
             seen.extend(snapshot.ranges)
             (file,) = (tmp_path / "room").iterdir()
             assert file.stat().st_size == 8 << 20
             assert here.protected[-1]
 
-        here.during = look
+        here.kernel.before = look
         here.sync()
         assert seen == [((8, 200), 2048, 2048), ((8, 200), 10240, 14336)]
         assert list((tmp_path / "room").iterdir()) == []
         assert not here.protected[-1]
+        here.kernel.before = lambda _: None
         here.kernel.crash_after = here.requests_until("SNAPSHOT_TAKE")
         with pytest.raises(Crash):
             here.sync()
