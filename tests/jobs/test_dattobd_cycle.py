@@ -209,6 +209,24 @@ def test_a_reboot_makes_the_next_run_compare(runner: Runner, driver: Driver) -> 
     assert (done["how"], runner.equals_snapshot()) == ("delta", True)
 
 
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_reload_by_another_program_is_known_by_the_boot_and_the_cow_file(
+    runner: Runner, driver: Driver, monkeypatch: pytest.MonkeyPatch, is_hidden: bool
+) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.reboot()
+    with system.Control(system.DATTOBD) as control:
+        control.reload_incremental(str(driver.loop), "/.lvmsync-cow.1", 0)
+    driver.mount()
+    if is_hidden:
+        monkeypatch.setattr(dattobd_record, "is_fresh", lambda *_: True)
+    done = runner.cycle()
+    assert (runner.status, done["how"], runner.equals_snapshot()) == (0, "compare", True), runner.errors
+    assert "The machine was started anew before" in done["why"]
+    assert ("was unmounted meanwhile" in done["why"]) != is_hidden
+
+
 def test_an_umount_that_nobody_told_of_makes_the_next_run_compare(runner: Runner, driver: Driver) -> None:
     driver.write("a", os.urandom(200_000))
     runner.cycle()
