@@ -89,6 +89,7 @@ def setup(
     driver: DriverName = None,
     unit_dir: UnitDir = None,
     no_unit: NoUnit = False,
+    dry_run: DryRun = False,
     state: State = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -100,10 +101,11 @@ def setup(
 
     made, steps = dattobd.setup(
         state_folder(state), device, cow, space_mib=_mebibytes(space), cache_size=_size(cache), minor=minor,
-        driver=driver, units=_units(unit_dir, no_unit=no_unit),
+        driver=driver, units=_units(unit_dir, no_unit=no_unit), dry_run=dry_run,
     )  # fmt: skip
     _say(steps)
-    _print_series(made, as_json=as_json, quiet=quiet)
+    if made:
+        _print_series(made, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -116,10 +118,9 @@ def status(state: State = None, as_json: Json = False, quiet: Quiet = False, deb
     if as_json:
         print_text(json.dumps([asdict(one) for one in found]) + "\n")
     elif not quiet:
+        _print_table(found)
         for one in found:
-            _print_state(one)
-        if not found:
-            print_text("nothing is tracked\n")
+            _print_details(one)
     for one in found:
         if one.error is not None:
             raise ChangesLost(one.notes[0], device=one.block_device)
@@ -278,6 +279,7 @@ def reload(
     ] = None,
     dry_run: DryRun = False,
     state: State = None,
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -286,22 +288,32 @@ def reload(
     from lvmsync.system.ledger import state_folder
 
     said = dattobd.reload(state_folder(state), device, dry_run=dry_run)
-    if not quiet:
-        for line in said:
-            print(line, file=sys.stderr)
+    _print_lines(said, as_json=as_json, quiet=quiet)
 
 
 @app.command()
 def destroy(
-    device: Named, dry_run: DryRun = False, state: State = None, quiet: Quiet = False, debug: Debug = False
+    device: Named,
+    dry_run: DryRun = False,
+    state: State = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Stop tracking a device; remove its unit, and the COW files that are ours."""
     from lvmsync.jobs import dattobd
     from lvmsync.system.ledger import state_folder
 
     notes = dattobd.destroy(state_folder(state), device, dry_run=dry_run)
-    if not quiet:
-        _say(notes)
+    _print_lines(notes, as_json=as_json, quiet=quiet)
+
+
+def _print_lines(lines: list[str], *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print_text(json.dumps({"done": lines}) + "\n")
+    elif not quiet:
+        for line in lines:
+            print(line, file=sys.stderr)
 
 
 def _outlet(
@@ -357,23 +369,38 @@ def _print_series(series: Series, *, as_json: bool, quiet: bool) -> None:
         )
 
 
-def _print_state(one: DeviceState) -> None:
+def _print_table(found: list[DeviceState]) -> None:
     from lvmsync.cli import render
 
-    where = f", mounted at {one.mount_point}" if one.mount_point else ""
-    print_text(f"{one.block_device}: minor {one.minor} of {one.driver}, {one.state}{where}\n")
-    if one.seqid is not None:
-        print_text(f"    snapshot {one.seqid} of series {one.uuid}{f', see {one.snapshot}' if one.snapshot else ''}\n")
-    size = f", {render.size(one.cow_size)}" if one.cow_size else ""
-    changed = "" if one.changed_blocks is None else f", {render.size(one.changed_blocks * 4096)} changed"
-    print_text(f"    COW file {one.cow_file}{size}{changed}\n")
-    for file in one.cow_files:
-        print_text(
-            f"    COW file of snapshot {file['seqid']}: {file['path']}{' (taken over)' if file['taken'] else ''}\n"
+    if not found:
+        print_text("nothing is tracked\n")
+        return
+    rows = [("DEVICE", "DRIVER", "MINOR", "STATE", "SNAPSHOT", "CHANGED", "COW SIZE", "ERROR", "COW FILE")]
+    rows += [
+        (
+            one.block_device,
+            one.driver,
+            str(one.minor),
+            one.state,
+            "-" if one.seqid is None else str(one.seqid),
+            "-" if one.changed_blocks is None else render.size(one.changed_blocks * 4096),
+            render.size(one.cow_size) if one.cow_size else "-",
+            "-" if one.error is None else str(one.error),
+            one.cow_file,
         )
-    for copy in one.copies:
-        print_text(f"    {copy['target']} is at snapshot {copy['seqid']} ({copy['time']})\n")
-    for gap in one.gaps:
-        print_text(f"    gap: {gap}\n")
-    for note in one.notes:
-        print_text(f"    {note}\n")
+        for one in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print_text("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n")
+
+
+def _print_details(one: DeviceState) -> None:
+    lines = [f"mounted at {one.mount_point}" if one.mount_point else "not mounted"]
+    lines += [f"snapshot {one.seqid} is {one.snapshot}"] if one.snapshot else []
+    for file in one.cow_files:
+        taken = "taken over" if file["taken"] else "not taken over yet"
+        lines.append(f"COW file of snapshot {file['seqid']}: {file['path']} ({taken})")
+    lines += [f"{copy['target']} is at snapshot {copy['seqid']} ({copy['time']})" for copy in one.copies]
+    lines += [f"gap: {gap}" for gap in one.gaps]
+    print_text(f"{one.block_device}:\n" + "".join(f"    {line}\n" for line in [*lines, *one.notes]))

@@ -56,7 +56,8 @@ def setup(
     minor: int | None = None,
     driver: str | None = None,
     units: Path | None = None,
-) -> tuple[Series, list[str]]:
+    dry_run: bool = False,
+) -> tuple[Series | None, list[str]]:
     """Begin to track a mounted device: it is an active snapshot then.
 
     Args:
@@ -68,14 +69,39 @@ def setup(
         minor: for the driver's device; None: one that is free.
         driver: name of the module; None: the one that is loaded.
         units: folder for the unit file; None: none is written.
+        dry_run: check only.
 
     Returns:
-        The new series, and what is left to do, a sentence each.
+        The new series (None in a dry run), and what is left to do, a sentence each.
     """
     with hold_records(state):
+        if dry_run:
+            device, chosen, path = require_fit(word, cow, driver)
+            return None, [f"{device} would be tracked by {chosen.name}, with {path}"]
         return begin(
             state, word, cow, space_mib=space_mib, cache_size=cache_size, minor=minor, driver=driver, units=units
         )
+
+
+def require_fit(word: str, cow: str | None, driver: str | None) -> tuple[str, Driver, str]:
+    """Return device, driver and COW file with which tracking can begin.
+
+    Raises:
+        ConflictError: the device is tracked already.
+        DeviceError: it is not mounted, no driver is loaded, or the COW file cannot be there.
+    """
+    device = str(Path(parse_volume(word).path).absolute())
+    chosen = choose_driver(driver)
+    tracked = next((one for one in list_tracked() if is_same_device(one.device.block_device, device)), None)
+    if tracked:
+        raise ConflictError(
+            f"{device} is tracked already, by {tracked.driver.name} as minor {tracked.device.minor}"
+            f" ({tracked.device.words}); see 'lvmsync dattobd status'",
+            device=device,
+        )
+    mount = require_mount(device)
+    path = new_cow(mount, cow, 1)
+    return device, chosen, path
 
 
 def begin(
@@ -90,17 +116,7 @@ def begin(
     units: Path | None,
 ) -> tuple[Series, list[str]]:
     """Do what `setup` says, with the records held."""
-    device = str(Path(parse_volume(word).path).absolute())
-    chosen = choose_driver(driver)
-    tracked = next((one for one in list_tracked() if is_same_device(one.device.block_device, device)), None)
-    if tracked:
-        raise ConflictError(
-            f"{device} is tracked already, by {tracked.driver.name} as minor {tracked.device.minor}"
-            f" ({tracked.device.words}); see 'lvmsync dattobd status'",
-            device=device,
-        )
-    mount = require_mount(device)
-    path = new_cow(mount, cow, 1)
+    device, chosen, path = require_fit(word, cow, driver)
     for old in series_of(state, device):
         if not old.ended:  # the module was unloaded, or not reloaded in time: nothing leads on from there
             write_series(state, replace(old, ended=now()))

@@ -16,14 +16,11 @@ from typing import Any
 
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.blksnap_sync import Outlet
-from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, take_snapshot
+from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, require_fit, take_snapshot
 from lvmsync.jobs.dattobd_place import (
-    choose_driver,
     find_again,
     look_up,
-    new_cow,
     require_active,
-    require_mount,
     series_of,
 )
 from lvmsync.jobs.dattobd_record import Series, hold_records, list_series, reconcile, write_series
@@ -158,8 +155,7 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
             device = str(Path(parse_volume(outlet.word).path).absolute())
             steps.append(f"{device} is not tracked: tracking begins, with snapshot 1")
             if dry_run:
-                choose_driver(beginning.driver)
-                new_cow(require_mount(device), beginning.cow, 1)
+                require_fit(device, beginning.cow, beginning.driver)
                 return _dry(device, None, _choose_first(series_of(state, device), outlet, compare=compare), steps)
             series, notes = begin(
                 state, device, beginning.cow, space_mib=beginning.space_mib, cache_size=beginning.cache_size,
