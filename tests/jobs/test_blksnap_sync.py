@@ -468,6 +468,27 @@ def test_a_crash_after_any_request_leaves_nothing_that_the_next_sync_does_not_me
         assert here.noted() == [], at
 
 
+@pytest.mark.parametrize("here", ["v7", "up"], indirect=True)
+def test_a_snapshot_that_was_there_before_a_crash_is_nobodys_suspect(here: Machine) -> None:
+    foreign = here.kernel_take(here.disks[1], keep=True)
+
+    def interrupt(name: str) -> None:
+        if name == "SNAPSHOT_CREATE":
+            here.kernel.is_dead = True
+            raise Crash
+
+    here.kernel.before = interrupt
+    with pytest.raises(Crash):
+        here.sync()
+    here.kernel.before = lambda _: None
+    here.kernel.revive()
+    assert here.noted() != []
+    (receipt,) = here.sync()
+    assert not any(foreign in note for note in receipt.notes)
+    assert here.noted() == []
+    assert here.kernel.held() == [foreign]
+
+
 def test_an_interrupt_right_after_a_snapshot_was_made_leaves_a_note_of_it(here: Machine) -> None:
     def interrupt(name: str) -> None:
         if name == "SNAPSHOT_CREATE":
