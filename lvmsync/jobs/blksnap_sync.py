@@ -160,7 +160,8 @@ class _Job:
             watch = Watch(self._control, self._device, tracking, Held(self._taken.id, self._image), image)
             with open_device(self._device.path) as opened:
                 seen = Seen(self._device, identify(opened.fd), boot_id(), tracking, is_own=True)
-            choice = self._memory.start_anew(seen) if self._compare else self._memory.choose(seen)
+            is_anew = self._compare or self._outlet.is_new
+            choice = self._memory.start_anew(seen) if is_anew else self._memory.choose(seen)
             source, lost = self._build(watch, choice)
             if lost and not self._outlet.is_new:
                 source = stack.enter_context(self._open_compared(source, lost))

@@ -98,6 +98,17 @@ def test_two_devices_and_a_target_that_is_made(shell: Shell) -> None:
     assert [copy.read_bytes() for copy in copies] == [disk.content for disk in here.disks]
 
 
+def test_a_copy_that_is_made_again_is_not_compared_with(shell: Shell) -> None:
+    here = shell.machine
+    target = here.target()
+    shell.sync(str(target))
+    for event in (lambda: None), here.kernel.reload:
+        event()
+        target.unlink()
+        shell.sync(str(target), "--create")
+        assert target.read_bytes() == here.disk.content
+
+
 def test_a_far_copy_is_sent_to_and_compared_with(shell: Shell) -> None:
     here = shell.machine
     rsh = here.folder / "rsh"
