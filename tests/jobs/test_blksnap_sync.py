@@ -412,6 +412,16 @@ def test_a_target_that_was_changed_otherwise_is_refused_until_it_is_compared(her
     assert here.is_equal()
 
 
+def test_a_target_that_its_ledger_does_not_know_any_more_is_refused(here: Machine) -> None:
+    here.sync()
+    here.scribble()
+    next((here.state / "targets").glob("*/record.json")).unlink()
+    with pytest.raises(ConflictError, match="no point that is known"):
+        here.sync()
+    here.sync(compare=True)
+    assert here.is_equal()
+
+
 def test_a_file_of_the_users_remembers_the_base(here: Machine) -> None:
     base = here.folder / "base.json"
     here.sync(base=base)
