@@ -16,7 +16,7 @@ A SOURCE is split at the first ``:``, then at each ``,`` before ``key=``; a lite
 Every kind takes ``size=S``, the device's size, where its metadata does not hold it; thin and era take
 ``snap=held`` (read the metadata snapshot that is reserved) and ``snap=live`` (read the live superblock).
 dattobd takes ``uuid=U`` and ``seqid=N`` of the snapshot that the data is of, where no driver can be asked;
-blksnap takes ``number=C`` of the snapshot that a saved map was read in.
+blksnap takes ``number=C`` of the snapshot that a saved map was read in, and ``generation=G`` of both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEYS = {  # of each kind
     "thin": ("id", "base", "size", "snap"),
     "era": ("since", "size", "snap"),
     "dattobd": ("size", "uuid", "seqid"),
-    "blksnap": ("since", "block-size", "number", "size"),
+    "blksnap": ("since", "block-size", "number", "generation", "size"),
     "compare": ("old", "size"),
     "full": ("size",),
 }
@@ -55,6 +55,7 @@ _HOST = re.compile(
 _SIZE = re.compile(r"(?P<number>\d+)(?:(?P<unit>[KMGTPE])(?:iB)?|[Bb])?", re.IGNORECASE | re.ASCII)
 _UNITS = " KMGTPE"
 _UUID = re.compile(r"[0-9A-Fa-f]{32}")
+_GENERATION = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _SECTOR = 512
 
 
@@ -183,6 +184,7 @@ class BlockMap:
         since: number of the snapshot that is the base; None: nothing said it yet.
         block_size: bytes of a block, of a saved map; None of a device.
         number: of the snapshot that a saved map was read in; None: not known.
+        generation: id of the generation that a saved map is of, 8-4-4-4-12 hex digits; None: not known.
         size: the device's size in bytes, of a saved map; None: taken from where its data is.
     """
 
@@ -190,13 +192,14 @@ class BlockMap:
     since: int | None = None
     block_size: int | None = None
     number: int | None = None
+    generation: str | None = None
     size: int | None = None
 
     @property
     def word(self) -> str:
         """How a command line names it."""
-        keys = {"since": self.since, "block-size": self.block_size, "number": self.number, "size": self.size}
-        return _join_keys("blksnap", self.place, **keys)
+        keys = {"since": self.since, "block-size": self.block_size, "number": self.number}
+        return _join_keys("blksnap", self.place, **keys, generation=self.generation, size=self.size)
 
 
 @dataclass(frozen=True)
@@ -348,7 +351,10 @@ def _build_map(path: Volume, values: dict[str, str], size: int | None) -> BlockM
     block_size = parse_size(values["block-size"]) if "block-size" in values else None
     if block_size is not None and (block_size < _SECTOR or block_size & (block_size - 1)):
         raise UsageError(f"block-size={values['block-size']} is out of range: a power of 2, and {_SECTOR} at the least")
-    return BlockMap(path, since, block_size, number, size)
+    generation = values.get("generation")
+    if generation is not None and not _GENERATION.fullmatch(generation):
+        raise UsageError(f"generation={generation} is out of range: an id, as 'lvmsync blksnap status' shows it")
+    return BlockMap(path, since, block_size, number, generation.lower() if generation else None, size)
 
 
 def _parse_number(key: str, text: str, most: int) -> int:

@@ -18,6 +18,7 @@ import pytest
 
 from lvmsync.jobs import blksnap_notes, blksnap_storage, blksnap_sync
 from lvmsync.jobs.blksnap_storage import Room
+from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.send import Sender, StreamOptions
@@ -68,16 +69,14 @@ class Machine:
             path.write_bytes(b"\1" * (disk or self.disk).size)
         return path
 
-    def outlet(self, disk: Disk) -> blksnap_sync.Outlet:
+    def outlet(self, disk: Disk) -> Outlet:
         target = self.target(disk)
 
         def send(source: Source, require_base: bool) -> Receipt:
             self.sent.append(source)
             return self.deliver(source, target, require_base=require_base)
 
-        return blksnap_sync.Outlet(
-            disk.node, str(target), send, lambda name, reading: self.compare(target, name, reading)
-        )
+        return Outlet(disk.node, str(target), send, lambda name, reading: self.compare(target, name, reading))
 
     def compare(self, target: Path, name: Comparison, reading: Reading) -> AbstractContextManager[Source]:
         return open_source(replace(name, old=Volume(str(target))), reading)

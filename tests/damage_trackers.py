@@ -102,9 +102,11 @@ def check_cow(image: bytes, case: Case) -> Ranges:
     first = 1 + 8 * -(-blocks // SECTION)
     if len(image) < BLOCK or len(image) < BLOCK + 8 * blocks:
         raise Damaged("too short")
-    magic, flags, fpos, _, _, _, version, changed = HEADER.unpack_from(image)
+    magic, flags, fpos, _, seqid, _, version, changed = HEADER.unpack_from(image)
     if magic != MAGIC or flags & ~7 or not flags & CLEAN or version not in (0, 1) or fpos < first:
         raise Damaged("bad header")
+    if not 0 < seqid < (1 << 64) - 1:
+        raise Damaged("no sequence number")
     index = image[BLOCK : BLOCK * first]
     entries = [one for (one,) in struct.iter_unpack("<Q", index[: len(index) // 8 * 8])]
     found = [at for at, entry in enumerate(entries) if entry]
@@ -112,6 +114,8 @@ def check_cow(image: bytes, case: Case) -> Ranges:
         raise Damaged("an entry past the end")
     if version and len(found) != changed:
         raise Damaged("another count")
+    if len(found) < fpos - first:
+        raise Damaged("fewer entries than were stored")
     if not flags & INDEX_ONLY:
         places = [entries[at] for at in found]
         if (
@@ -135,7 +139,8 @@ def damage_cow(rng: random.Random, case: Case) -> tuple[str, bytes, Case]:
     kind = rng.choices(["header", "entry", "bits", "cut", "grow", "size", "zeros"], [35, 30, 10, 10, 5, 7, 3])[0]
     some = [0, 1, 2, 3, 4, 8, first - 1, first, first + 1, len(image) // BLOCK, (1 << 32) - 1, 1 << 63, (1 << 64) - 1]
     if kind == "header":
-        at, width = rng.choice([(0, 4), (4, 4), (4, 4), (8, 8), (8, 8), (16, 8), (24, 8), (48, 8), (56, 8), (56, 8)])
+        fields = [(0, 4), (4, 4), (4, 4), (8, 8), (8, 8), (16, 8), (24, 8), (24, 8), (48, 8), (56, 8), (56, 8)]
+        at, width = rng.choice(fields)
         old = int.from_bytes(image[at : at + width], "little")
         value = rng.choice([rng.choice(some), old + rng.choice([-1, 1]), old ^ 1 << rng.randrange(8 * width)])
         image[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
@@ -192,6 +197,8 @@ def check_map(image: bytes, case: Case) -> Ranges:
     if case.since >= 254 or case.number == 255:  # the snapshot that would be the head begins the numbers anew
         raise Damaged("no map leads there")
     found = [at for at, one in enumerate(image) if one > case.since]
+    if not found and case.number is None:
+        raise Damaged("nothing changed, or all is lost")
     return blocks_to_ranges(found, case.block_size, case.size)
 
 
@@ -224,7 +231,7 @@ TRACKERS = {
             "blksnap",
             map_samples,
             damage_map,
-            lambda path, case: BlockMap(Volume(str(path)), case.since, case.block_size, case.number, case.size),
+            lambda path, case: BlockMap(Volume(str(path)), case.since, case.block_size, case.number, None, case.size),
             check_map,
         ),
     )

@@ -32,6 +32,7 @@ from lvmsync.names import (
     parse_volume,
 )
 
+GENERATION = "3021f85e-b958-4dd4-aea2-fa580d72c86f"
 PATHS = st.text(st.characters(exclude_characters="\0"), max_size=12).map(lambda text: f"/{text}")
 
 
@@ -158,7 +159,8 @@ def test_any_path_can_be_written_as_a_store_and_an_origin(store: str, origin: st
         ("dattobd:/c,size=4K,seqid=18446744073709551615", CowFile(Volume("/c"), 4096, None, MAX_SEQID)),
         ("blksnap:/dev/vda", BlockMap(Volume("/dev/vda"))),
         ("blksnap:vg/lv,since=255", BlockMap(Volume("vg/lv"), MAX_SNAPSHOT_NUMBER)),
-        ("blksnap:./m,size=1M,block-size=64K,since=0,number=3", BlockMap(Volume("./m"), 0, 65536, 3, 1 << 20)),
+        ("blksnap:./m,size=1M,block-size=64K,since=0,number=3", BlockMap(Volume("./m"), 0, 65536, 3, None, 1 << 20)),
+        ("blksnap:/m,generation=" + GENERATION.upper(), BlockMap(Volume("/m"), generation=GENERATION)),
         ("compare:/new", Comparison(Volume("/new"))),
         ("compare:./new,old=vg/old,size=8", Comparison(Volume("./new"), Volume("vg/old"), 8)),
         ("compare:/new,old=/a,,b", Comparison(Volume("/new"), Volume("/a,b"))),
@@ -183,7 +185,15 @@ SNAPS = st.sampled_from([None, "held", "live"])
     | st.builds(ThinDevice, VOLUMES, st.integers(0, MAX_THIN_ID), NUMBERS, SIZES, SNAPS)
     | st.builds(EraMetadata, VOLUMES, st.none() | st.integers(0, MAX_ERA), SIZES, SNAPS)
     | st.builds(CowFile, VOLUMES, SIZES, st.none() | st.text("0123456789abcdef", min_size=32, max_size=32), SEQIDS)
-    | st.builds(BlockMap, VOLUMES, BYTES, st.none() | st.integers(9, 62).map(lambda bits: 1 << bits), BYTES, SIZES)
+    | st.builds(
+        BlockMap,
+        VOLUMES,
+        BYTES,
+        st.none() | st.integers(9, 62).map(lambda bits: 1 << bits),
+        BYTES,
+        st.none() | st.uuids().map(str),
+        SIZES,
+    )
     | st.builds(Comparison, VOLUMES, st.none() | VOLUMES, SIZES)
     | st.builds(WholeDevice, VOLUMES, SIZES)
 )
@@ -209,9 +219,10 @@ def test_every_source_is_named_again_as_the_command_line_would(
         ("dattobd:/x,uuid=abc", "uuid=abc is out of range: 32 hex digits"),
         ("dattobd:/x,seqid=-1", "seqid=-1 is out of range: a number from 0 to 18446744073709551615"),
         ("dattobd:/x,seqid=18446744073709551616", "seqid=18446744073709551616 is out of range"),
-        ("blksnap:/x,base=1", "unknown key 'base' .* known are: since, block-size, number, size"),
+        ("blksnap:/x,base=1", "unknown key 'base' .* known are: since, block-size, number, generation, size"),
         ("blksnap:/x,since=256", "since=256 is out of range: a number from 0 to 255"),
         ("blksnap:/x,number=256", "number=256 is out of range: a number from 0 to 255"),
+        ("blksnap:/x,generation=1234", "generation=1234 is out of range: an id"),
         ("blksnap:/x,block-size=256", "block-size=256 is out of range: a power of 2, and 512 at the least"),
         ("blksnap:/x,block-size=3000", "block-size=3000 is out of range: a power of 2"),
         ("blksnap:/x,block-size=big", "not a size: 'big'"),

@@ -28,15 +28,21 @@ from lvmsync.cli.options import (
     DryRun,
     Format,
     Frozen,
+    Identity,
     IgnoreBase,
     Json,
     Minimal,
     NoUndo,
+    Port,
     ProgressStyle,
     Quiet,
+    RemoteCommand,
+    Rsh,
     Snapback,
+    SnapbackName,
     SourceWord,
     State,
+    Sudo,
     Verbose,
 )
 from lvmsync.errors import LvmsyncError, UsageError
@@ -204,26 +210,17 @@ def apply(
 def sync(
     source: SourceWord,
     target: Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")],
-    snapback: Annotated[
-        str | None,
-        typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side"),
-    ] = None,
+    snapback: SnapbackName = None,
     data_source: DataSource = None,
     frozen: Frozen = False,
     minimal: Minimal = False,
     audit: Audit = None,
     base_data: BaseData = None,
-    rsh: Annotated[
-        str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
-    ] = None,
-    port: Annotated[int | None, typer.Option("-p", "--port", help="ssh port")] = None,
-    identity: Annotated[
-        str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")
-    ] = None,
-    sudo: Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")] = False,
-    remote_command: Annotated[
-        str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")
-    ] = "lvmsync",
+    rsh: Rsh = None,
+    port: Port = None,
+    identity: Identity = None,
+    sudo: Sudo = False,
+    remote_command: RemoteCommand = "lvmsync",
     no_undo: NoUndo = False,
     create: Create = False,
     atomic: Atomic = False,

@@ -20,12 +20,18 @@ from lvmsync.cli.options import (
     Create,
     Debug,
     DryRun,
+    Identity,
     IgnoreBase,
     Json,
     NoUndo,
+    Port,
     ProgressStyle,
     Quiet,
+    RemoteCommand,
+    Rsh,
+    SnapbackName,
     State,
+    Sudo,
 )
 from lvmsync.errors import ChangesLost, UsageError
 
@@ -182,21 +188,12 @@ def sync(
         bool, typer.Option("--compare", help="compare all of it with the target, whatever is remembered")
     ] = False,
     force: Force = False,
-    snapback: Annotated[
-        str | None,
-        typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side"),
-    ] = None,
-    rsh: Annotated[
-        str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
-    ] = None,
-    port: Annotated[int | None, typer.Option("-p", "--port", help="ssh port")] = None,
-    identity: Annotated[
-        str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")
-    ] = None,
-    sudo: Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")] = False,
-    remote_command: Annotated[
-        str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")
-    ] = "lvmsync",
+    snapback: SnapbackName = None,
+    rsh: Rsh = None,
+    port: Port = None,
+    identity: Identity = None,
+    sudo: Sudo = False,
+    remote_command: RemoteCommand = "lvmsync",
     no_undo: NoUndo = False,
     create: Create = False,
     atomic: Atomic = False,
@@ -225,18 +222,9 @@ def sync(
     orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
-
-        def outlet(word: str, target: str) -> blksnap_sync.Outlet:
-            way_there = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
-            return blksnap_sync.Outlet(
-                word,
-                str(way_there.place),
-                lambda source, require_base: way_there.send(source, require_base=require_base),
-                way_there.open_compared,
-                is_new=create,
-            )
-
-        outlets = [outlet(word, target) for word, target in zip(pairs[::2], pairs[1::2], strict=True)]
+        outlets = []
+        for word, target in zip(pairs[::2], pairs[1::2], strict=True):
+            outlets.append(stack.enter_context(Delivery(target, way, orders, report, compress=compress)).outlet(word))
         room = Room(storage, _size(limit))
         receipts = blksnap_sync.sync(state_folder(state), outlets, room, base=base, compare=compare, force=force)
     for receipt in receipts:

@@ -45,7 +45,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def _interrupt(number: int, _: object) -> None:
     for other in _SIGNALS:  # the first is enough: what follows brings things back, and says so in one line
-        signal.signal(other, signal.SIG_IGN)
+        # Not SIG_IGN: Python complains if it is set while such a signal is on its way.
+        signal.signal(other, lambda *_: None)
     raise _Interrupted(f"ended by {signal.Signals(number).name}" if number != signal.SIGINT else "interrupted")
 
 
@@ -65,6 +66,8 @@ def run(words: Sequence[str]) -> int:
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit finds no broken pipe
         return _complain(error, "the reader of the output is gone", 7, words)
+    except MemoryError as error:
+        return _complain(error, "out of memory: give this process more, or change less at a time", 3, words)
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and where to get more
         message = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with -d and report it"
         return _complain(error, message, 1, words)

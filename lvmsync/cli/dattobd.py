@@ -20,21 +20,24 @@ from lvmsync.cli.options import (
     Create,
     Debug,
     DryRun,
+    Identity,
     IgnoreBase,
     Json,
     NoUndo,
+    Port,
     ProgressStyle,
     Quiet,
+    RemoteCommand,
+    Rsh,
+    SnapbackName,
     State,
+    Sudo,
 )
 from lvmsync.errors import ChangesLost, UsageError
 
 if TYPE_CHECKING:
-    from lvmsync.cli.delivery import Orders, Way
-    from lvmsync.jobs.blksnap_sync import Outlet
     from lvmsync.jobs.dattobd_record import Series
     from lvmsync.jobs.dattobd_state import State as DeviceState
-    from lvmsync.jobs.progress import Report
 
 app = typer.Typer(
     name="dattobd",
@@ -62,16 +65,6 @@ DriverName = Annotated[
 UnitDir = Annotated[Path | None, typer.Option("--unit-dir", metavar="DIR", help="where the unit file goes")]
 NoUnit = Annotated[bool, typer.Option("--no-unit", help="write no unit file for systemd")]
 Force = Annotated[bool, typer.Option("--force", help="although changes that were not taken over are lost by it")]
-SnapbackName = Annotated[
-    str | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side")
-]
-Rsh = Annotated[
-    str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
-]
-Port = Annotated[int | None, typer.Option("-p", "--port", help="ssh port")]
-Identity = Annotated[str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")]
-Sudo = Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")]
-RemoteCommand = Annotated[str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")]
 
 
 @app.command()
@@ -197,7 +190,7 @@ def update(
 ) -> None:
     """Bring an image up to a snapshot with the COW file of the period before: verified, and undoable."""
     from lvmsync.cli import render
-    from lvmsync.cli.delivery import Orders, Way
+    from lvmsync.cli.delivery import Delivery, Orders, Way
     from lvmsync.jobs import dattobd_cycle
     from lvmsync.system.ledger import state_folder
 
@@ -205,8 +198,8 @@ def update(
     orders = Orders(snapback, no_undo, False, atomic, allow_smaller, ignore_base, state, dry_run, debug)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
-        outlet = _outlet(stack, snapshot, target, way, orders, report, compress)
-        receipt = dattobd_cycle.update(state_folder(state), snapshot, cow, outlet, force=force)
+        delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
+        receipt = dattobd_cycle.update(state_folder(state), snapshot, cow, delivery.outlet(snapshot), force=force)
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
 
@@ -246,7 +239,7 @@ def cycle(
 ) -> None:
     """Bring a copy up to date in one go: take a snapshot, send what changed, go on tracking."""
     from lvmsync.cli import render
-    from lvmsync.cli.delivery import Orders, Way
+    from lvmsync.cli.delivery import Delivery, Orders, Way
     from lvmsync.jobs import dattobd_cycle
     from lvmsync.system.ledger import state_folder
 
@@ -257,7 +250,8 @@ def cycle(
     beginning = dattobd_cycle.Beginning(cow, _mebibytes(space), _size(cache), driver, _units(unit_dir, no_unit=no_unit))
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
-        outlet = _outlet(stack, device, target, way, orders, report, compress)
+        delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
+        outlet = delivery.outlet(device)
         done = dattobd_cycle.cycle(state_folder(state), outlet, beginning, compare=compare, dry_run=dry_run)
     _say(done.notes)
     if as_json:
@@ -268,8 +262,6 @@ def cycle(
             print_text(f"{step}\n")
     if done.receipt:
         render.print_receipt(done.receipt, as_json=False, quiet=quiet)
-    elif not dry_run and not quiet:
-        print(f"{target} holds snapshot {done.seqid} of {done.device} already", file=sys.stderr)
 
 
 @app.command()
@@ -314,22 +306,6 @@ def _print_lines(lines: list[str], *, as_json: bool, quiet: bool) -> None:
     elif not quiet:
         for line in lines:
             print(line, file=sys.stderr)
-
-
-def _outlet(
-    stack: ExitStack, word: str, target: str, way: Way, orders: Orders, report: Report, compress: str | None
-) -> Outlet:
-    from lvmsync.cli.delivery import Delivery
-    from lvmsync.jobs.blksnap_sync import Outlet
-
-    delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
-    return Outlet(
-        word,
-        str(delivery.place),
-        lambda source, require_base: delivery.send(source, require_base=require_base),
-        delivery.open_compared,
-        is_new=orders.create,
-    )
 
 
 def _units(unit_dir: Path | None, *, no_unit: bool) -> Path | None:

@@ -11,10 +11,13 @@ from typing import Self
 from lvmsync.cli import render
 from lvmsync.cli.files import stream_options
 from lvmsync.errors import UsageError
+from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Progress, Receipt, Report
 from lvmsync.jobs.sync import Peer, far_words, leaves_words, sync
 from lvmsync.names import Comparison, Volume, parse_target
 from lvmsync.sources import Reading, Source, open_source
+from lvmsync.system.device import Device
+from lvmsync.system.identity import is_same_storage
 from lvmsync.transport import Ssh, open_transport
 
 
@@ -134,12 +137,37 @@ class Delivery:
         Args:
             source: what changed.
             require_base: refuse a target unless its ledger knows that it holds what the changes start from.
+
+        Raises:
+            UsageError: the target is where the data is read.
         """
         orders = self._orders
+        if self.place.host is None and isinstance(source.data, Device):
+            path = Volume(self.place.name).path
+            if is_same_storage(source.data.name, path):
+                raise UsageError(
+                    f"{source.data.name} and the target {path} are the same: the copy would be itself; name another"
+                    " target",
+                    device=path,
+                )
         arguments = [*orders.arguments(), *(["--require-base"] if require_base else [])]
         sudo = self._way.sudo and self.place.host is not None
         peer = self._connect(far_words(self._command, arguments, self.place.name, sudo=sudo))
         return sync(source, peer, self._options, self._report, dry_run=orders.dry_run)
+
+    def outlet(self, word: str) -> Outlet:
+        """Return this as the way to the copy of a device, for a job that chooses by itself what is sent.
+
+        Args:
+            word: the device, as its user named it.
+        """
+        return Outlet(
+            word,
+            str(self.place),
+            lambda source, require_base: self.send(source, require_base=require_base),
+            self.open_compared,
+            is_new=self._orders.create,
+        )
 
     @property
     def _command(self) -> list[str]:

@@ -52,3 +52,13 @@ BaseData = Annotated[
     typer.Option("--base-data", metavar="PATH", help="read the base here, for --minimal and --audit"),
 ]
 IgnoreBase = Annotated[bool, typer.Option("--ignore-base", help="apply a snapback that starts from another point")]
+SnapbackName = Annotated[
+    str | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side")
+]
+Rsh = Annotated[
+    str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
+]
+Port = Annotated[int | None, typer.Option("-p", "--port", help="ssh port")]
+Identity = Annotated[str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")]
+Sudo = Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")]
+RemoteCommand = Annotated[str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")]

@@ -31,6 +31,7 @@ INSTEAD = "compare the whole device ('compare:')"
 """What to do when a COW file does not know the changes."""
 
 _COW_HEADER = struct.Struct("<2I3Q16s2Q")
+_LAST_SEQID = (1 << 64) - 1  # none follows it
 _KNOWN_FLAGS = COW_CLEAN | COW_INDEX_ONLY | COW_VMALLOC_UPPER
 _SECTION_BYTES = COW_SECTION_SIZE * ENTRY_SIZE
 
@@ -67,6 +68,11 @@ class Header(NamedTuple):
         if header.version not in VERSIONS:
             raise FormatError(
                 f"COW file byte 48: version {header.version}, not 0 or 1: not known to this lvmsync", offset=48
+            )
+        if not 0 < header.seqid < _LAST_SEQID:
+            raise FormatError(
+                f"COW file byte 24: sequence number {header.seqid}, and the drivers count from 1: it is damaged",
+                offset=24,
             )
         return header
 
@@ -280,7 +286,14 @@ class Index:
         header = self._header
         if header.has_count and self.count != header.nr_changed_blocks:
             raise self._miscounted(str(self.count))
-        if not header.is_incremental and self.count != header.fpos - self.geometry.first_block:
+        stored = header.fpos - self.geometry.first_block
+        if header.is_incremental and self.count < stored:
+            raise FormatError(
+                f"COW file byte 8: {stored} blocks were stored, each for an entry of its own, and the index has only"
+                f" {self.count} entries: it is not whole, or the device has another size",
+                offset=8,
+            )
+        if not header.is_incremental and self.count != stored:
             raise FormatError(
                 f"COW file: {self.count} changed blocks, and the datastore from block {self.geometry.first_block} to"
                 f" {header.fpos} keeps another number: the index is not whole, or the device has another size"

@@ -22,7 +22,7 @@ from lvmsync.jobs.progress import Receipt
 from lvmsync.names import BlockMap, SourceName
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.sources.blksnap import Choice, Seen, is_device, open_live, take_word
-from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file
+from lvmsync.system.ledger import file_name, make_folders, replace_file
 
 _VERSION = 1
 _NUMBER = "device number"  # what identifies a device that has nothing better: it may change with a reboot
@@ -152,14 +152,6 @@ class Memory:
         if receipt.dry_run or self._next is None or not (receipt.confirmed and receipt.durable):
             return receipt
         new, number = self._next, self._next.tracking.number
-        if number == MAX_NUMBER:
-            # The next snapshot has number 1, under this very generation: from 255, nothing would have changed.
-            remove_file(self._path)
-            note = (
-                f"Snapshot {number} of {new.device} is the last of its count, so it is not remembered: the next sync of"
-                f" {self._target} sends everything."
-            )
-            return replace(receipt, notes=[*receipt.notes, note])
         try:
             if self._is_own:
                 make_folders(self._path.parent)
@@ -170,7 +162,13 @@ class Memory:
                 " next sync sends these changes again",
                 device=str(self._path),
             ) from error
-        note = f"{self._target} is at snapshot {number} now; the next sync sends what is written after it."
+        # After 255 the numbers begin again, in the very generation that it says: `decide` sees to that.
+        then = (
+            "compares all of it, for the count begins anew"
+            if number == MAX_NUMBER
+            else "sends what is written after it"
+        )
+        note = f"{self._target} is at snapshot {number} now; the next sync {then}."
         return replace(receipt, notes=[*receipt.notes, note])
 
     def _plan_chosen(self, since: int) -> Callable[[Seen], Choice]:

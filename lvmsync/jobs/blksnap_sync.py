@@ -7,9 +7,9 @@ compared. A target of which nothing is remembered gets everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lvmsync.errors import ChangesLost, LvmsyncError, UsageError
@@ -18,6 +18,7 @@ from lvmsync.jobs.blksnap_place import describe, require_visible
 from lvmsync.jobs.blksnap_points import Memory
 from lvmsync.jobs.blksnap_snapshot import Taken, take_snapshot
 from lvmsync.jobs.blksnap_storage import Room, choose_storage
+from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import Comparison, Volume, parse_volume
 from lvmsync.sources.blksnap import (
@@ -34,25 +35,6 @@ from lvmsync.sources.source import Reading, Source
 from lvmsync.system.blksnap import Control, DeviceName, name_device
 from lvmsync.system.device import open_device
 from lvmsync.system.identity import identify
-
-
-@dataclass(frozen=True)
-class Outlet:
-    """A device, and the way to its copy.
-
-    Attributes:
-        word: the device, as its user named it.
-        target: the copy, as its user named it.
-        send: sends a source there; if it is told True, to a target only whose ledger knows that it holds the base.
-        compare: opens where a device differs from it.
-        is_new: whether the copy is yet to be made, so that there is nothing to compare with.
-    """
-
-    word: str
-    target: str
-    send: Callable[[Source, bool], Receipt]
-    compare: Callable[[Comparison, Reading], AbstractContextManager[Source]]
-    is_new: bool = False
 
 
 def sync(

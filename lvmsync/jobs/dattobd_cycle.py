@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, VerifyError
-from lvmsync.jobs.blksnap_sync import Outlet
 from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, require_fit, take_snapshot
 from lvmsync.jobs.dattobd_place import (
     find_again,
@@ -24,6 +23,7 @@ from lvmsync.jobs.dattobd_place import (
     series_of,
 )
 from lvmsync.jobs.dattobd_record import Series, hold_records, list_series, reconcile, write_series
+from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import Comparison, CowFile, Volume, WholeDevice, parse_volume
 from lvmsync.sources import Reading, Source, open_source
@@ -41,9 +41,9 @@ class Done:
         device: path of the device.
         uuid: of the series; None if it is yet to begin.
         seqid: of the snapshot that the target holds now; None in a dry run.
-        how: "full", "delta", "compare", or "nothing" where the target was there already.
+        how: "full", "delta" or "compare".
         why: why it was not a delta; None: it was.
-        receipt: of what was sent; None: nothing was.
+        receipt: of what was sent; None in a dry run.
         steps: what was done, or would be.
         notes: what the user should know, a sentence each.
     """
@@ -237,7 +237,11 @@ def _choose(series: Series, seqid: int, older: list[Series], outlet: Outlet, *, 
         return _choose_first(older, outlet, compare=compare)
     now, before = series.find_period(seqid), series.find_period(seqid - 1)
     if now and (copy.seqid, copy.gaps) == (seqid, len(now.gaps)):
-        return _Way("nothing")
+        # A run was cut short after this was written down. Whether the target is there still, only its ledger knows,
+        # which is asked with a delta: that does no harm to a target that is at its head.
+        if before and not before.gaps and Path(before.path).exists():
+            return _Way("delta")
+        return _Way("compare", f"{outlet.target} was at this snapshot when a run was cut short")
     if before is None or copy.seqid != seqid - 1:
         return _Way("compare", f"{outlet.target} is at snapshot {copy.seqid}, and no COW file leads from there")
     if copy.gaps != len(before.gaps):
@@ -247,10 +251,8 @@ def _choose(series: Series, seqid: int, older: list[Series], outlet: Outlet, *, 
     return _Way("delta")
 
 
-def _deliver(series: Series, tracking: Tracking, outlet: Outlet, way: _Way) -> Receipt | None:
-    """Bring the target to the snapshot; return None if it was there."""
-    if way.how == "nothing":
-        return None
+def _deliver(series: Series, tracking: Tracking, outlet: Outlet, way: _Way) -> Receipt:
+    """Bring the target to the snapshot."""
     try:
         with _open(series, tracking, outlet, way) as source:
             receipt = outlet.send(source, way.how == "delta")
@@ -315,7 +317,6 @@ def _step(way: _Way) -> str:
         "full": f"everything is sent{why}",
         "compare": f"snapshot and target are compared, and what differs is sent{why}",
         "delta": "what changed is sent",
-        "nothing": "the target holds that snapshot already",
     }[way.how]
 
 

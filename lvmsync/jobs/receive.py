@@ -187,6 +187,12 @@ class _Job:
         """Compare the point that the target is at with the one that the stream starts from."""
         header, point = self._header, self._ledger.record.point
         if header.base is None:
+            # A comparison starts from what the target holds, whatever that is.
+            if header.intent == DELTA and header.source not in (None, "compare") and point is not None:
+                self._notes.append(
+                    f"{self._target.name} is at point {point.id}, and the stream does not say what it starts from: that"
+                    " it holds the base is your word"
+                )
             return
         if point is None:
             if self._options.require_base and not self._options.ignore_base:

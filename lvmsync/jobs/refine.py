@@ -15,6 +15,7 @@ from lvmsync.sources.difference import BLOCK, Zeros, find_differences, iter_diff
 from lvmsync.sources.source import Source
 from lvmsync.system.device import Device
 from lvmsync.system.holes import find_holes
+from lvmsync.system.identity import is_same_storage
 
 PIECE = 1 << 20
 """Bytes of a piece that an audit picks, at the least."""
@@ -28,10 +29,17 @@ def refine(source: Source, report: Report, *, minimal: bool, audit_percent: floa
     The base is let go in the end: it may be what a receiver wants to claim.
 
     Raises:
-        UsageError: the base cannot be read.
+        UsageError: the base cannot be read, or is the data itself.
         VerifyError: the tracker missed a change.
         DeviceError, ChangesLost: the source does not stand by its map any more.
     """
+    data, base = source.data, source.base_data
+    if isinstance(data, Device) and isinstance(base, Device) and is_same_storage(data.name, base.name):
+        raise UsageError(
+            f"{base.name} is where the data is read, and cannot be the base as well: nothing would differ; name the"
+            " base with --base-data",
+            device=base.name,
+        )
     if audit_percent is not None:
         source = audit(source, audit_percent, report)
     if minimal:

@@ -18,26 +18,24 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmsync.errors import ChangesLost, ConflictError, DeviceError, FormatError, UsageError
-from lvmsync.extents import MAX_SIZE, ChangeMap
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, UsageError
+from lvmsync.extents import ChangeMap
 from lvmsync.formats.blksnap import MAX_NUMBER, Tracking, changes, check_map
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.history import Point
 from lvmsync.interfaces import Readable
 from lvmsync.names import BlockMap, parse_volume
+from lvmsync.sources.blksnap_saved import open_base, open_saved, require_order
 from lvmsync.sources.head import make_point
 from lvmsync.sources.source import Reading, Source, Unread
 from lvmsync.system.blksnap import Control, DeviceName, name_device, open_control
-from lvmsync.system.device import Device, aligned_buffer, naming, open_device, opening_failed
+from lvmsync.system.device import Device, aligned_buffer, open_device, opening_failed
 from lvmsync.system.identity import identify
 
 ROOT = Path("/")
 """Where dev, sys and proc are."""
 
-INSTEAD = "'compare:' finds what differs, and 'full:' sends everything"
 KEPT = "what was sent is not kept, and the copy stays at the snapshot that it was at"
-MAX_BLOCKS = 1 << 28
-"""Blocks that a saved map may have: 16 TiB in the smallest that the module makes; it makes 2 Mi at the most."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def require_tracking(control: Control, device: DeviceName) -> Tracking:
 def open_map(name: BlockMap, reading: Reading) -> Iterator[Source]:
     """Open the changes that a map of blksnap tells; see `open_source`."""
     if not is_device(name):
-        with _open_saved(name, reading) as source:
+        with open_saved(name, reading) as source:
             yield source
         return
     since = name.since
@@ -223,7 +221,7 @@ def open_live(name: BlockMap, reading: Reading, choose: Callable[[Seen], Choice]
             elsewhere or image or Unread(name.word, tracking.capacity),
             is_own=is_own,
             notes=tuple(notes),
-            base_data=_open_base(name, reading, stack),
+            base_data=open_base(name, reading, stack),
         )
 
 
@@ -310,7 +308,7 @@ def build_source(
             device=data.name,
         )
     if since is not None:
-        _require_order(since, tracking.number, watch.device.path)
+        require_order(since, tracking.number, watch.device.path)
     found = watch.control.read_map(watch.device, tracking)
     if since is None:
         changed = ChangeMap.whole(tracking.capacity)
@@ -356,22 +354,6 @@ def make_head(tracking: Tracking, base: Point | None) -> Point:
     return Point(f"blksnap:{tracking.generation}:{tracking.number}", base.id if base else None, time)
 
 
-def _require_order(since: int, number: int, name: str) -> None:
-    """Raise ChangesLost unless the snapshot ``since`` came before ``number``, in one count."""
-    if MAX_NUMBER in (since, number):
-        raise ChangesLost(
-            f"{name}: snapshot {MAX_NUMBER} is where the count begins anew, and the map with it: changes since {since}"
-            f" up to {number} are not known; {INSTEAD}",
-            device=name,
-        )
-    if since >= number:
-        raise ChangesLost(
-            f"{name}: since={since}, and the map is of snapshot {number}, which is not later: the count began anew, or"
-            f" no snapshot was taken since; {INSTEAD}",
-            device=name,
-        )
-
-
 def _is_same(one: Device, other: Device) -> bool:
     return one.number == other.number if one.number else os.path.samestat(os.fstat(one.fd), os.fstat(other.fd))
 
@@ -383,102 +365,3 @@ def _identity(device: DeviceName) -> dict[str, str]:
 
 def _words(tracking: Tracking) -> str:
     return f"at snapshot {tracking.number} of generation {tracking.generation}, {tracking.capacity} bytes"
-
-
-def _open_base(name: BlockMap, reading: Reading, stack: ExitStack) -> Readable | None:
-    if not reading.with_base:
-        return None
-    if not reading.base_source:
-        raise UsageError(f"{name.word}: blksnap keeps no old data; name the base with --base-data")
-    return stack.enter_context(open_device(parse_volume(reading.base_source).path))
-
-
-@contextmanager
-def _open_saved(name: BlockMap, reading: Reading) -> Iterator[Source]:
-    """Open the changes that a saved map tells."""
-    if name.since is None or name.block_size is None:
-        raise UsageError(
-            f"{name.word}: {name.place.word} is a file, so it must be said what its bytes mean: write"
-            f" blksnap:{name.place.word},since=N,block-size=B,number=C"
-        )
-    since, block = name.since, name.block_size
-    with ExitStack() as stack:
-        data = stack.enter_context(open_device(parse_volume(reading.data_source).path)) if reading.data_source else None
-        if data is None and reading.with_data:
-            raise UsageError(
-                f"{name.word}: a map holds no data; name a copy of the image of its snapshot with -r", device=name.word
-            )
-        with open_device(name.place.path) as file:
-            if not 0 < file.size <= MAX_BLOCKS:
-                raise FormatError(
-                    f"{file.name} has {file.size} bytes, and a map has one for each block: 1 to {MAX_BLOCKS}",
-                    device=file.name,
-                )
-            found = np.frombuffer(file.read_bytes(0, file.size), np.uint8)
-            notes = [f"That base and map are of one generation of {name.place.word} is your word."]
-            size = _saved_size(name, block, len(found), data, notes)
-            number = _saved_number(name, since, found, notes)
-            with naming(file):
-                check_map(found, Tracking("", number, block, len(found), size))
-        changed = changes(found, since, block, size)
-        if not changed and name.number is None:
-            text = (
-                f"no byte of {name.place.word} is above {since}: nothing was written, or the count began anew after"
-                f" snapshot {MAX_NUMBER} and all is lost; say which with number=C of the map's snapshot"
-            )
-            if reading.with_data:
-                raise ChangesLost(f"{name.word}: {text}", device=name.word)
-            notes.append(f"{text[0].upper()}{text[1:]}.")
-        if data:
-            notes.append(f"That {reading.data_source} holds the state of the map's snapshot is your word.")
-        yield Source(
-            kind="blksnap",
-            name=name.word,
-            size=size,
-            granularity=block,
-            base=None,
-            head=None,
-            changes=changed,
-            holes=ChangeMap.empty(),
-            data=data or Unread(name.word, size),
-            confirm=lambda: None,
-            notes=tuple(notes),
-            base_data=_open_base(name, reading, stack),
-        )
-
-
-def _saved_size(name: BlockMap, block: int, count: int, data: Device | None, notes: list[str]) -> int:
-    """Return how many bytes the device has, which must fit the number of blocks in the map."""
-    if name.size is not None:
-        size, whose = name.size, "size="
-    elif data:
-        size, whose = data.size, data.name
-    else:
-        if count * block >= MAX_SIZE:
-            raise UsageError(f"{name.word}: {count} blocks of {block} bytes are no device's; block-size= is another")
-        notes.append(f"The last block of {block} bytes may be shorter: give size= with the device's size.")
-        return count * block
-    if -(-size // block) != count:
-        raise UsageError(
-            f"{whose} has {size} bytes, and the map has {count} blocks of {block}, for {(count - 1) * block + 1} to"
-            f" {count * block}: they do not belong together, or block-size= is another",
-            device=name.word,
-        )
-    if data and data.size < size:
-        raise UsageError(f"{data.name} has {data.size} bytes, less than the {size} of {name.word}", device=data.name)
-    return size
-
-
-def _saved_number(name: BlockMap, since: int, found: np.ndarray, notes: list[str]) -> int:
-    """Return the number of the snapshot that a map was read in, or the least that it can have."""
-    number = name.number
-    if number is None:
-        notes.append(
-            f"Without number=C, the snapshot that the map was read in, it cannot be seen whether the count began anew"
-            f" after snapshot {MAX_NUMBER}."
-        )
-        number = max(int(found.max()), since + 1)
-        if since == MAX_NUMBER:
-            number = since
-    _require_order(since, number, name.word)
-    return number

@@ -19,15 +19,17 @@ from lvmsync.formats.dattobd_control import Tracked
 from lvmsync.history import Point
 from lvmsync.interfaces import Readable
 from lvmsync.names import CowFile, parse_volume
-from lvmsync.sources.dattobd_blocks import find_own_blocks, is_same_device, warn_of_discards
+from lvmsync.sources.dattobd_blocks import find_own_blocks, warn_of_discards
 from lvmsync.sources.dattobd_map import CowMap, read_header, read_map
-from lvmsync.sources.head import Watch
+from lvmsync.sources.head import Watch, open_quiet
 from lvmsync.sources.snapshot_base import Kept
 from lvmsync.sources.source import Reading, Source, Unread
 from lvmsync.system.dattobd import Tracking, list_tracked
 from lvmsync.system.device import Device, naming, open_device
+from lvmsync.system.identity import is_same_storage
 
 _ACTIVE_SNAPSHOT = 3
+SECTOR = 512
 
 
 @contextmanager
@@ -212,7 +214,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
         return _open_snapshot(name, tracking.snapshot_path, tracking, stack)
     path = parse_volume(reading.data_source).path
     for one in opened.listed:
-        if is_same_device(path, one.snapshot_path):
+        if is_same_storage(path, one.snapshot_path):
             if tracking is None or one is not tracking:
                 raise ConflictError(
                     f"-r {path} is a snapshot of {one.device.block_device} (series {one.device.uuid}), and"
@@ -221,13 +223,13 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
                 )
             _require_snapshot(opened, tracking)
             return _open_snapshot(name, path, tracking, stack)
-        if is_same_device(path, one.device.block_device):
+        if is_same_storage(path, one.device.block_device):
             raise UsageError(
                 f"-r {path} is the device itself, which is written to; the data is that of snapshot"
                 f" {opened.next_seqid}: leave -r away to read that",
                 device=path,
             )
-    device = stack.enter_context(open_device(path))
+    device = stack.enter_context(open_quiet(parse_volume(reading.data_source), frozen=reading.frozen))
     if device.is_block and tracking:
         raise UsageError(
             f"-r {path} is not the snapshot of {tracking.device.block_device}, which is {tracking.snapshot_path};"
@@ -355,7 +357,7 @@ def _find_live(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
         if tracking is None or tracking.device.seqid != opened.header.seqid:
             raise UsageError(f"{name.word}: no driver tracks this series now, so where is the device? Name it with -r")
         path = tracking.device.block_device
-    if any(is_same_device(path, one.snapshot_path) for one in opened.listed):
+    if any(is_same_storage(path, one.snapshot_path) for one in opened.listed):
         raise UsageError(f"-r {path} is a snapshot; the changes lead to the device itself: name that", device=path)
     device = stack.enter_context(open_device(path))
     if device.is_block and reading.with_data and not reading.frozen:
@@ -386,8 +388,11 @@ def _choose_size(name: CowFile, data: Device | None, tracking: Tracking | None) 
             raise UsageError(f"{data.name} has {data.size} bytes, less than the {name.size} of {name.word}")
         return name.size
     if data:
-        if not data.size:
-            raise UsageError(f"{data.name} is empty: it does not hold the device of {name.word}")
+        if not data.size or data.size % SECTOR:
+            raise UsageError(
+                f"{data.name} has {data.size} bytes, which is no device: those of one are whole sectors of {SECTOR}; it"
+                " is cut short, or another file"
+            )
         return data.size
     if tracking:
         with suppress(DeviceError), open_device(tracking.device.block_device) as device:

@@ -106,14 +106,3 @@ def warn_of_discards(tracked: Tracked | None) -> tuple[str, ...]:
             if int((disk / "queue" / "discard_max_bytes").read_text()) == 0:
                 return ()
     return ("Discards are not tracked: what fstrim or a file system gave up keeps its old content in a copy.",)
-
-
-def is_same_device(path: str, other: str) -> bool:
-    """Tell whether two paths lead to one device, by its number, or to one file; no if one of them is not there."""
-    try:
-        one, two = Path(path).stat(), Path(other).stat()
-    except OSError:
-        return False
-    if one.st_rdev or two.st_rdev:
-        return one.st_rdev == two.st_rdev
-    return os.path.samestat(one, two)

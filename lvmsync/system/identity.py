@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -35,6 +36,30 @@ def identify(fd: int) -> dict[str, str]:
             partition = _device_fact(fd, "partition")
             return {key: value, "partition": partition} if partition else {key: value}
     return {"device number": f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"}
+
+
+def is_same_storage(path: str, other: str) -> bool:
+    """Tell whether two paths lead to the same device or file, or to a loop device and its file.
+
+    No if one of them is not there.
+    """
+    try:
+        one, two = _storage_of(path), _storage_of(other)
+    except OSError:
+        return False
+    return one == two
+
+
+def _storage_of(path: str) -> tuple[int, int]:
+    """Return what is the same for all paths to the same bytes: of a loop device, that of its file."""
+    state = Path(path).stat()
+    if not stat.S_ISBLK(state.st_mode):
+        return state.st_dev, state.st_ino
+    folder = Path(f"/sys/dev/block/{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}")
+    try:
+        return _storage_of((folder / "loop/backing_file").read_text().rstrip("\n"))
+    except OSError:  # no loop device, or its file is gone
+        return 0, state.st_rdev
 
 
 def _device_fact(fd: int, fact: str) -> str:

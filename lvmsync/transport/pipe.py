@@ -25,7 +25,7 @@ PIPE_SIZE = 1 << 20
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _LINE_MAX = 4096  # bytes; a longer line of stderr is shown in pieces
 _CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
-_KILL_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL
+_KILL_TIMEOUT = 300.0  # seconds from SIGTERM to SIGKILL: a receiver brings its target back first
 _LAST_WORDS_TIMEOUT = 1.0  # seconds that stderr may stay open behind a child that has ended
 
 _ESCAPE = re.compile(  # ECMA-48: control sequences, control strings (titles, clipboards), short escapes

@@ -14,14 +14,15 @@ from lvmsync.cli.app import app
 from lvmsync.cli.classic import translate
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = re.compile(r"^(?: {4})?(?:ssh \S+ )?(lvmsync [^#|A-Z][^#|]*?)(?:\s+#.*|\s*\|.*)?$", re.MULTILINE)
+EXAMPLES = re.compile(r"^```sh\n(.*?)^```$|((?:^    .*\n)+)", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\s*(?:ssh \S+ )?(lvmsync [^#|A-Z][^#|]*?)(?:\s+#.*|\s*\|.*)?$", re.MULTILINE)
 
 
 def find_commands() -> list[str]:
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for line in COMMAND.findall(path.read_text()):
-            found.append(f"{path.name}: {line.partition(' >')[0]}")
+        for example in EXAMPLES.finditer(path.read_text()):
+            found += [f"{path.name}: {line.partition(' >')[0]}" for line in COMMAND.findall(example[0])]
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lvmsync.errors import ChangesLost, FormatError, LvmsyncError
 from lvmsync.extents import ChangeMap
 from lvmsync.formats.dattobd import Geometry, Header, Index, locate_index
-from tests.dattobd_store import BLOCK, Case, build_cow, build_header, build_snapshot, list_cases, merge
+from tests.dattobd_store import BLOCK, Case, build_cow, build_header, build_snapshot, first_position, list_cases, merge
 
 PASSES = [(case, one) for case in list_cases() for one in case.facts.get("passes", [])]
 OTHERS = [(case, one) for case in list_cases() for one in case.facts.get("other_cow_files", [])]
@@ -121,7 +121,7 @@ def test_any_index_gives_the_blocks_that_are_not_zero(
 ) -> None:
     size, blocks = made
     entries = {at: data.draw(st.sampled_from([1, 1, 900, (1 << 64) - 1])) for at in blocks}
-    image = build_cow(size, entries, version=version, flags=flags, fpos=5000)
+    image = build_cow(size, entries, version=version, flags=flags, fpos=first_position(size) + len(blocks))
     expected = blocks | ({size // BLOCK} if size % BLOCK else set())
     assert read(image, size, piece=pieces * 4096)[0] == ChangeMap.from_extents(
         [(at * BLOCK, min(BLOCK, size - at * BLOCK)) for at in expected]
@@ -164,7 +164,7 @@ def test_a_device_smaller_than_a_block_has_no_index() -> None:
 
 SIZE = 20 << 20  # two sections
 FIRST = 17  # block where the datastore begins
-GOOD: dict[int, int] = {0: 1, 7: 20, 5119: 1}
+GOOD: dict[int, int] = {0: 1, 7: 18, 5119: 1}
 KEPT = {3: b"a", 5000: b"b", 4: b"c"}
 
 DAMAGED = {
@@ -174,8 +174,13 @@ DAMAGED = {
     "magic": (build_cow(SIZE, GOOD, magic=4777), "byte 0: magic 4777"),
     "flags": (build_cow(SIZE, GOOD, flags=11), "byte 4: flags 0xb, of which only 0x7 are known"),
     "version": (build_cow(SIZE, GOOD, version=2), "byte 48: version 2, not 0 or 1"),
+    "seqid": (build_cow(SIZE, GOOD, seqid=0), "byte 24: sequence number 0, and the drivers count from 1"),
+    "last seqid": (build_cow(SIZE, GOOD, seqid=(1 << 64) - 1), "byte 24: sequence number 18446744073709551615"),
     "cut short": (build_cow(SIZE, GOOD)[: 4096 + 8 * 5120 - 1], "45055 bytes, and the index .* alone takes 45056"),
     "fpos": (build_cow(SIZE, GOOD, fpos=16), "byte 8: the datastore goes on at block 16, within the index"),
+    "less than was stored": (build_cow(SIZE, GOOD, fpos=21), "byte 8: 4 blocks were stored, .* has only 3 entries"),
+    "lost entries, version 0": (build_cow(SIZE, {}, fpos=18, version=0), "1 blocks were stored, .* only 0 entries"),
+    "fpos past everything": (build_cow(SIZE, GOOD, fpos=1 << 63), "blocks were stored"),
     "count below": (build_cow(SIZE, GOOD, changed=4), "byte 56: 4 changed blocks, and the index has 3"),
     "count above": (build_cow(SIZE, GOOD, changed=2), "byte 56: 2 changed blocks, and the index has more"),
     "past the end": (

@@ -127,7 +127,7 @@ def test_a_later_run_that_was_killed_is_gone_on_with(runner: Runner, driver: Dri
     for _ in range(3):
         done = runner.cycle()
         assert runner.status == 0, runner.errors
-        assert done["how"] in ("delta", "nothing")
+        assert done["how"] == "delta"
         assert runner.equals_snapshot()
         driver.write("a", os.urandom(10_000), 20_000)
 
@@ -332,8 +332,35 @@ def test_a_snapshot_device_that_is_open_is_not_given_up(runner: Runner, driver: 
     assert runner.status == 3
     assert "its snapshot device is open; close what reads it" in runner.errors
     done = runner.cycle()
-    assert (runner.status, done["how"]) == (0, "nothing"), runner.errors
+    assert (runner.status, done["how"]) == (0, "delta"), runner.errors
     assert driver.devices[0].state == 2
+    assert runner.equals_snapshot()
+
+
+def test_a_target_that_was_brought_back_after_a_run_was_cut_short_is_not_taken_for_up_to_date(
+    runner: Runner, driver: Driver, tmp_path: Path
+) -> None:
+    driver.write("a", os.urandom(200_000))
+    runner.cycle()
+    driver.write("a", os.urandom(10_000))
+    runner("to-snapshot", str(driver.loop))
+    with Path(system.DATTOBD.snapshot_path(0)).open("rb"):
+        runner.cycle("-b", str(tmp_path / "undo"))
+    assert runner.status == 3
+    assert runner.equals_snapshot()
+    assert run(["apply", str(tmp_path / "undo"), str(runner.target), "-q"]) == 0
+    assert not runner.equals_snapshot()
+    assert runner.cycle()["how"] == "delta"
+    assert runner.equals_snapshot()
+
+
+def test_a_first_run_that_could_not_be_ended_is_compared(runner: Runner, driver: Driver) -> None:
+    driver.write("a", os.urandom(200_000))
+    kill_at(driver, "before", "to_incremental")
+    with pytest.raises(Killed):
+        runner.cycle()
+    runner.target.write_bytes(bytes(driver.size))
+    assert runner.cycle()["how"] == "compare", runner.errors
     assert runner.equals_snapshot()
 
 

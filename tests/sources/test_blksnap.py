@@ -13,6 +13,7 @@ import pytest
 
 from lvmsync.errors import ChangesLost, DeviceError, FormatError, LvmsyncError, UsageError
 from lvmsync.extents import ChangeMap
+from lvmsync.history import Point
 from lvmsync.names import parse_source
 from lvmsync.sources import Reading, Source, open_source
 from tests.blksnap_machine import GENERATIONS, Machine, machine
@@ -115,12 +116,36 @@ def test_no_change_at_all_must_be_known_to_be_so(saved: str, tmp_path: Path) -> 
     image = tmp_path / "image"
     image.write_bytes(bytes(10 * BLOCK))
     word = f"{saved},since=5,block-size=64K"
-    source = opened(word)
-    assert not source.changes
-    assert any("say which with number=C" in note for note in source.notes)
-    error = refused(word, Reading(data_source=str(image)))
-    assert isinstance(error, ChangesLost)
-    assert not opened(f"{word},number=6", Reading(data_source=str(image))).changes
+    for reading in (Reading(with_data=False), Reading(data_source=str(image))):
+        error = refused(word, reading)
+        assert isinstance(error, ChangesLost)
+        assert "say which with number=C" in str(error)
+        assert not opened(f"{word},number=6", reading).changes
+
+
+def test_a_saved_map_whose_generation_is_said_leads_from_a_point_to_another(saved: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(10 * BLOCK))
+    generation = "3021f85e-b958-4dd4-aea2-fa580d72c86f"
+    source = opened(f"{saved},since=3,block-size=64K,number=5,generation={generation}", Reading(data_source=str(image)))
+    assert (source.base, source.head) == (Point(f"blksnap:{generation}:3"), Point(f"blksnap:{generation}:5"))
+    assert not any("one generation is your word" in note for note in source.notes)
+    source = opened(f"{saved},since=3,block-size=64K,number=5", Reading(data_source=str(image)))
+    assert (source.base, source.head) == (None, None)
+    assert any("one generation is your word" in note for note in source.notes)
+
+
+def test_data_that_is_written_to_or_no_whole_sectors_is_no_image(saved: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(10 * BLOCK - 100))
+    word = f"{saved},since=3,block-size=64K,number=5"
+    assert "no whole sectors" in str(refused(word, Reading(data_source=str(image))))
+    image.write_bytes(bytes(10 * BLOCK))
+    with open_source(parse_source(word), Reading(data_source=str(image))) as source:
+        source.confirm()
+        image.write_bytes(bytes(10 * BLOCK + 512))
+        with pytest.raises(DeviceError, match="written to"):
+            source.confirm()
 
 
 def test_without_the_number_it_is_said_what_cannot_be_seen(saved: str) -> None:

@@ -19,6 +19,7 @@ from lvmsync.names import CowFile, Volume, parse_source
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.sources.dattobd import make_point, open_cow_file, open_incremental
 from lvmsync.system import dattobd
+from lvmsync.system.device import open_device
 from lvmsync.system.mounts import Mount
 from tests.dattobd_store import BLOCK, UUID, build_cow, build_header, build_snapshot
 from tests.sources.loops import loop_of
@@ -284,7 +285,10 @@ def test_the_device_itself_is_not_the_snapshot(machine: Machine, stack: ExitStac
 def test_another_block_device_is_refused_while_the_driver_knows_the_series(machine: Machine, stack: ExitStack) -> None:
     with loop_of(machine.device) as loop:
         reading = Reading(data_source=str(loop))
+        with open_device(str(loop), exclusive=True), pytest.raises(DeviceError, match="held by another program"):
+            open_now(stack, machine, reading)  # such as a receiver, which would write to it
         assert any("your word" in note for note in open_now(stack, machine, reading).notes)
+        stack.pop_all().close()
         machine.track({"block_device": "/dev/other"})
         with pytest.raises(UsageError, match=rf"{loop} is not the snapshot of /dev/other, which is .*/dev/datto0"):
             open_now(stack, machine, reading)
@@ -303,8 +307,10 @@ def test_data_that_is_too_small_or_too_large_for_the_index_is_refused(machine: M
         copy.write_bytes(bytes(size))
         with pytest.raises(error, match=message):
             open_now(stack, machine, Reading(data_source=str(copy)), f",size={SIZE}")
-    with pytest.raises(UsageError, match="copy is empty"):
-        open_now(stack, machine, Reading(data_source=str(copy)))
+    for size in (0, SIZE - 100):
+        copy.write_bytes(bytes(size))
+        with pytest.raises(UsageError, match=f"copy has {size} bytes, which is no device"):
+            open_now(stack, machine, Reading(data_source=str(copy)))
     copy.write_bytes(bytes(200 * BLOCK))
     with pytest.raises(FormatError, match=r"cow: .*entry of block 200"):
         open_now(stack, machine, Reading(data_source=str(copy)))
