@@ -142,14 +142,14 @@ class Delivery:
             UsageError: the target is where the data is read.
         """
         orders = self._orders
-        if self.place.host is None and isinstance(source.data, Device):
+        if self.place.host is None:
             path = Volume(self.place.name).path
-            if is_same_storage(source.data.name, path):
-                raise UsageError(
-                    f"{source.data.name} and the target {path} are the same: the copy would be itself; name another"
-                    " target",
-                    device=path,
-                )
+            for name in (source.data.name if isinstance(source.data, Device) else None, source.origin):
+                if name and is_same_storage(name, path):
+                    raise UsageError(
+                        f"{name} and the target {path} are the same: the copy would be itself; name another target",
+                        device=path,
+                    )
         arguments = [*orders.arguments(), *(["--require-base"] if require_base else [])]
         sudo = self._way.sudo and self.place.host is not None
         peer = self._connect(far_words(self._command, arguments, self.place.name, sudo=sudo))

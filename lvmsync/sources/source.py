@@ -48,6 +48,7 @@ class Source:
             not be the head (ChangesLost: the tracker failed; ConflictError: data changed meanwhile).
         notes: what its user should know, a sentence each.
         base_data: where the base's bytes are read; None where they were not wanted.
+        origin: path of the device whose changes these are, where the data is read elsewhere; it can be no target.
         is_minimal: whether the map was held against the base, so that it leads from that very state only.
         is_full: whether it is the whole device, whatever the other side holds: a first copy.
     """
@@ -66,6 +67,7 @@ class Source:
     base_data: Readable | None = None
     is_full: bool = False
     is_minimal: bool = False
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
