@@ -41,7 +41,7 @@ from lvmsync.names import parse_volume
 from lvmsync.sources.dattobd_map import read_header
 from lvmsync.system.dattobd import Control, Driver, Tracking, list_tracked
 from lvmsync.system.device import open_device
-from lvmsync.system.identity import identify, is_same_storage
+from lvmsync.system.identity import identify, is_same_device
 from lvmsync.system.ledger import remove_file
 
 
@@ -91,7 +91,7 @@ def require_fit(word: str, cow: str | None, driver: str | None) -> tuple[str, Dr
     """
     device = str(Path(parse_volume(word).path).absolute())
     chosen = choose_driver(driver)
-    tracked = next((one for one in list_tracked() if is_same_storage(one.device.block_device, device)), None)
+    tracked = next((one for one in list_tracked() if is_same_device(one.device.block_device, device)), None)
     if tracked:
         raise ConflictError(
             f"{device} is tracked already, by {tracked.driver.name} as minor {tracked.device.minor}"
@@ -260,7 +260,7 @@ def reload(state: Path, word: str | None = None, *, dry_run: bool = False) -> li
 def _reload_one(state: Path, series: Series, *, dry_run: bool) -> str:
     device = series.block_device
     for one in list_tracked():
-        if one.device.uuid == series.uuid or is_same_storage(one.device.block_device, device):
+        if one.device.uuid == series.uuid or is_same_device(one.device.block_device, device):
             return f"{device} is there already: minor {one.device.minor}, {one.device.words}"
     if series.pending:
         raise ChangesLost(

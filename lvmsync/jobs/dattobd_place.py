@@ -9,7 +9,7 @@ from lvmsync.errors import ChangesLost, DeviceError, UsageError
 from lvmsync.jobs.dattobd_record import Series, find_mount, list_series
 from lvmsync.names import parse_volume
 from lvmsync.system.dattobd import DRIVERS, Driver, Tracking, list_tracked
-from lvmsync.system.identity import is_same_storage
+from lvmsync.system.identity import is_same_device
 from lvmsync.system.mounts import Mount, list_mounts
 
 COW_NAME = ".lvmsync-cow"
@@ -18,7 +18,7 @@ COW_NAME = ".lvmsync-cow"
 
 def is_device(path: str, other: str) -> bool:
     """Tell whether two paths are the same, or lead to one device."""
-    return path == other or is_same_storage(path, other)
+    return path == other or is_same_device(path, other)
 
 
 def find_tracking(word: str) -> Tracking:

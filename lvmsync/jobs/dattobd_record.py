@@ -27,7 +27,7 @@ from lvmsync.system import dattobd as driver
 from lvmsync.system.dattobd import Tracking
 from lvmsync.system.device import open_device
 from lvmsync.system.fiemap import DEVICE_KINDS, find_file_extents
-from lvmsync.system.identity import identify, is_same_storage
+from lvmsync.system.identity import identify, is_same_device
 from lvmsync.system.ledger import file_name, make_folders, replace_file
 from lvmsync.system.mounts import Mount, device_of_file, find_mounts
 
@@ -259,7 +259,7 @@ def find_recorded(state: Path, tracking: Tracking) -> Series | None:
         elif (
             one.ended is None
             and (one.driver, one.minor, one.cow_path) == (tracking.driver.name, device.minor, device.cow_file)
-            and is_same_storage(one.block_device, device.block_device)
+            and is_same_device(one.block_device, device.block_device)
         ):
             return one
     return None

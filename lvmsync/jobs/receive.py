@@ -186,6 +186,7 @@ class _Job:
     def _check_base(self) -> None:
         """Compare the point that the target is at with the one that the stream starts from."""
         header, point = self._header, self._ledger.record.point
+        self._require_held()
         if header.base is None:
             # A comparison starts from what the target holds, whatever that is.
             if header.intent == DELTA and header.source not in (None, "compare") and point is not None:
@@ -208,6 +209,20 @@ class _Job:
                 )
             else:
                 raise self._conflict(f"point {point.id}", header.base)
+
+    def _require_held(self) -> None:
+        """Refuse a delta for a target that has grown since it was too small for its source."""
+        header, held = self._header, self._ledger.record.held
+        if held is None or self._target.size <= held or header.intent != DELTA or header.source == "compare":
+            return
+        if self._options.ignore_base:
+            self._notes.append(f"{self._target.name}: that it holds the base behind byte {held} is your word")
+            return
+        raise ConflictError(
+            f"{self._target.name} had {held} bytes when what lay behind them was dropped, and has {self._target.size}"
+            " now: its new part was never copied; bring it up to date with 'compare:'",
+            device=self._target.name,
+        )
 
     def _conflict(self, found: str, base: Point) -> ConflictError:
         name = self._target.name

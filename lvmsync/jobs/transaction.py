@@ -18,7 +18,7 @@ from lvmsync import __version__
 from lvmsync.errors import DeviceError, VerifyError
 from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.progress import Progress, Report
-from lvmsync.stream.frames import SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
 from lvmsync.system import ledger as ledgers
 from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
@@ -143,8 +143,19 @@ class Transaction:
             self._file.close()
             self._file = None
         # The commit point: before this rename a crash means going back, after it the change stands.
-        self._ledger.write(transaction=None, dirty=False, point=self.after, size=self._target.size)
+        self._ledger.write(
+            transaction=None, dirty=False, point=self.after, size=self._target.size, held=self._held_bytes()
+        )
         self._ledger.sweep()
+
+    def _held_bytes(self) -> int | None:
+        """Return how much of the target its new point is about: of a larger source the rest was dropped."""
+        header, size = self._header, self._target.size
+        held = size if header.size is not None and header.size > size else None
+        known = self._ledger.record.held
+        if known is None or header.intent == FULL or header.source == "compare":
+            return held
+        return known if held is None else min(held, known)  # a delta does not bring what an earlier one has dropped
 
     def roll_back(self, report: Report) -> bool:
         """Bring the target back after an error; return whether that was possible.

@@ -26,7 +26,7 @@ from lvmsync.sources.snapshot_base import Kept
 from lvmsync.sources.source import Reading, Source, Unread
 from lvmsync.system.dattobd import Tracking, list_tracked
 from lvmsync.system.device import Device, naming, open_device
-from lvmsync.system.identity import is_same_storage
+from lvmsync.system.identity import is_same_device
 
 _ACTIVE_SNAPSHOT = 3
 SECTOR = 512
@@ -214,7 +214,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
         return _open_snapshot(name, tracking.snapshot_path, tracking, stack)
     path = parse_volume(reading.data_source).path
     for one in opened.listed:
-        if is_same_storage(path, one.snapshot_path):
+        if is_same_device(path, one.snapshot_path):
             if tracking is None or one is not tracking:
                 raise ConflictError(
                     f"-r {path} is a snapshot of {one.device.block_device} (series {one.device.uuid}), and"
@@ -223,7 +223,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
                 )
             _require_snapshot(opened, tracking)
             return _open_snapshot(name, path, tracking, stack)
-        if is_same_storage(path, one.device.block_device):
+        if is_same_device(path, one.device.block_device):
             raise UsageError(
                 f"-r {path} is the device itself, which is written to; the data is that of snapshot"
                 f" {opened.next_seqid}: leave -r away to read that",
@@ -357,7 +357,7 @@ def _find_live(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
         if tracking is None or tracking.device.seqid != opened.header.seqid:
             raise UsageError(f"{name.word}: no driver tracks this series now, so where is the device? Name it with -r")
         path = tracking.device.block_device
-    if any(is_same_storage(path, one.snapshot_path) for one in opened.listed):
+    if any(is_same_device(path, one.snapshot_path) for one in opened.listed):
         raise UsageError(f"-r {path} is a snapshot; the changes lead to the device itself: name that", device=path)
     device = stack.enter_context(open_device(path))
     if device.is_block and reading.with_data and not reading.frozen:

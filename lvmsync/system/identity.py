@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from lvmsync.system import ioctl
+
 
 def canonical_name(path: str, fd: int) -> str:
     """Return the name that a target keeps over reboots: of a mapped device its mapper path, else the real path."""
@@ -18,11 +20,13 @@ def identify(fd: int) -> dict[str, str]:
 
     Of a mapped device its DM uuid (which holds LVM's ids), of a loop device its backing file, of another
     device its serial number or world-wide id; of a file its inode (the number of its file system may
-    change with a reboot).
+    change with a reboot), and which file it is that has had this inode, where the file system counts them.
     """
     state = os.fstat(fd)
     if not state.st_rdev:
-        return {"inode": str(state.st_ino)}
+        generation = ioctl.get_inode_generation(fd)
+        found = {"inode": str(state.st_ino)}
+        return found if generation is None else {**found, "inode generation": str(generation)}
     for key, fact in (
         ("dm uuid", "dm/uuid"),
         ("backing file", "loop/backing_file"),
@@ -38,16 +42,26 @@ def identify(fd: int) -> dict[str, str]:
     return {"device number": f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"}
 
 
-def is_same_storage(path: str, other: str) -> bool:
-    """Tell whether two paths lead to the same device or file, or to a loop device and its file.
-
-    No if one of them is not there.
-    """
+def is_same_device(path: str, other: str) -> bool:
+    """Tell whether two paths lead to one device, by its number, or to one file; no if one of them is not there."""
     try:
-        one, two = _storage_of(path), _storage_of(other)
+        one, two = Path(path).stat(), Path(other).stat()
     except OSError:
         return False
-    return one == two
+    if one.st_rdev or two.st_rdev:
+        return one.st_rdev == two.st_rdev
+    return os.path.samestat(one, two)
+
+
+def is_same_storage(path: str, other: str) -> bool:
+    """Tell whether a write to one path changes what the other holds: one device or file, or a loop device's file.
+
+    Two loop devices on one file count as the same, wherever in it they are. No if one path is not there.
+    """
+    try:
+        return _storage_of(path) == _storage_of(other)
+    except OSError:
+        return False
 
 
 def _storage_of(path: str) -> tuple[int, int]:

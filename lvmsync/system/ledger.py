@@ -73,6 +73,7 @@ class Record:
         point: the last committed point; None where no stream told one.
         transaction: the one that is open; None at rest.
         dirty: a sync failed, or there is no way back: what the target holds is not known.
+        held: bytes of the target that the point is about, where it was smaller than its source; None: all.
     """
 
     target: str
@@ -81,6 +82,7 @@ class Record:
     point: Point | None = None
     transaction: Transaction | None = None
     dirty: bool = False
+    held: int | None = None
 
 
 def state_folder(given: str | None = None) -> Path:

@@ -18,6 +18,7 @@ from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.recover import recover
 from lvmsync.stream.frames import Header
+from lvmsync.system import ioctl
 from tests import fakes
 from tests.fakes import data, reader
 
@@ -276,3 +277,30 @@ def test_the_state_is_for_its_owner_only(place: Place) -> None:
     place.state.joinpath("targets").stat()
     modes = {path.stat().st_mode & 0o077 for path in [place.state, *place.state.rglob("*")] if path.is_dir()}
     assert modes == {0}
+
+
+def test_what_was_dropped_is_missed_when_the_target_has_grown(place: Place) -> None:
+    def larger(source: str, base: str, head: str, **more: Any) -> bytes:
+        header = Header(size=SIZE + 4096, source=source, base=Point(base), head=Point(head, base), **more)
+        return fakes.encode([data((0, b"x"))], header)
+
+    place.receive(larger("thin", "point:0", "point:1"), allow_smaller=True)
+    place.receive(larger("thin", "point:1", "point:2"), allow_smaller=True)
+    with place.target.open("r+b") as file:
+        file.truncate(SIZE + 4096)
+    before = place.target.read_bytes()
+    step = larger("thin", "point:2", "point:3")
+    with pytest.raises(ConflictError, match=f"had {SIZE} bytes when what lay behind them was dropped"):
+        place.receive(step)
+    assert place.target.read_bytes() == before
+    assert any("is your word" in note for note in place.receive(step, ignore_base=True).notes)
+    place.receive(larger("compare", "point:3", "point:4"))  # which finds the new part as well
+    assert place.receive(larger("thin", "point:4", "point:5")).notes == []
+
+
+def test_a_file_made_anew_is_not_the_one_that_the_ledger_knows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    generations = iter([7, 7, 8])  # of an inode whose number the file system has given to the next file
+    monkeypatch.setattr(ioctl, "get_inode_generation", lambda _: next(generations))
+    place.receive(place.step(0))
+    assert place.receive(place.step(1)).notes == []
+    assert any("nothing is known" in note for note in place.receive(place.step(2)).notes)
