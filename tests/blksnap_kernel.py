@@ -518,12 +518,12 @@ class Kernel:
         if not snapshot.limit:
             del self.snapshots[snapshot.id]
             raise fail(errno.EFAULT)
-        for at, disk in enumerate(snapshot.disks):
+        for disk in snapshot.disks:
             tracker = disk.tracker
             assert tracker
             tracker.take(disk.size, is_stale=self.generation != "v1")
             major, minor = disk.number
-            name = {"v1": f"veeamblksnapimg{at}", "v7": f"veeamblksnapimg_{major}:{minor}",
+            name = {"v1": f"veeamblksnapimg{self._minors + 1}", "v7": f"veeamblksnapimg_{major}:{minor}",
                     "up": f"blksnap-{major}-{minor}"}[self.generation]  # fmt: skip
             minor = self._minors = self._minors + 1
             image = Image(disk, name, (IMAGE_MAJOR, minor), self.root / "dev" / name)

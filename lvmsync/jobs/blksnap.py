@@ -13,10 +13,20 @@ import numpy as np
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, UsageError
 from lvmsync.formats.blksnap import Tracking
 from lvmsync.formats.blksnap_abi import Abi
-from lvmsync.jobs.blksnap_notes import Note, alone, give_back, is_running, list_notes, remove_note
+from lvmsync.jobs.blksnap_notes import (
+    Note,
+    alone,
+    destroy_noted,
+    give_back,
+    is_forgotten,
+    is_running,
+    list_notes,
+    remove_note,
+    say_forgotten,
+)
 from lvmsync.jobs.blksnap_points import list_bases
 from lvmsync.jobs.blksnap_snapshot import take_snapshot
-from lvmsync.jobs.blksnap_storage import Room, choose_storage
+from lvmsync.jobs.blksnap_storage import Room, Storage, choose_storage
 from lvmsync.jobs.blksnap_sync import begin_tracking
 from lvmsync.names import parse_volume
 from lvmsync.sources import blksnap
@@ -151,9 +161,12 @@ def take(state: Path, words: Sequence[str], room: Room, *, force: bool) -> Taken
         if len({device.number for device in devices}) < len(devices):
             raise UsageError("a device is named twice")
         notes = begin_tracking(control, devices, force=force)
-        storage = choose_storage(control.abi, room, devices, force=force)
-        with take_snapshot(control, state, devices, storage, keep=True) as taken:
-            numbers = {device.path: require_tracking(control, device).number for device in devices}
+
+        def choose() -> Storage:
+            return choose_storage(control.abi, room, devices, force=force)
+
+        with take_snapshot(control, state, devices, choose, keep=True) as taken:
+            numbers = {device.path: tracking.number for device, tracking in taken.trackings.items()}
         notes += [*taken.notes, "What is written from now on takes room until 'lvmsync blksnap release'."]
         return TakenSnapshot(taken.id, {one.path: image for one, image in taken.images.items()}, numbers, notes)
 
@@ -181,9 +194,14 @@ def release(state: Path, ids: Sequence[str], *, force: bool) -> list[str]:
         ours = {note.id: note for note in list_notes(state) if note.id}
         there = control.list_snapshots()
         for one in ids or [one for one in there if one in ours and not is_running(state, ours[one])]:
+            note = ours.get(one)
+            if note and force and is_forgotten(control, note, there) and not is_running(state, note):
+                remove_note(state, note)
+                said = [sentence for sentence in said if sentence != say_forgotten(note)]
+                said.append(f"What was noted of the snapshot {one} was removed, and the file of its storage.")
+                continue
             if one not in there:
                 raise DeviceError(f"there is no snapshot {one}; 'lvmsync blksnap status' lists those that are held")
-            note = ours.get(one)
             if note is None and not force:
                 raise ConflictError(
                     f"lvmsync did not make the snapshot {one}: another backup program may be reading it; give --force"
@@ -191,9 +209,10 @@ def release(state: Path, ids: Sequence[str], *, force: bool) -> list[str]:
                 )
             if note and is_running(state, note):
                 raise ConflictError(f"a run of lvmsync of {note.time} is using the snapshot {one}; end that")
-            control.destroy(one)
             if note:
-                remove_note(state, note)
+                destroy_noted(control, state, note)
+            else:
+                control.destroy(one)
             said.append(f"The snapshot {one} was released.")
         return said or ["There is no snapshot of lvmsync."]
 
@@ -224,6 +243,8 @@ def show(state: Path) -> Status:
         for device, tracking in _list_tracked(control):
             devices.append(_show_device(control, state, device, tracking))
         snapshots = _list_held(control, state)
+        there = [one.id for one in snapshots]
+        notes += [say_forgotten(note) for note in list_notes(state) if is_forgotten(control, note, there)]
         return Status(str(control.node), control.abi.name.lower(), str(control.version), devices, snapshots, notes)
 
 

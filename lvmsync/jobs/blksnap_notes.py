@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lvmsync.errors import DeviceError, FormatError
+from lvmsync.errors import DeviceError, FormatError, LvmsyncError
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs.blksnap_points import blksnap_folder
 from lvmsync.sources.blksnap import boot_id
@@ -45,6 +45,10 @@ class Note:
         keep: it is to stay until it is released; else it goes with its run.
         file: of the difference storage, to be removed with it; None: there is none, or it is not ours.
         time: when: UTC, ISO 8601.
+        spare: path of the spare device that is its difference storage; None: it is not on one.
+        spare_number: of that device, as MAJOR:MINOR.
+        is_taken: on v1, whether it may have been taken, so that the module writes to its storage by itself.
+        is_ended: on v1, whether lvmsync has begun to destroy it.
     """
 
     run: str
@@ -55,6 +59,10 @@ class Note:
     keep: bool
     file: str | None
     time: str
+    spare: str | None = None
+    spare_number: str | None = None
+    is_taken: bool = False
+    is_ended: bool = False
 
 
 @contextmanager
@@ -88,11 +96,14 @@ class Noted:
 
     def write(self, **changes: object) -> None:
         """Replace fields of the note, durably and at once."""
-        self.note = replace(self.note, **changes)  # type: ignore[arg-type]
+        new = replace(self.note, **changes)  # type: ignore[arg-type]
+        if not new.keep:
+            self.note = new  # an id must be known even if it cannot be written: it is to be destroyed
         try:
-            replace_file(self._path, json.dumps({"version": _VERSION, **asdict(self.note)}, indent=1))
+            replace_file(self._path, json.dumps({"version": _VERSION, **asdict(new)}, indent=1))
         except OSError as error:
             raise DeviceError(f"cannot write {self._path}: {error.strerror}", device=str(self._path)) from error
+        self.note = new  # kept, only if that is on disk: else nobody would know whose it is
 
 
 @contextmanager
@@ -152,6 +163,51 @@ def remove_note(state: Path, note: Note) -> None:
     remove_file(path.with_suffix(".lock"))
 
 
+def destroy_noted(control: Control, state: Path, note: Note) -> None:
+    """Destroy the snapshot of a note, and remove the note.
+
+    On v1 it is noted before that it is us who do it: from one that is gone otherwise, the module may still write.
+    """
+    assert note.id is not None
+    noted = Noted(state, note)
+    if control.abi is Abi.V1:
+        with suppress(DeviceError):  # if we live, it is not needed
+            noted.write(is_ended=True)
+    try:
+        control.destroy(note.id)
+    except LvmsyncError:
+        if control.abi is Abi.V1:
+            with suppress(DeviceError):
+                noted.write(is_ended=False)
+        raise
+    remove_note(state, note)
+
+
+def is_forgotten(control: Control, note: Note, there: Sequence[str]) -> bool:
+    """Tell whether the module may still write to the storage of a snapshot that it does not list any more.
+
+    v1 forgets a snapshot when another is made: that one can be destroyed by nobody, and goes on saving what is
+    overwritten. It cannot be told from one that somebody else destroyed.
+
+    Args:
+        control: to ask by.
+        note: of the snapshot.
+        there: ids of the snapshots that the module lists.
+    """
+    is_gone = note.boot == boot_id() and note.id is not None and note.id not in there
+    return control.abi is Abi.V1 and is_gone and note.is_taken and not note.is_ended
+
+
+def say_forgotten(note: Note) -> str:
+    """Return what the user should know of a snapshot that `is_forgotten`."""
+    return (
+        f"The snapshot {note.id} of {', '.join(note.devices)} was ended by another program: if that made one of its"
+        f" own, blksnap 6 has forgotten ours, and still writes to its difference storage {note.file or note.spare}. That is"
+        " left alone until the machine is booted, and then given back by the next run; if the module was loaded anew"
+        f" since, 'lvmsync blksnap release --force {note.id}' does it now."
+    )
+
+
 def _remove_room(path: Path) -> None:
     """Remove the file of a difference storage, which was protected against that."""
     try:
@@ -195,6 +251,10 @@ def give_back(control: Control, state: Path) -> list[str]:
     boot = boot_id()
     for note in notes:
         there = control.list_snapshots()
+        if is_forgotten(control, note, there):
+            if not is_running(state, note):
+                said.append(say_forgotten(note))
+            continue
         if note.boot != boot or (note.id is not None and note.id not in there):
             remove_note(state, note)  # it went with the module, or somebody released it
             continue
@@ -202,12 +262,13 @@ def give_back(control: Control, state: Path) -> list[str]:
             continue
         left = note.id or _find_unnoted(control, note, [one for one in there if one not in named], said)
         if left:
-            control.destroy(left)
+            destroy_noted(control, state, replace(note, id=left))
             said.append(
                 f"The snapshot {left} of {', '.join(note.devices)}, left by a run of {note.time} that was cut short,"
                 " was given back."
             )
-        remove_note(state, note)
+        else:
+            remove_note(state, note)
     return said
 
 

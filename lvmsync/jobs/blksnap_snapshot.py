@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lvmsync.errors import ChangesLost, ConflictError, LvmsyncError
+from lvmsync.formats.blksnap import Tracking
 from lvmsync.formats.blksnap_abi import SECTOR, Abi
-from lvmsync.jobs.blksnap_notes import Noted, alone, give_back, note_snapshot, remove_note
+from lvmsync.jobs.blksnap_notes import (
+    Noted,
+    alone,
+    destroy_noted,
+    give_back,
+    is_forgotten,
+    list_notes,
+    note_snapshot,
+    remove_note,
+    say_forgotten,
+)
 from lvmsync.jobs.blksnap_storage import Storage
 from lvmsync.sources.blksnap import KEPT, find_held
 from lvmsync.system.blksnap import Control, DeviceName
@@ -119,19 +130,21 @@ class Taken:
     Attributes:
         id: of the snapshot.
         images: path of each device's image.
+        trackings: what the module said of each device right after it was taken.
         watcher: of its events; the first ones are dealt with.
         notes: what the user should know, a sentence each.
     """
 
     id: str
     images: dict[DeviceName, str]
+    trackings: dict[DeviceName, Tracking]
     watcher: Watcher
     notes: list[str]
 
 
 @contextmanager
 def take_snapshot(
-    control: Control, state: Path, devices: Sequence[DeviceName], storage: Storage, *, keep: bool = False
+    control: Control, state: Path, devices: Sequence[DeviceName], choose: Callable[[], Storage], *, keep: bool = False
 ) -> Iterator[Taken]:
     """Take one snapshot of some devices and yield it; it is destroyed at the end, whatever happened.
 
@@ -139,29 +152,34 @@ def take_snapshot(
         control: to ask by.
         state: the state folder.
         devices: which; v7 and up must track them already.
-        storage: room for it; a file that was made for it is removed with it.
+        choose: returns room for it, once what cut-short runs have left is given back; a file that is made for it
+            is removed with it.
         keep: it stays, if nothing fails; it is given all its room at once, for nobody will answer later.
 
     Raises:
         ConflictError: on v1 there is one already; or a device is in one.
+        ChangesLost: a device was detached while it was taken.
     """
     with ExitStack() as stack:
         with alone(control):
             notes = give_back(control, state)
             before = control.list_snapshots()
             _require_free(control, devices, before)
+            storage = choose()
+            _require_unwritten(control, state, storage, before)
             noted = stack.enter_context(note_snapshot(state, [device.path for device in devices], before))
-            stack.enter_context(_giving_up(control, state, noted))
+            stack.enter_context(_giving_up(control, state, noted, notes))
             snapshot = _make(control, devices, storage, noted)
         watcher = Watcher(control, snapshot, storage)
         if control.abi is Abi.V1:
             watcher.drain()  # v1 asks for its first portion at once
             while (keep or not storage.given) and storage.append(control, snapshot, storage.limit if keep else 0):
                 pass
-        control.take(snapshot)
+        _take(control, snapshot, noted)
+        trackings = {device: _read_taken(control, device) for device in devices}
         if control.abi is Abi.V1 and len(devices) > 1:
             notes.append("blksnap 6 takes the devices one after the other: the snapshot is of no common point in time.")
-        yield Taken(snapshot, control.images(snapshot, devices), watcher, notes)
+        yield Taken(snapshot, control.images(snapshot, devices), trackings, watcher, notes)
         if keep:
             noted.write(keep=True)
 
@@ -184,9 +202,22 @@ def _require_free(control: Control, devices: Sequence[DeviceName], ids: list[str
             )
 
 
+def _require_unwritten(control: Control, state: Path, storage: Storage, ids: list[str]) -> None:
+    """Raise ConflictError if a snapshot that v1 has forgotten may write to the spare device that is to be used."""
+    if storage.spare is None:
+        return
+    for note in list_notes(state):
+        if note.spare_number == storage.spare.word and is_forgotten(control, note, ids):
+            raise ConflictError(
+                f"{storage.spare.path} may still be written to: {say_forgotten(note)} Name another place until then",
+                device=storage.spare.path,
+            )
+
+
 def _make(control: Control, devices: Sequence[DeviceName], storage: Storage, noted: Noted) -> str:
     """Make a snapshot, and note its id before anything is in it."""
-    noted.write(file=storage.file)
+    spare = storage.spare
+    noted.write(file=storage.file, spare=spare.path if spare else None, spare_number=spare.word if spare else None)
     storage.prepare()
     if control.abi is Abi.V1:
         snapshot = control.create(devices)
@@ -199,28 +230,63 @@ def _make(control: Control, devices: Sequence[DeviceName], storage: Storage, not
     return snapshot
 
 
+def _take(control: Control, snapshot: str, noted: Noted) -> None:
+    """Take a snapshot; that v1 may write by itself from then on is noted before."""
+    if control.abi is not Abi.V1:
+        control.take(snapshot)
+        return
+    noted.write(is_taken=True)
+    try:
+        control.take(snapshot)
+    except LvmsyncError:
+        with suppress(LvmsyncError):
+            noted.write(is_taken=False)
+        raise
+
+
+def _read_taken(control: Control, device: DeviceName) -> Tracking:
+    """Return how far the tracking of a device is that was just taken."""
+    tracking = control.read_tracking(device)
+    if tracking is None or not tracking.number:
+        raise ChangesLost(
+            f"{device.path} was detached while its snapshot was taken, so that it shows no one state; {KEPT}. Run this"
+            " again",
+            device=device.path,
+        )
+    return tracking
+
+
 @contextmanager
-def _giving_up(control: Control, state: Path, noted: Noted) -> Iterator[None]:
+def _giving_up(control: Control, state: Path, noted: Noted, notes: list[str]) -> Iterator[None]:
     """Give a snapshot up at the end; if that fails as well, the first error is the one to be told."""
     try:
         yield
     except BaseException as error:
         try:
-            _give_up(control, state, noted)
+            for said in _give_up(control, state, noted):
+                error.add_note(said)
         except LvmsyncError as failure:
             error.add_note(f"its snapshot could not be given back, the next run tries again: {failure}")
         raise
-    _give_up(control, state, noted)
+    notes += _give_up(control, state, noted)
 
 
-def _give_up(control: Control, state: Path, noted: Noted) -> None:
-    """Destroy a snapshot, if it is still there, and then forget it; one that is to be kept stays."""
+def _give_up(control: Control, state: Path, noted: Noted) -> list[str]:
+    """Destroy a snapshot, if it is still there, and then forget it; one that is to be kept stays.
+
+    Returns:
+        What the user should know, a sentence each.
+    """
     note = noted.note
     if note.keep:
-        return
+        return []
     there = control.list_snapshots()
     if note.id is None and set(there) - set(note.before):
-        return  # we may have been stopped right after it was made: the next run looks
+        return []  # we may have been stopped right after it was made: the next run looks
     if note.id in there:  # a take that failed destroys it on v1
-        control.destroy(note.id)
-    remove_note(state, note)
+        destroy_noted(control, state, note)
+    elif is_forgotten(control, note, there):
+        return [say_forgotten(note)]
+    else:
+        remove_note(state, note)
+    return []

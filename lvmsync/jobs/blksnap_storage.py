@@ -57,6 +57,7 @@ class Storage:
         left: of those, what was not given yet: offset and length in bytes.
         file: that is made for it by `prepare`, and to be removed with the snapshot; None: there is none.
         given: bytes that v1 was given.
+        spare: the spare device, if it is one.
     """
 
     path: str | None
@@ -65,6 +66,7 @@ class Storage:
     left: list[tuple[int, int]] = field(default_factory=list)
     file: str | None = None
     given: int = 0
+    spare: DeviceName | None = None
 
     def prepare(self) -> None:
         """Make the file that gives v1 its room, if there is to be one; it was noted before.
@@ -157,8 +159,8 @@ def _choose_device(
     if room < LEAST:
         raise DeviceError(f"{device.path} has room for {room} bytes, and needs {LEAST}", device=device.path)
     if abi is not Abi.V1:
-        return Storage(device.path, room)
-    return Storage(None, room, device, [(_SKIPPED, room)])
+        return Storage(device.path, room, spare=device)
+    return Storage(None, room, device, [(_SKIPPED, room)], spare=device)
 
 
 def _make_file(path: Path, size: int) -> list[tuple[int, int]]:

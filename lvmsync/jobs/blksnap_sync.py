@@ -17,7 +17,7 @@ from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs.blksnap_place import describe, require_visible
 from lvmsync.jobs.blksnap_points import Memory
 from lvmsync.jobs.blksnap_snapshot import Taken, take_snapshot
-from lvmsync.jobs.blksnap_storage import Room, choose_storage
+from lvmsync.jobs.blksnap_storage import Room, Storage, choose_storage
 from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import Comparison, Volume, parse_volume
@@ -29,7 +29,6 @@ from lvmsync.sources.blksnap import (
     boot_id,
     build_source,
     connect,
-    require_tracking,
 )
 from lvmsync.sources.source import Reading, Source
 from lvmsync.system.blksnap import Control, DeviceName, name_device
@@ -76,8 +75,11 @@ def sync(
     try:
         with connect() as control:
             notes = begin_tracking(control, devices, force=force)
-            storage = choose_storage(control.abi, room, devices, force=force)
-            with take_snapshot(control, state, devices, storage) as taken, taken.watcher.running():
+
+            def choose() -> Storage:
+                return choose_storage(control.abi, room, devices, force=force)
+
+            with take_snapshot(control, state, devices, choose) as taken, taken.watcher.running():
                 errors = []
                 for outlet, device, memory in zip(outlets, devices, memories, strict=True):
                     job = _Job(control, taken, outlet, device, memory, compare=compare)
@@ -138,7 +140,7 @@ class _Job:
         """Choose what is to be sent, send it, and return the receipt."""
         with ExitStack() as stack:
             image = stack.enter_context(open_device(self._image))
-            tracking = require_tracking(self._control, self._device)
+            tracking = self._taken.trackings[self._device]
             watch = Watch(self._control, self._device, tracking, Held(self._taken.id, self._image), image)
             with open_device(self._device.path) as opened:
                 seen = Seen(self._device, identify(opened.fd), boot_id(), tracking, is_own=True)

@@ -43,6 +43,11 @@ class DeviceName(NamedTuple):
     path: str
     number: tuple[int, int]
 
+    @property
+    def word(self) -> str:
+        """The number, as in sysfs: ``MAJOR:MINOR``."""
+        return f"{self.number[0]}:{self.number[1]}"
+
 
 class Version(NamedTuple):
     """What a module says it is; ``major`` tells the ABI."""

@@ -1,0 +1,169 @@
+"""What must never happen to storage, targets and other programs' data, over the simulated module."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError
+from lvmsync.extents import ChangeMap
+from lvmsync.jobs import blksnap, blksnap_notes, blksnap_storage
+from lvmsync.jobs.blksnap_storage import Room
+from lvmsync.system.blksnap import DeviceName
+from tests.blksnap_machine import GENERATIONS, Machine, machine
+
+
+@pytest.fixture(params=GENERATIONS)
+def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with machine(tmp_path, monkeypatch, request.param) as one:
+        yield one
+
+
+only_v1 = pytest.mark.parametrize("here", ["v1"], indirect=True)
+all_but_v1 = pytest.mark.parametrize("here", ["v7", "up"], indirect=True)
+
+
+def once(here: Machine, request: str, act: Callable[[], None]) -> None:
+    """Have something happen after the first request of a name."""
+    done: list[str] = []
+
+    def after(name: str) -> None:
+        if name == request and not done:
+            done.append(name)
+            act()
+
+    here.kernel.after = after
+
+
+# ---- blksnap 6 forgets a snapshot when another program makes one
+
+
+def forget(here: Machine) -> None:
+    """Make a snapshot of the second disk, as another program does: v1 forgets what it had."""
+    numbers = ctypes.create_string_buffer(struct.pack("<II", *here.disks[1].number))
+    request = bytearray(32)
+    struct.pack_into("<I4xQ", request, 0, 1, ctypes.addressof(numbers))
+    here.kernel._snapshot_create(memoryview(request))
+
+
+@only_v1
+def test_the_storage_of_a_forgotten_snapshot_is_left_alone_until_the_next_boot(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extents = ChangeMap.from_extents([(1 << 20, 8 << 20)])
+    monkeypatch.setattr(blksnap_storage, "find_file_extents", lambda _: extents)
+    monkeypatch.setattr(blksnap_storage, "_device_of", lambda _: DeviceName("/dev/x", (8, 200)))
+    folder = here.folder / "room"
+    here.room = Room(str(folder), 8 << 20)
+    once(here, "SNAPSHOT_TAKE", lambda: forget(here))
+    with pytest.raises(LvmsyncError) as caught:
+        here.sync()
+    assert any("still writes to its difference storage" in note for note in caught.value.__notes__)
+    (file,) = folder.iterdir()
+    here.kernel.snapshots.clear()  # the other program gave its own back
+    assert any(str(file) in note for note in blksnap.show(here.state).notes)
+    (receipt,) = here.sync()
+    assert any(str(file) in note for note in receipt.notes)
+    assert list(folder.iterdir()) == [file]
+    here.kernel.boot()
+    (receipt,) = here.sync()
+    assert not any("still writes" in note for note in receipt.notes)
+    assert list(folder.iterdir()) == []
+    assert here.noted() == []
+
+
+@only_v1
+def test_a_spare_device_that_a_forgotten_snapshot_writes_to_is_not_used(here: Machine) -> None:
+    once(here, "SNAPSHOT_TAKE", lambda: forget(here))
+    with pytest.raises(LvmsyncError):
+        here.sync()
+    (orphan,) = here.kernel.held()[1:]
+    here.kernel.snapshots.clear()
+    for disk in here.disks:
+        with pytest.raises(ConflictError, match=rf"may still be written to.*--force {orphan}"):
+            here.sync(disk)
+    other = here.spare("other.img", 16 << 20)
+    used, here.room = here.room, Room(other, 8 << 20)
+    here.sync()
+    assert here.is_equal()
+    here.room = used
+    (said,) = blksnap.release(here.state, [orphan], force=True)
+    assert f"noted of the snapshot {orphan} was removed" in said
+    here.sync()
+    assert here.noted() == []
+
+
+@only_v1
+def test_a_snapshot_that_we_destroyed_before_a_crash_is_not_forgotten(here: Machine) -> None:
+    def die(name: str) -> None:
+        if name == "SNAPSHOT_DESTROY":
+            raise KeyboardInterrupt
+
+    here.kernel.after = die
+    with pytest.raises(KeyboardInterrupt):
+        here.sync()
+    here.kernel.after = lambda _: None
+    assert here.noted() != []
+    (receipt,) = here.sync()
+    assert not any("still writes" in note for note in receipt.notes)
+    assert here.noted() == []
+
+
+def test_a_snapshot_that_cannot_be_noted_as_kept_is_not_kept(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = blksnap_notes.replace_file
+
+    def write(path: Path, text: str) -> None:
+        if '"keep": true' in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(blksnap_notes, "replace_file", write)
+    with pytest.raises(DeviceError, match="No space left on device"):
+        blksnap.take(here.state, [here.disk.node], here.room, force=False)
+    assert here.kernel.held() == []
+    assert here.noted() == []
+
+
+# ---- a device that is detached under way
+
+
+@all_but_v1
+def test_a_device_that_is_attached_anew_right_after_the_snapshot_is_no_copy(here: Machine) -> None:
+    one, two = here.disks
+    here.sync(one, two)
+
+    def renew() -> None:
+        here.kernel._detach(two, memoryview(b""))
+        here.kernel._attach(two, memoryview(b""))
+        here.scribble(two)
+
+    here.scribble(two)
+    before = here.target(two).read_bytes()
+    once(here, "SNAPSHOT_TAKE", renew)
+    with pytest.raises(ChangesLost, match="was detached while its snapshot was taken"):
+        here.sync(one, two)
+    assert here.target(two).read_bytes() == before
+    assert here.kernel.held() == []
+
+
+@all_but_v1
+def test_a_second_device_that_is_renewed_while_the_first_is_sent_is_no_copy(here: Machine) -> None:
+    one, two = here.disks
+    here.sync(one, two)
+    before = here.target(two).read_bytes()
+
+    def renew() -> None:
+        here.during = lambda: None
+        here.kernel._detach(two, memoryview(b""))
+        here.kernel._attach(two, memoryview(b""))
+        here.scribble(two)
+
+    here.during = renew
+    with pytest.raises(ChangesLost, match="did not last"):
+        here.sync(one, two)
+    assert here.target(two).read_bytes() == before
