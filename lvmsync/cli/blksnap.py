@@ -54,9 +54,10 @@ Limit = Annotated[
     str | None,
     typer.Option("--limit", metavar="SIZE", help="bytes that may be taken there  [default: a tenth of the devices]"),
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="although writes may not be seen, or the spare device holds something")
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite-storage", help="use the spare device of --storage although it holds something")
 ]
+Force = Annotated[bool, typer.Option("--force", help="although writes may not be seen")]
 
 
 @app.command()
@@ -116,6 +117,7 @@ def take(
     devices: Devices,
     storage: Storage,
     limit: Limit = None,
+    overwrite_storage: Overwrite = False,
     force: Force = False,
     state: State = None,
     as_json: Json = False,
@@ -127,7 +129,7 @@ def take(
     from lvmsync.jobs.blksnap_storage import Room
     from lvmsync.system.ledger import state_folder
 
-    room = Room(storage, _size(limit))
+    room = Room(storage, _size(limit), overwrite_storage)
     taken = blksnap.take(state_folder(state), devices, room, force=force)
     _say(taken.notes)
     if as_json:
@@ -181,6 +183,7 @@ def sync(
     ],
     storage: Storage,
     limit: Limit = None,
+    overwrite_storage: Overwrite = False,
     base: Annotated[
         Path | None, typer.Option("--base", metavar="FILE", help="remember the snapshot here, not in the state folder")
     ] = None,
@@ -225,7 +228,7 @@ def sync(
         outlets = []
         for word, target in zip(pairs[::2], pairs[1::2], strict=True):
             outlets.append(stack.enter_context(Delivery(target, way, orders, report, compress=compress)).outlet(word))
-        room = Room(storage, _size(limit))
+        room = Room(storage, _size(limit), overwrite_storage)
         receipts = blksnap_sync.sync(state_folder(state), outlets, room, base=base, compare=compare, force=force)
     for receipt in receipts:
         render.print_receipt(receipt, as_json=as_json, quiet=quiet)

@@ -163,7 +163,7 @@ def take(state: Path, words: Sequence[str], room: Room, *, force: bool) -> Taken
         notes = begin_tracking(control, devices, force=force)
 
         def choose() -> Storage:
-            return choose_storage(control.abi, room, devices, force=force)
+            return choose_storage(control.abi, room, devices, state)
 
         with take_snapshot(control, state, devices, choose, keep=True) as taken:
             numbers = {device.path: tracking.number for device, tracking in taken.trackings.items()}

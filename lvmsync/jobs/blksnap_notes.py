@@ -23,6 +23,7 @@ from pathlib import Path
 from lvmsync.errors import DeviceError, FormatError, LvmsyncError
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.jobs.blksnap_points import blksnap_folder
+from lvmsync.jobs.blksnap_spares import remember_spare
 from lvmsync.sources.blksnap import boot_id
 from lvmsync.system.blksnap import Control
 from lvmsync.system.device import opening_failed
@@ -180,6 +181,8 @@ def destroy_noted(control: Control, state: Path, note: Note) -> None:
             with suppress(DeviceError):
                 noted.write(is_ended=False)
         raise
+    if note.spare and control.abi is not Abi.V1:  # v1 leaves its beginning alone
+        remember_spare(state, note.spare, note.spare_number)
     remove_note(state, note)
 
 
@@ -202,9 +205,9 @@ def say_forgotten(note: Note) -> str:
     """Return what the user should know of a snapshot that `is_forgotten`."""
     return (
         f"The snapshot {note.id} of {', '.join(note.devices)} was ended by another program: if that made one of its"
-        f" own, blksnap 6 has forgotten ours, and still writes to its difference storage {note.file or note.spare}. That is"
-        " left alone until the machine is booted, and then given back by the next run; if the module was loaded anew"
-        f" since, 'lvmsync blksnap release --force {note.id}' does it now."
+        f" own, blksnap 6 has forgotten ours, and still writes to its difference storage {note.file or note.spare}."
+        " That is left alone until the machine is booted, and then given back by the next run; if the module was loaded"
+        f" anew since, 'lvmsync blksnap release --force {note.id}' does it now."
     )
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lvmsync.errors import DeviceError
+from lvmsync.errors import DeviceError, UsageError
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.sources import blksnap
 from lvmsync.system.blksnap import DeviceName
+from lvmsync.system.identity import is_same_storage
 from lvmsync.system.mounts import device_of_file, list_mounts
 
 Number = tuple[int, int]
@@ -71,6 +72,60 @@ def require_apart(place: Number | None, devices: Iterable[DeviceName], word: str
                 " writes that must be saved again; name a place on another disk",
                 device=word,
             )
+
+
+def require_targets(devices: Sequence[DeviceName], targets: Sequence[str]) -> None:
+    """Raise UsageError if a target is a device that is to be held, or overlaps one, or if two targets are the same.
+
+    Args:
+        devices: to be held.
+        targets: paths on this machine.
+    """
+    for at, target in enumerate(targets):
+        for device in devices:
+            if _is_overlapping(device.path, target):
+                raise UsageError(
+                    f"{device.path} and the target {target} are the same, or one is a part of the other: the copy would"
+                    " be itself; name another target",
+                    device=target,
+                )
+        for other in targets[:at]:
+            if _is_overlapping(other, target):
+                raise UsageError(
+                    f"the targets {other} and {target} are the same, or one is a part of the other: name a target of"
+                    " its own for each device",
+                    device=target,
+                )
+
+
+def require_no_target(spare: DeviceName, targets: Sequence[str]) -> None:
+    """Raise UsageError if a spare device is a target on this machine, or overlaps one."""
+    for target in targets:
+        if _is_overlapping(spare.path, target):
+            raise UsageError(
+                f"the difference storage {spare.path} and the target {target} are the same, or one is a part of the"
+                " other: each would overwrite the other; name another place",
+                device=spare.path,
+            )
+
+
+def _is_overlapping(one: str, other: str) -> bool:
+    """Tell whether two paths lead to the same bytes, or to devices one of which lies on the other."""
+    if is_same_storage(one, other):
+        return True
+    numbers = [_number_of(one), _number_of(other)]
+    if None in numbers:
+        return False  # a file, or yet to be made
+    first, second = (number for number in numbers if number)
+    return first in _all_below(second) or second in _all_below(first)
+
+
+def _number_of(path: str) -> Number | None:
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return None
+    return (os.major(state.st_rdev), os.minor(state.st_rdev)) if stat.S_ISBLK(state.st_mode) else None
 
 
 def is_mounted(number: Number) -> bool:

@@ -111,11 +111,6 @@ class Memory:
         self._plan(seen)
         if base is None:
             return Choice(None, notes=(f"No snapshot is remembered for {self._target}: everything is sent.",))
-        if base.target != self._target:
-            raise ConflictError(
-                f"{self._path} is of the target {base.target}, not of {self._target}; name another file with --base",
-                device=str(self._path),
-            )
         what = f"{self._target} is at snapshot {base.tracking.number} ({base.time})"
         if base.identity != seen.identity:
             other = f"{what} of another device ({base.device}, {_words(base.identity)})"
@@ -144,8 +139,15 @@ class Memory:
 
         Raises:
             FormatError: it cannot be read.
+            ConflictError: it is of another target.
         """
-        return _read(self._path)
+        base = _read(self._path)
+        if base and base.target != self._target:
+            raise ConflictError(
+                f"{self._path} is of the target {base.target}, not of {self._target}; name another file with --base",
+                device=str(self._path),
+            )
+        return base
 
     def remember(self, receipt: Receipt) -> Receipt:
         """Remember the snapshot that the target is at now, if its copy is durable; return the receipt with notes."""
@@ -199,6 +201,7 @@ def _read(path: Path) -> Base | None:
         numbers = [tracking.number, tracking.block_size, tracking.block_count, tracking.capacity]
         base = Base(tracking=tracking, **values)
         words = [base.target, base.device, base.boot, base.time, tracking.generation]
+        words += [*base.identity, *base.identity.values()]
         if not all(type(one) is int and one >= 0 for one in numbers) or not all(isinstance(one, str) for one in words):
             raise ValueError("not what lvmsync writes")
     except FileNotFoundError:

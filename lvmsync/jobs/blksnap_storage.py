@@ -16,7 +16,8 @@ from pathlib import Path
 
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.formats.blksnap_abi import SECTOR, Abi
-from lvmsync.jobs.blksnap_place import find_file_device, is_in_use, require_apart
+from lvmsync.jobs.blksnap_place import find_file_device, is_in_use, require_apart, require_no_target
+from lvmsync.jobs.blksnap_spares import is_as_left, is_blank
 from lvmsync.names import parse_volume
 from lvmsync.system.blksnap import Control, DeviceName, name_device
 from lvmsync.system.device import open_device, opening_failed
@@ -40,10 +41,12 @@ class Room:
     Attributes:
         word: path of a folder or a spare device.
         limit: bytes that may be taken; None: a share of the devices.
+        overwrite: whether a spare device may be overwritten that holds something.
     """
 
     word: str
     limit: int | None
+    overwrite: bool = False
 
 
 @dataclass
@@ -97,17 +100,20 @@ class Storage:
         return got
 
 
-def choose_storage(abi: Abi, room: Room, devices: Sequence[DeviceName], *, force: bool) -> Storage:
+def choose_storage(
+    abi: Abi, room: Room, devices: Sequence[DeviceName], state: Path, targets: Sequence[str] = ()
+) -> Storage:
     """Return the storage that a user names; on v1 a file is made for it.
 
     Args:
         abi: of the module.
         room: what the user said.
         devices: to be held.
-        force: also overwrite a spare device that holds something.
+        state: the state folder, which remembers spare devices that were used.
+        targets: paths of the targets on this machine.
 
     Raises:
-        UsageError: neither a folder nor a device, or a limit that is too small.
+        UsageError: neither a folder nor a device, a limit that is too small, or it is a target.
         DeviceError: it lies on what is to be held, is in use, or has not enough room.
     """
     word, limit = room.word, room.limit
@@ -115,19 +121,22 @@ def choose_storage(abi: Abi, room: Room, devices: Sequence[DeviceName], *, force
         raise UsageError(f"--limit {limit}: a difference storage has {LEAST} bytes at the least")
     path = os.path.realpath(parse_volume(word).path)
     try:
-        state = Path(path).stat()
+        found = Path(path).stat()
     except OSError as error:
         raise opening_failed(path, error) from error
-    if stat.S_ISBLK(state.st_mode):
-        return _choose_device(abi, name_device(path), limit, devices, force=force)
-    if not stat.S_ISDIR(state.st_mode):
+    if stat.S_ISBLK(found.st_mode):
+        device = name_device(path)
+        require_apart(device.number, devices, device.path)
+        require_no_target(device, targets)
+        return _choose_device(abi, device, room, state)
+    if not stat.S_ISDIR(found.st_mode):
         raise UsageError(
             f"--storage {word}: name a folder, in which room is taken, or a spare block device; not a file, which would"
             " be overwritten"
         )
     require_apart(find_file_device(path), devices, word)
-    found = os.statvfs(path)
-    free = found.f_bavail * found.f_frsize
+    system = os.statvfs(path)
+    free = system.f_bavail * system.f_frsize
     wanted = limit or min(max(LEAST, sum(_size(device) for device in devices) * SHARE // 100), free // 2)
     if wanted < LEAST or wanted > free:
         raise DeviceError(
@@ -141,26 +150,23 @@ def choose_storage(abi: Abi, room: Room, devices: Sequence[DeviceName], *, force
     return Storage(None, wanted, _device_of(path), file=file)
 
 
-def _choose_device(
-    abi: Abi, device: DeviceName, limit: int | None, devices: Sequence[DeviceName], *, force: bool
-) -> Storage:
-    require_apart(device.number, devices, device.path)
+def _choose_device(abi: Abi, device: DeviceName, room: Room, state: Path) -> Storage:
     if is_in_use(device.number):
         raise DeviceError(f"{device.path} is in use; name a spare device, or a folder", device=device.path)
     with open_device(device.path, exclusive=True) as opened:
         size = opened.size
-        if any(opened.read_bytes(0, min(size, 4096))) and not force:
+        if not (room.overwrite or is_blank(opened) or is_as_left(state, opened)):
             raise DeviceError(
                 f"{device.path} holds something (its first block is not zeros), and would be overwritten; if it may be,"
-                " give --force",
+                " give --overwrite-storage",
                 device=device.path,
             )
-    room = min(size - _SKIPPED if abi is Abi.V1 else size, limit or size) // SECTOR * SECTOR
-    if room < LEAST:
-        raise DeviceError(f"{device.path} has room for {room} bytes, and needs {LEAST}", device=device.path)
+    length = min(size - _SKIPPED if abi is Abi.V1 else size, room.limit or size) // SECTOR * SECTOR
+    if length < LEAST:
+        raise DeviceError(f"{device.path} has room for {length} bytes, and needs {LEAST}", device=device.path)
     if abi is not Abi.V1:
-        return Storage(device.path, room, spare=device)
-    return Storage(None, room, device, [(_SKIPPED, room)], spare=device)
+        return Storage(device.path, length, spare=device)
+    return Storage(None, length, device, [(_SKIPPED, length)], spare=device)
 
 
 def _make_file(path: Path, size: int) -> list[tuple[int, int]]:

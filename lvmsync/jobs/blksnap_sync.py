@@ -14,13 +14,13 @@ from pathlib import Path
 
 from lvmsync.errors import ChangesLost, LvmsyncError, UsageError
 from lvmsync.formats.blksnap_abi import Abi
-from lvmsync.jobs.blksnap_place import describe, require_visible
+from lvmsync.jobs.blksnap_place import describe, require_targets, require_visible
 from lvmsync.jobs.blksnap_points import Memory
 from lvmsync.jobs.blksnap_snapshot import Taken, take_snapshot
 from lvmsync.jobs.blksnap_storage import Room, Storage, choose_storage
 from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt
-from lvmsync.names import Comparison, Volume, parse_volume
+from lvmsync.names import Comparison, Volume, parse_target, parse_volume
 from lvmsync.sources.blksnap import (
     Choice,
     Held,
@@ -55,10 +55,10 @@ def sync(
         room: for what is overwritten meanwhile.
         base: file that remembers the snapshot of the one target; None: one in the state folder for each.
         compare: compare image and target, whatever is remembered.
-        force: although writes to a device may not be seen, or the storage holds something.
+        force: although writes to a device may not be seen.
 
     Raises:
-        UsageError: a device or a target is named twice.
+        UsageError: a device or a target is named twice, or a target is a device.
         ChangesLost: the snapshot did not last; what was remembered stays.
     """
     if base and len(outlets) > 1:
@@ -68,6 +68,9 @@ def sync(
         raise UsageError("a device is named twice; give each device once, and sync other targets in a run of their own")
     if len({outlet.target for outlet in outlets}) < len(outlets):
         raise UsageError("a target is named twice")
+    places = [parse_target(outlet.target) for outlet in outlets]
+    targets = [Volume(place.name).path for place in places if place.host is None]
+    require_targets(devices, targets)
     memories = [Memory(state, outlet.target, base) for outlet in outlets]
     for memory in memories:
         memory.read()  # refused now, not when a snapshot is held
@@ -77,7 +80,7 @@ def sync(
             notes = begin_tracking(control, devices, force=force)
 
             def choose() -> Storage:
-                return choose_storage(control.abi, room, devices, force=force)
+                return choose_storage(control.abi, room, devices, state, targets)
 
             with take_snapshot(control, state, devices, choose) as taken, taken.watcher.running():
                 errors = []
@@ -183,6 +186,7 @@ class _Job:
                 found,
                 name=whole.name,
                 head=whole.head,
+                origin=whole.origin,
                 confirm=confirm,
                 notes=(f"{why}: the target is compared with all of it.", *found.notes),
             )

@@ -342,6 +342,7 @@ def build_source(
         notes=notes,
         base_data=base_data,
         is_full=since is None,
+        origin=watch.device.path,
     )
 
 

@@ -278,41 +278,41 @@ def test_storage_on_what_is_held_is_refused(here: Machine, monkeypatch: pytest.M
     for number in here.disk.number, (8, 1), (253, 0):
         monkeypatch.setattr(blksnap_storage, "find_file_device", lambda _, number=number: number)
         with pytest.raises(DeviceError, match=r"difference storage .* lies on"):
-            choose_storage(Abi.UP, room, [name_device(here.disk.node)], force=False)
+            choose_storage(Abi.UP, room, [name_device(here.disk.node)], here.state)
     with pytest.raises(DeviceError, match="lies on"):
         blksnap_place.require_apart(here.disk.number, [DeviceName("/dev/sda1", (8, 1))], "x")
     monkeypatch.setattr(blksnap_storage, "find_file_device", lambda _: None)
-    assert choose_storage(Abi.UP, room, [name_device(here.disk.node)], force=False).limit == 1 << 20
+    assert choose_storage(Abi.UP, room, [name_device(here.disk.node)], here.state).limit == 1 << 20
 
 
 def test_a_spare_device_must_be_spare(here: Machine) -> None:
     devices = [name_device(here.disk.node)]
     with pytest.raises(DeviceError, match="lies on"):
-        choose_storage(Abi.V1, Room(here.disk.node, None), devices, force=True)
+        choose_storage(Abi.V1, Room(here.disk.node, None, overwrite=True), devices, here.state)
     other = here.disks[1]
     with pytest.raises(DeviceError, match="holds something"):
-        choose_storage(Abi.V1, Room(other.node, None), devices, force=False)
-    storage = choose_storage(Abi.V1, Room(other.node, None), devices, force=True)
+        choose_storage(Abi.V1, Room(other.node, None), devices, here.state)
+    storage = choose_storage(Abi.V1, Room(other.node, None, overwrite=True), devices, here.state)
     assert storage.left == [(1 << 20, SIZE - (1 << 20))]
-    assert choose_storage(Abi.V7, Room(other.node, None), devices, force=True).limit == SIZE
+    assert choose_storage(Abi.V7, Room(other.node, None, overwrite=True), devices, here.state).limit == SIZE
     mount(here, f"{other.number[0]}:{other.number[1]}")
     with pytest.raises(DeviceError, match="is in use"):
-        choose_storage(Abi.V1, Room(other.node, None), devices, force=True)
+        choose_storage(Abi.V1, Room(other.node, None, overwrite=True), devices, here.state)
 
 
 def test_storage_has_a_limit_within_what_is_free(here: Machine, tmp_path: Path) -> None:
     devices = [name_device(here.disk.node)]
-    found = choose_storage(Abi.UP, Room(str(tmp_path / "room"), None), devices, force=False)
+    found = choose_storage(Abi.UP, Room(str(tmp_path / "room"), None), devices, here.state)
     assert found.limit == here.disk.size // 10
     with pytest.raises(DeviceError, match="bytes free"):
-        choose_storage(Abi.UP, Room(str(tmp_path / "room"), 1 << 60), devices, force=False)
+        choose_storage(Abi.UP, Room(str(tmp_path / "room"), 1 << 60), devices, here.state)
     with pytest.raises(UsageError, match="at the least"):
-        choose_storage(Abi.UP, Room(str(tmp_path / "room"), 100), devices, force=False)
+        choose_storage(Abi.UP, Room(str(tmp_path / "room"), 100), devices, here.state)
     (tmp_path / "file").write_bytes(b"precious")
     with pytest.raises(UsageError, match="name a folder"):
-        choose_storage(Abi.UP, Room(str(tmp_path / "file"), None), devices, force=False)
+        choose_storage(Abi.UP, Room(str(tmp_path / "file"), None), devices, here.state)
     with pytest.raises(DeviceError, match="cannot open"):
-        choose_storage(Abi.UP, Room(str(tmp_path / "none"), None), devices, force=False)
+        choose_storage(Abi.UP, Room(str(tmp_path / "none"), None), devices, here.state)
 
 
 def test_a_machine_without_the_module_says_so(here: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

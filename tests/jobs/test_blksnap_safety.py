@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, UsageError
 from lvmsync.extents import ChangeMap
-from lvmsync.jobs import blksnap, blksnap_notes, blksnap_storage
+from lvmsync.jobs import blksnap, blksnap_notes, blksnap_storage, blksnap_sync
 from lvmsync.jobs.blksnap_storage import Room
+from lvmsync.jobs.outlet import Outlet
 from lvmsync.system.blksnap import DeviceName
+from lvmsync.system.ledger import replace_file
+from tests.blksnap_kernel import Crash
 from tests.blksnap_machine import GENERATIONS, Machine, machine
 
 
@@ -115,12 +121,10 @@ def test_a_snapshot_that_we_destroyed_before_a_crash_is_not_forgotten(here: Mach
 
 
 def test_a_snapshot_that_cannot_be_noted_as_kept_is_not_kept(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = blksnap_notes.replace_file
-
     def write(path: Path, text: str) -> None:
         if '"keep": true' in text:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, text)
+        replace_file(path, text)
 
     monkeypatch.setattr(blksnap_notes, "replace_file", write)
     with pytest.raises(DeviceError, match="No space left on device"):
@@ -167,3 +171,127 @@ def test_a_second_device_that_is_renewed_while_the_first_is_sent_is_no_copy(here
     with pytest.raises(ChangesLost, match="did not last"):
         here.sync(one, two)
     assert here.target(two).read_bytes() == before
+
+
+# ---- places that are one
+
+
+def alias(here: Machine, path: str) -> str:
+    link = here.folder / f"alias-{len(list(here.folder.iterdir()))}"
+    link.symlink_to(path)
+    return str(link)
+
+
+def to(here: Machine, *targets: str) -> list[Outlet]:
+    """Return outlets of the disks to other targets than their copies."""
+    found = [here.outlet(disk) for disk in here.disks]
+    return [replace(outlet, target=target) for outlet, target in zip(found, targets, strict=False)]
+
+
+def test_a_device_is_no_target_of_itself_by_any_path(here: Machine) -> None:
+    one, two = here.disks
+    for target in one.node, alias(here, one.node), str(one.file):
+        with pytest.raises(UsageError, match="the copy would be itself"):
+            blksnap_sync.sync(here.state, to(here, target), here.room)
+    with pytest.raises(UsageError, match="the copy would be itself"):
+        blksnap_sync.sync(here.state, to(here, alias(here, two.node), str(here.target())), here.room)
+    assert here.kernel.calls == []
+
+
+def test_two_devices_have_no_target_in_common(here: Machine) -> None:
+    target = str(here.target())
+    with pytest.raises(UsageError, match="name a target of its own"):
+        blksnap_sync.sync(here.state, to(here, target, alias(here, target)), here.room)
+    assert here.kernel.calls == []
+
+
+def test_a_part_of_a_device_is_no_target_of_it(here: Machine) -> None:
+    node = here.spare("part.img", 1 << 20)
+    part = Path(node).stat().st_rdev
+    folder = here.kernel.root / f"sys/dev/block/{here.disk.number[0]}:{here.disk.number[1]}" / "part1"
+    folder.mkdir()
+    (folder / "partition").write_text("1\n")
+    link = here.kernel.root / f"sys/dev/block/{os.major(part)}:{os.minor(part)}"
+    link.symlink_to(folder.resolve())
+    (folder.resolve().parent / "dev").write_text(f"{here.disk.number[0]}:{here.disk.number[1]}\n")
+    with pytest.raises(UsageError, match="one is a part of the other"):
+        blksnap_sync.sync(here.state, to(here, node), here.room)
+
+
+def test_a_source_that_is_held_knows_its_device(here: Machine) -> None:
+    here.kernel_take(keep=True)
+    with here.open_everything() as source:
+        assert source.origin == here.disk.node
+
+
+def test_the_comparison_that_is_sent_knows_its_device(here: Machine) -> None:
+    here.sync()
+    here.sync(compare=True)
+    assert here.sent[-1].origin == here.disk.node
+
+
+def test_difference_storage_is_no_target(here: Machine) -> None:
+    spare = here.spare("both.img", 16 << 20)
+    for target in spare, alias(here, spare), str(here.folder / "both.img"):
+        with pytest.raises(UsageError, match="each would overwrite the other"):
+            blksnap_sync.sync(here.state, to(here, target), Room(spare, 8 << 20))
+    assert here.kernel.held() == []
+
+
+def test_a_base_file_is_of_one_target_even_if_it_is_not_used(here: Machine) -> None:
+    base = here.folder / "base.json"
+    here.sync(base=base)
+    before = base.read_text()
+    with pytest.raises(ConflictError, match="is of the target"):
+        blksnap_sync.sync(here.state, to(here, str(here.folder / "other")), here.room, base=base, compare=True)
+    assert base.read_text() == before
+
+
+# ---- a spare device is used again
+
+
+@all_but_v1
+def test_a_spare_device_of_ours_is_used_again_as_long_as_nobody_else_writes_to_it(here: Machine) -> None:
+    file = here.folder / "again.img"
+    here.room = Room(here.spare(file.name, 16 << 20), 8 << 20)
+
+    def save(name: str) -> None:
+        if name == "SNAPSHOT_TAKE":
+            with file.open("r+b") as opened:
+                opened.write(b"old content")
+
+    here.kernel.after = save
+    here.sync()
+    here.sync()
+    here.kernel.crash_after = here.requests_until("SNAPSHOT_TAKE") + 2
+    with pytest.raises(Crash):
+        here.sync()
+    here.kernel.revive()
+    here.sync()
+    assert here.is_equal()
+    with file.open("r+b") as opened:
+        opened.write(b"somebody's")
+    for force in False, True:
+        with pytest.raises(DeviceError, match=r"holds something .*--overwrite-storage"):
+            here.sync(force=force)
+    here.room = replace(here.room, overwrite=True)
+    here.sync()
+
+
+def test_what_a_crashed_run_left_is_given_back_before_room_is_looked_for(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.kernel.crash_after = here.requests_until("SNAPSHOT_TAKE") + 2
+    with pytest.raises(Crash):
+        here.sync()
+    here.kernel.revive()
+    assert here.kernel.held() != []
+    held: list[list[str]] = []
+
+    def choose(*words: Any) -> Any:
+        held.append(here.kernel.held())
+        return blksnap_storage.choose_storage(*words)
+
+    monkeypatch.setattr(blksnap_sync, "choose_storage", choose)
+    here.sync()
+    assert held == [[]]
