@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +34,9 @@ from lvmsync.cli.options import (
     Sudo,
 )
 from lvmsync.errors import ChangesLost, UsageError
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.progress import Receipt
 
 app = typer.Typer(
     name="blksnap",
@@ -223,21 +226,38 @@ def sync(
         raise UsageError("--snapback is a file of one target; leave it away for several")
     way = Way(rsh, port, identity, sudo, remote_command)
     orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    receipts: list[Receipt] = []
     with ExitStack() as stack:
+        # Printed when progress is over, also of those that were made before another one failed.
+        stack.callback(_print_all, receipts, as_json=as_json, quiet=quiet)
         report = stack.enter_context(render.progress("none" if quiet else progress))
         outlets = []
         for word, target in zip(pairs[::2], pairs[1::2], strict=True):
             outlets.append(stack.enter_context(Delivery(target, way, orders, report, compress=compress)).outlet(word))
         room = Room(storage, _size(limit), overwrite_storage)
-        receipts = blksnap_sync.sync(state_folder(state), outlets, room, base=base, compare=compare, force=force)
-    for receipt in receipts:
-        render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+        blksnap_sync.sync(
+            state_folder(state),
+            outlets,
+            room,
+            base=base,
+            compare=compare,
+            force=force,
+            dry_run=dry_run,
+            tell=receipts.append,
+        )
 
 
 def _size(limit: str | None) -> int | None:
     from lvmsync.names import parse_size
 
     return parse_size(limit) if limit else None
+
+
+def _print_all(receipts: list[Receipt], *, as_json: bool, quiet: bool) -> None:
+    from lvmsync.cli import render
+
+    for receipt in receipts:
+        render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
 
 def _say(notes: list[str]) -> None:

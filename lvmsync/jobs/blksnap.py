@@ -20,7 +20,7 @@ from lvmsync.jobs.blksnap_notes import (
     give_back,
     is_forgotten,
     is_running,
-    list_notes,
+    read_notes,
     remove_note,
     say_forgotten,
 )
@@ -190,8 +190,12 @@ def release(state: Path, ids: Sequence[str], *, force: bool) -> list[str]:
         if not _UUID.fullmatch(one):
             raise UsageError(f"'{one}' is no id of a snapshot; 'lvmsync blksnap status' lists them")
     with connect() as control, alone(control):
-        said = give_back(control, state)
-        ours = {note.id: note for note in list_notes(state) if note.id}
+        found, wrong = read_notes(state)
+        if wrong and not (ids and force):
+            raise wrong[0]
+        # One that cannot be read may be of a snapshot that would be given back.
+        said = [str(error) for error in wrong] or give_back(control, state)
+        ours = {note.id: note for note in found if note.id}
         there = control.list_snapshots()
         for one in ids or [one for one in there if one in ours and not is_running(state, ours[one])]:
             note = ours.get(one)
@@ -244,7 +248,9 @@ def show(state: Path) -> Status:
             devices.append(_show_device(control, state, device, tracking))
         snapshots = _list_held(control, state)
         there = [one.id for one in snapshots]
-        notes += [say_forgotten(note) for note in list_notes(state) if is_forgotten(control, note, there)]
+        found, wrong = read_notes(state)
+        notes += [str(error) for error in wrong]
+        notes += [say_forgotten(note) for note in found if is_forgotten(control, note, there)]
         return Status(str(control.node), control.abi.name.lower(), str(control.version), devices, snapshots, notes)
 
 
@@ -305,7 +311,7 @@ def _list_tracked(control: Control) -> list[tuple[DeviceName, Tracking]]:
 
 
 def _list_held(control: Control, state: Path) -> list[HeldSnapshot]:
-    notes = {note.id: note for note in list_notes(state) if note.id}
+    notes = {note.id: note for note in read_notes(state)[0] if note.id}
     found = []
     for one in control.list_snapshots():
         note = notes.get(one)

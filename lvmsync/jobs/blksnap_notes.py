@@ -135,24 +135,38 @@ def list_notes(state: Path) -> list[Note]:
     Raises:
         FormatError: one cannot be read.
     """
-    found = []
+    found, wrong = read_notes(state)
+    for error in wrong:
+        raise error
+    return found
+
+
+def read_notes(state: Path) -> tuple[list[Note], list[FormatError]]:
+    """Return the notes that can be read, the oldest first, and what is wrong with the others."""
+    found, wrong = [], []
     for path in (blksnap_folder(state) / "snapshots").glob("*.json"):
         try:
             values = json.loads(path.read_text())
             if values.pop("version") != _VERSION:
                 raise ValueError("written by another version")
             note = Note(**values)
-            if note.run != path.stem or not all(isinstance(one, str) for one in [*note.devices, *note.before]):
+            words = [*note.devices, *note.before, note.boot, note.time]
+            words += [one for one in (note.id, note.file, note.spare, note.spare_number) if one is not None]
+            if note.run != path.stem or not all(isinstance(one, str) for one in words):
                 raise ValueError("not what lvmsync writes")
         except FileNotFoundError:
             continue  # removed just now
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise FormatError(
-                f"{path} cannot be read ({error}); see 'lvmsync blksnap status' for what is held, then move it away",
-                device=str(path),
-            ) from error
+            wrong.append(
+                FormatError(
+                    f"{path} cannot be read ({error}); see 'lvmsync blksnap status' for what is held, then move it"
+                    " away",
+                    device=str(path),
+                )
+            )
+            continue
         found.append(note)
-    return sorted(found, key=lambda note: note.time)
+    return sorted(found, key=lambda note: note.time), wrong
 
 
 def remove_note(state: Path, note: Note) -> None:

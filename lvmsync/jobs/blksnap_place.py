@@ -6,6 +6,7 @@ mapper above it, is neither in the map nor in the snapshot.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from lvmsync.errors import DeviceError, UsageError
 from lvmsync.formats.blksnap_abi import Abi
 from lvmsync.sources import blksnap
 from lvmsync.system.blksnap import DeviceName
+from lvmsync.system.device import open_device
 from lvmsync.system.identity import is_same_storage
 from lvmsync.system.mounts import device_of_file, list_mounts
 
@@ -33,7 +35,7 @@ def require_visible(device: DeviceName, abi: Abi, *, force: bool) -> list[str]:
     folder = _folder(device.number)
     problems = []
     for name, number in _partitions(folder).items():
-        if is_mounted(number) or _names(_folder(number) / "holders"):
+        if is_mounted(number) or _names(_folder(number) / "holders") or _is_claimed(name, number):
             problems.append(
                 f"its partition {name} is in use, and what is written through that is not seen: track /dev/{name}"
             )
@@ -47,19 +49,16 @@ def require_visible(device: DeviceName, abi: Abi, *, force: bool) -> list[str]:
         raise DeviceError(
             f"{device.path}: {'; '.join(problems)}, or give --force if nothing writes that way", device=device.path
         )
-    return [f"{device.path}: {problem}." for problem in problems]
+    parts = ", ".join(_partitions(folder))
+    notes = [f"{device.path} has partitions ({parts}): what is written through them is not seen."] if parts else []
+    return [*notes, *(f"{device.path}: {problem}." for problem in problems)]
 
 
 def describe(device: DeviceName) -> list[str]:
     """Return what the user should know of a device when its tracking begins."""
-    folder = _folder(device.number)
-    notes = []
-    if (folder / "partition").exists():
-        notes.append(f"{device.path} is a partition: what is written through the whole disk is not seen.")
-    parts = _partitions(folder)
-    if parts:
-        notes.append(f"{device.path} has partitions ({', '.join(parts)}): what is written through them is not seen.")
-    return notes
+    if (_folder(device.number) / "partition").exists():
+        return [f"{device.path} is a partition: what is written through the whole disk is not seen."]
+    return []
 
 
 def require_apart(place: Number | None, devices: Iterable[DeviceName], word: str) -> None:
@@ -131,6 +130,23 @@ def _number_of(path: str) -> Number | None:
 def is_mounted(number: Number) -> bool:
     """Tell whether a file system of a device is mounted."""
     return any(one.number == number for one in list_mounts(blksnap.ROOT / "proc/self/mountinfo"))
+
+
+def _is_claimed(name: str, number: Number) -> bool:
+    """Tell whether a partition is somebody's: of btrfs, as swap space, mounted in another namespace.
+
+    Its node may be missing; then the mounts that tell its name are all that is known.
+    """
+    node = blksnap.ROOT / "dev" / name.replace("!", "/")
+    if any(one.source == f"/dev/{name}" for one in list_mounts(blksnap.ROOT / "proc/self/mountinfo")):
+        return True
+    if _number_of(str(node)) != number:
+        return False
+    try:
+        open_device(str(node), exclusive=True).close()
+    except DeviceError as error:
+        return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
+    return False
 
 
 def is_in_use(number: Number) -> bool:

@@ -39,6 +39,7 @@ class Base:
         boot: id of the boot that the snapshot was taken in.
         tracking: what the module said of the device, the snapshot's number included.
         time: when: UTC, ISO 8601.
+        sequence: the kernel's number of the disk being there; None: it told none.
     """
 
     target: str
@@ -47,6 +48,7 @@ class Base:
     boot: str
     tracking: Tracking
     time: str
+    sequence: str | None = None
 
 
 def blksnap_folder(state: Path) -> Path:
@@ -123,6 +125,8 @@ class Memory:
             return Choice(None, other)
         if base.boot != seen.boot:
             return Choice(None, f"{what}, and the machine was started anew since: the map began anew as well")
+        if base.sequence and seen.sequence and base.sequence != seen.sequence:
+            return Choice(None, f"{what}, and {seen.device.path} was away since, where writes are not seen")
         decision = decide(base.tracking, seen.tracking)
         if decision.since is None:
             return Choice(None, f"{what}: {decision.why}")
@@ -185,7 +189,7 @@ class Memory:
         if not seen.is_own:
             return  # between that data and the snapshot there may have been writes
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        self._next = Base(self._target, seen.device.path, seen.identity, seen.boot, seen.tracking, time)
+        self._next = Base(self._target, seen.device.path, seen.identity, seen.boot, seen.tracking, time, seen.sequence)
 
 
 def _words(identity: dict[str, str]) -> str:
@@ -201,7 +205,7 @@ def _read(path: Path) -> Base | None:
         numbers = [tracking.number, tracking.block_size, tracking.block_count, tracking.capacity]
         base = Base(tracking=tracking, **values)
         words = [base.target, base.device, base.boot, base.time, tracking.generation]
-        words += [*base.identity, *base.identity.values()]
+        words += [base.sequence or "", *base.identity, *base.identity.values()]
         if not all(type(one) is int and one >= 0 for one in numbers) or not all(isinstance(one, str) for one in words):
             raise ValueError("not what lvmsync writes")
     except FileNotFoundError:

@@ -7,7 +7,7 @@ compared. A target of which nothing is remembered gets everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from lvmsync.sources.blksnap import (
     boot_id,
     build_source,
     connect,
+    read_sequence,
 )
 from lvmsync.sources.source import Reading, Source
 from lvmsync.system.blksnap import Control, DeviceName, name_device
@@ -44,6 +45,8 @@ def sync(
     base: Path | None = None,
     compare: bool = False,
     force: bool = False,
+    dry_run: bool = False,
+    tell: Callable[[Receipt], None] = lambda _: None,
 ) -> list[Receipt]:
     """Take a snapshot of all devices, bring each copy up to it, remember that, and give the snapshot back.
 
@@ -56,6 +59,8 @@ def sync(
         base: file that remembers the snapshot of the one target; None: one in the state folder for each.
         compare: compare image and target, whatever is remembered.
         force: although writes to a device may not be seen.
+        dry_run: whether nothing is to be left behind: no tracking that was not there.
+        tell: called with each receipt at the end, also if another device failed.
 
     Raises:
         UsageError: a device or a target is named twice, or a target is a device.
@@ -77,6 +82,8 @@ def sync(
     receipts: list[Receipt] = []
     try:
         with connect() as control:
+            if dry_run:
+                _require_tracked(control, devices)
             notes = begin_tracking(control, devices, force=force)
 
             def choose() -> Storage:
@@ -94,9 +101,23 @@ def sync(
     except LvmsyncError as error:
         for receipt in receipts:
             error.add_note(f"{receipt.target} was brought up to date")
+            tell(receipt)
         raise
     notes += [*taken.notes, *taken.watcher.notes]
-    return [replace(receipt, notes=[*notes, *receipt.notes]) for receipt in receipts]
+    receipts = [replace(receipt, notes=[*notes, *receipt.notes]) for receipt in receipts]
+    for receipt in receipts:
+        tell(receipt)
+    return receipts
+
+
+def _require_tracked(control: Control, devices: Sequence[DeviceName]) -> None:
+    for device in devices:
+        if control.read_tracking(device) is None:
+            raise UsageError(
+                f"--dry-run: {device.path} is not tracked yet, and to see more its tracking would have to begin; the"
+                " first sync does that, and sends everything or compares",
+                device=device.path,
+            )
 
 
 def _raise_first(errors: list[LvmsyncError]) -> None:
@@ -146,7 +167,14 @@ class _Job:
             tracking = self._taken.trackings[self._device]
             watch = Watch(self._control, self._device, tracking, Held(self._taken.id, self._image), image)
             with open_device(self._device.path) as opened:
-                seen = Seen(self._device, identify(opened.fd), boot_id(), tracking, is_own=True)
+                seen = Seen(
+                    self._device,
+                    identify(opened.fd),
+                    boot_id(),
+                    tracking,
+                    is_own=True,
+                    sequence=read_sequence(self._device),
+                )
             is_anew = self._compare or self._outlet.is_new
             choice = self._memory.start_anew(seen) if is_anew else self._memory.choose(seen)
             source, lost = self._build(watch, choice)

@@ -48,6 +48,7 @@ class Seen:
         boot: id of the boot that the machine runs since.
         tracking: what the module says of it; its number is that of the snapshot that is read.
         is_own: whether the data is that snapshot's image.
+        sequence: the kernel's number of this disk being there, as of `read_sequence`.
     """
 
     device: DeviceName
@@ -55,6 +56,7 @@ class Seen:
     boot: str
     tracking: Tracking
     is_own: bool
+    sequence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,17 @@ def boot_id() -> str:
         return path.read_text().strip()
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+
+
+def read_sequence(device: DeviceName) -> str | None:
+    """Return the number that the kernel gave a disk when it came, the next one each time; None: it tells none."""
+    folder = ROOT / "sys/dev/block" / device.word
+    for place in (folder / "diskseq", folder.resolve().parent / "diskseq"):  # the parent: a partition's disk
+        try:
+            return place.read_text().strip()
+        except OSError:
+            continue
+    return None
 
 
 def is_device(name: BlockMap) -> bool:
@@ -198,7 +211,7 @@ def open_live(name: BlockMap, reading: Reading, choose: Callable[[Seen], Choice]
         if reading.data_source:
             elsewhere = stack.enter_context(open_device(parse_volume(reading.data_source).path))
         is_own = image is not None and (elsewhere is None or _is_same(elsewhere, image))
-        seen = Seen(device, _identity(device), boot_id(), tracking, is_own)
+        seen = Seen(device, _identity(device), boot_id(), tracking, is_own, read_sequence(device))
         choice = choose(seen)
         if choice.lost:
             raise ChangesLost(

@@ -182,6 +182,30 @@ def test_a_first_ordinary_sync_sends_everything_and_remembers(shell: Shell) -> N
     assert here.is_equal()
 
 
+def test_receipts_are_printed_although_another_device_failed(shell: Shell) -> None:
+    here = shell.machine
+    words = [here.disks[0].node, str(here.target()), here.disks[1].node, str(here.folder / "none" / "x")]
+    status, out, _ = shell.call(
+        "blksnap", "sync", *words, "--storage", here.room.word, "--limit", "8M", "--json", "--progress", "none"
+    )
+    assert status == 3
+    assert json.loads(out)["confirmed"]
+    assert here.is_equal()
+
+
+def test_a_spare_device_is_overwritten_on_that_word_only(shell: Shell) -> None:
+    here = shell.machine
+    spare = here.spare("used.img", 16 << 20)
+    with (here.folder / "used.img").open("r+b") as file:
+        file.write(b"something")
+    words = ["blksnap", "sync", here.disk.node, str(here.target()), "--storage", spare]
+    status, line = shell.error(*words, "--force")
+    assert status == 3
+    assert "--overwrite-storage" in line
+    shell.do(*words, "--overwrite-storage")
+    assert here.is_equal()
+
+
 def test_a_dry_run_changes_nothing_but_the_count(shell: Shell) -> None:
     here = shell.machine
     shell.sync(str(here.target()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, UsageError
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, FormatError, LvmsyncError, UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs import blksnap, blksnap_notes, blksnap_storage, blksnap_sync
 from lvmsync.jobs.blksnap_storage import Room
 from lvmsync.jobs.outlet import Outlet
+from lvmsync.jobs.progress import Receipt
 from lvmsync.system.blksnap import DeviceName
 from lvmsync.system.ledger import replace_file
 from tests.blksnap_kernel import Crash
@@ -245,6 +247,107 @@ def test_a_base_file_is_of_one_target_even_if_it_is_not_used(here: Machine) -> N
     with pytest.raises(ConflictError, match="is of the target"):
         blksnap_sync.sync(here.state, to(here, str(here.folder / "other")), here.room, base=base, compare=True)
     assert base.read_text() == before
+
+
+# ---- partitions that somebody uses
+
+
+def add_part(here: Machine, node: str) -> str:
+    """Make a loop device a partition of the first disk, and return its name."""
+    part = Path(node).stat().st_rdev
+    folder = here.kernel.root / f"sys/dev/block/{here.disk.number[0]}:{here.disk.number[1]}" / Path(node).name
+    folder.mkdir()
+    (folder / "partition").write_text("1\n")
+    (folder / "dev").write_text(f"{os.major(part)}:{os.minor(part)}\n")
+    link = here.kernel.root / f"sys/dev/block/{os.major(part)}:{os.minor(part)}"
+    link.symlink_to(folder.resolve())
+    (here.kernel.root / "dev" / Path(node).name).symlink_to(node)
+    return Path(node).name
+
+
+def test_a_partition_that_is_claimed_is_in_use_whatever_the_mounts_say(here: Machine) -> None:
+    node = here.spare("part.img", 1 << 20)
+    name = add_part(here, node)
+    claim = os.open(node, os.O_RDONLY | os.O_EXCL)  # as swap space, btrfs, and mounts of other namespaces
+    try:
+        with pytest.raises(DeviceError, match=f"its partition {name} is in use"):
+            here.sync()
+    finally:
+        os.close(claim)
+    for _ in range(2):
+        (receipt,) = here.sync()
+        assert any(f"has partitions ({name})" in note for note in receipt.notes)
+
+
+def test_a_partition_that_a_mount_tells_by_its_name_is_in_use(here: Machine) -> None:
+    name = add_part(here, here.spare("part.img", 1 << 20))
+    mounts = here.kernel.root / "proc/self/mountinfo"
+    mounts.write_text(f"36 35 0:45 / /mnt rw - btrfs /dev/{name} rw\n")
+    with pytest.raises(DeviceError, match=f"its partition {name} is in use"):
+        here.sync()
+
+
+# ---- a disk that was away
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_disk_that_was_away_is_compared(here: Machine, *, is_part: bool) -> None:
+    folder = (here.kernel.root / f"sys/dev/block/{here.disk.number[0]}:{here.disk.number[1]}").resolve()
+    file = (folder.parent if is_part else folder) / "diskseq"
+    file.write_text("7\n")
+    here.sync()
+    here.kernel.write_unseen(here.disk, 1 << 20, b"written elsewhere")
+    file.write_text("9\n")
+    (receipt,) = here.sync()
+    assert any("was away since" in note for note in receipt.notes)
+    assert here.is_equal()
+    here.sync()
+    assert here.sent[-1].base
+
+
+# ---- records and dry runs
+
+
+@pytest.mark.parametrize("identity", [None, ["x"], {"wwid": 1}, "x"])
+def test_a_base_with_a_wrong_identity_cannot_be_read(here: Machine, identity: object) -> None:
+    here.sync()
+    here.rewrite_base(identity=identity)
+    with pytest.raises(FormatError, match="cannot be read"):
+        here.sync()
+
+
+def test_a_note_that_cannot_be_read_hides_nothing_and_bars_no_release_by_force(here: Machine) -> None:
+    taken = blksnap.take(here.state, [here.disk.node], here.room, force=False)
+    (path,) = (here.state / "blksnap/snapshots").glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    status = blksnap.show(here.state)
+    assert [one.id for one in status.snapshots] == [taken.id]
+    assert any(f"{path} cannot be read" in note for note in status.notes)
+    for ids, force in ([], False), ([], True), ([taken.id], False):
+        with pytest.raises(FormatError, match="cannot be read"):
+            blksnap.release(here.state, ids, force=force)
+    said = blksnap.release(here.state, [taken.id], force=True)
+    assert any(f"{path} cannot be read" in one for one in said)
+    assert here.kernel.held() == []
+
+
+def test_a_dry_run_begins_no_tracking(here: Machine) -> None:
+    with pytest.raises(UsageError, match=r"--dry-run: .* is not tracked yet"):
+        here.sync(dry_run=True)
+    assert here.disk.tracker is None
+    assert here.kernel.held() == []
+    assert here.noted() == []
+
+
+def test_a_receipt_is_told_although_another_device_failed(here: Machine) -> None:
+    one, two = here.disks
+    here.target(two).unlink()
+    (here.folder / f"copy-of-{two.file.name}").mkdir()
+    told: list[Receipt] = []
+    with pytest.raises(DeviceError, match="is a directory"):
+        here.sync(one, two, tell=told.append)
+    assert [receipt.target for receipt in told] == [str(here.target(one))]
+    assert here.is_equal(one)
 
 
 # ---- a spare device is used again
