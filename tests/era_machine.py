@@ -18,6 +18,7 @@ import pytest
 
 from lvmsync.system import dm
 from tests.fixture_files import Case, find_case
+from tests.losetup import attach
 
 G4K = find_case("era", "g4k")
 UUID = "LVMSYNC-ERA-0123456789abcdef0123456789abcdef"
@@ -66,8 +67,7 @@ class EraMachine:
         self.set_up()
 
     def add_loop(self, image: Path) -> Path:
-        argv = ["losetup", "-f", "--show", str(image)]
-        loop = Path(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip())
+        loop = attach(image)
         self.loops.append(loop)
         return loop
 

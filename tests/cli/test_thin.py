@@ -63,7 +63,7 @@ def wrong_images() -> list[tuple[str, bytes, int, str]]:
     store = make()
     node = len(store.blocks) - 3  # a node of the mappings; the two last blocks are the top tree and the details
     return [
-        ("empty", b"", 4, "0 bytes, not even one block: this is no thin metadata"),
+        ("empty", b"", 4, "0 bytes, not even one block: this is no thin-pool metadata"),
         ("short", IMAGE[: BLOCK - 1], 4, "0 bytes, not even one block"),
         ("zeros", bytes(16 * BLOCK), 4, "magic 0, not 27022010: this is no thin-pool metadata"),
         ("text", b"no metadata at all " * 1000, 4, "this is no thin-pool metadata"),

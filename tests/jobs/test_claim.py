@@ -20,6 +20,7 @@ from lvmsync.stream.frames import Frame, Header
 from lvmsync.targets.block import open_target
 from tests import fakes
 from tests.fakes import change, data, hole, reader, zero
+from tests.losetup import attach
 
 SIZE = 1 << 20
 OLD = random.Random(3).randbytes(SIZE)
@@ -43,12 +44,11 @@ def image(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def attached(image: Path, *words: str) -> Iterator[Path]:
     """Attach an image to a loop device."""
-    argv = ["losetup", "-f", "--show", *words, str(image)]
-    loop = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    loop = attach(image, *words)
     try:
-        yield Path(loop)
+        yield loop
     finally:
-        subprocess.run(["losetup", "-d", loop], check=True)
+        subprocess.run(["losetup", "-d", str(loop)], check=True)
 
 
 def receive_into(target: Path, folder: Path, **options: bool) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from lvmsync.system import dm
 from tests.fixture_files import Case
-from tests.sources.machine import Machine, attach
+from tests.losetup import attach
+from tests.sources.machine import Machine
 
 
 def _has_loops(folder: Path) -> bool:

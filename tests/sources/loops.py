@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources.machine import attach
+from tests.losetup import attach
 
 
 @contextmanager

@@ -14,15 +14,10 @@ from pathlib import Path
 from lvmsync.system import dm
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case
+from tests.losetup import attach
 from tests.system.test_dm import columns_to_fields, one_status
 
 GROUP_TIME = "1795254316"
-
-
-def attach(path: Path) -> Path:
-    """Make a loop device of a file."""
-    argv = ["losetup", "-f", "--show", str(path)]
-    return Path(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip())
 
 
 def number_of(device: Path) -> str:
