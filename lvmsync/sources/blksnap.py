@@ -206,6 +206,12 @@ def open_live(name: BlockMap, reading: Reading, choose: Callable[[Seen], Choice]
                 f" blksnap take {device.path}', or let 'lvmsync blksnap sync' do all of it",
                 device=device.path,
             )
+        if held and not tracking.number:
+            raise ChangesLost(
+                f"{device.path} was attached anew since the snapshot that holds it was taken, whose image changes with"
+                " it now; release that ('lvmsync blksnap release') and take another",
+                device=device.path,
+            )
         image = stack.enter_context(open_device(held.image)) if held else None
         elsewhere = None
         if reading.data_source:

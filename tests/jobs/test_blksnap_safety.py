@@ -175,6 +175,15 @@ def test_a_second_device_that_is_renewed_while_the_first_is_sent_is_no_copy(here
     assert here.target(two).read_bytes() == before
 
 
+@all_but_v1
+def test_a_snapshot_that_is_older_than_the_tracking_is_no_source(here: Machine) -> None:
+    here.kernel_take(keep=True)
+    here.kernel._detach(here.disk, memoryview(b""))
+    here.kernel._attach(here.disk, memoryview(b""))
+    with pytest.raises(ChangesLost, match="was attached anew since the snapshot"), here.open_everything():
+        pass
+
+
 # ---- places that are one
 
 
