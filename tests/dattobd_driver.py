@@ -24,7 +24,7 @@ import pytest
 
 from lvmsync.system import dattobd
 from tests.dattobd_store import BLOCK, build_cow, first_position, sections_of
-from tests.sources.machine import attach
+from tests.losetup import attach
 
 SIZE = 16 << 20
 SNAPSHOT, ACTIVE, UNVERIFIED = 1, 2, 4

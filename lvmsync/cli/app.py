@@ -46,7 +46,7 @@ from lvmsync.cli.options import (
     Verbose,
 )
 from lvmsync.errors import LvmsyncError, UsageError
-from lvmsync.names import BlockMap, Comparison, parse_source
+from lvmsync.names import BlockMap, Comparison, CowFile, parse_source
 
 app = typer.Typer(
     name="lvmsync",
@@ -103,7 +103,14 @@ def send(
         refinement = Refinement(minimal, audit, base_data)
         name = parse_source(source)
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
-        found = refinement.apply(stack.enter_context(open_source(name, reading)), report)
+        if isinstance(name, CowFile):
+            from lvmsync.jobs.dattobd_points import open_recorded
+            from lvmsync.system.ledger import state_folder
+
+            opened = stack.enter_context(open_recorded(state_folder(None), name, reading))
+        else:
+            opened = stack.enter_context(open_source(name, reading))
+        found = refinement.apply(opened, report)
         if dry_run:
             if output:
                 require_new(output)
@@ -263,6 +270,10 @@ def sync(
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         if isinstance(name, Comparison) and name.old is None:
             opened = delivery.open_compared(name, reading)
+        elif isinstance(name, CowFile):
+            from lvmsync.jobs.dattobd_points import open_recorded
+
+            opened = open_recorded(state_folder(state), name, reading, str(delivery.place))
         else:
             opened = memory.open(name, reading)
         found = refinement.apply(stack.enter_context(opened), report)

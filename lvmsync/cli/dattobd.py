@@ -64,6 +64,9 @@ DriverName = Annotated[
 ]
 UnitDir = Annotated[Path | None, typer.Option("--unit-dir", metavar="DIR", help="where the unit file goes")]
 NoUnit = Annotated[bool, typer.Option("--no-unit", help="write no unit file for systemd")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="although another program tracks the device, or took its snapshot")
+]
 Force = Annotated[bool, typer.Option("--force", help="although changes that were not taken over are lost by it")]
 
 
@@ -123,6 +126,7 @@ def status(state: State = None, as_json: Json = False, quiet: Quiet = False, deb
 def to_incremental(
     device: Named,
     force: Force = False,
+    take_over: TakeOver = False,
     dry_run: DryRun = False,
     state: State = None,
     as_json: Json = False,
@@ -133,7 +137,7 @@ def to_incremental(
     from lvmsync.jobs import dattobd
     from lvmsync.system.ledger import state_folder
 
-    done = dattobd.to_incremental(state_folder(state), device, force=force, dry_run=dry_run)
+    done = dattobd.to_incremental(state_folder(state), device, force=force, take_over=take_over, dry_run=dry_run)
     _print_series(done, as_json=as_json, quiet=quiet)
 
 
@@ -146,6 +150,7 @@ def to_snapshot(
     ] = None,
     space: Space = None,
     force: Force = False,
+    take_over: TakeOver = False,
     dry_run: DryRun = False,
     state: State = None,
     as_json: Json = False,
@@ -157,8 +162,9 @@ def to_snapshot(
     from lvmsync.system.ledger import state_folder
 
     done = dattobd.to_snapshot(
-        state_folder(state), device, cow, space_mib=_mebibytes(space), force=force, dry_run=dry_run
-    )
+        state_folder(state), device, cow, space_mib=_mebibytes(space), force=force, take_over=take_over,
+        dry_run=dry_run,
+    )  # fmt: skip
     _print_series(done, as_json=as_json, quiet=quiet)
 
 
@@ -199,7 +205,9 @@ def update(
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
         delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
-        receipt = dattobd_cycle.update(state_folder(state), snapshot, cow, delivery.outlet(snapshot), force=force)
+        receipt = dattobd_cycle.update(
+            state_folder(state), snapshot, cow, delivery.outlet(snapshot), force=force, dry_run=dry_run
+        )
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
 
@@ -218,6 +226,7 @@ def cycle(
     compare: Annotated[
         bool, typer.Option("--compare", help="compare all of it with the target, whatever is recorded")
     ] = False,
+    take_over: TakeOver = False,
     snapback: SnapbackName = None,
     rsh: Rsh = None,
     port: Port = None,
@@ -247,7 +256,9 @@ def cycle(
         raise UsageError("--create makes the target, so there is nothing to compare with; leave --compare away")
     way = Way(rsh, port, identity, sudo, remote_command)
     orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
-    beginning = dattobd_cycle.Beginning(cow, _mebibytes(space), _size(cache), driver, _units(unit_dir, no_unit=no_unit))
+    beginning = dattobd_cycle.Beginning(
+        cow, _mebibytes(space), _size(cache), driver, _units(unit_dir, no_unit=no_unit), take_over
+    )
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
         delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))

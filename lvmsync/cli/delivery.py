@@ -12,7 +12,7 @@ from lvmsync.cli import render
 from lvmsync.cli.files import stream_options
 from lvmsync.errors import UsageError
 from lvmsync.jobs.outlet import Outlet
-from lvmsync.jobs.progress import Progress, Receipt, Report
+from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
 from lvmsync.jobs.sync import Peer, far_words, leaves_words, sync
 from lvmsync.names import Comparison, Volume, parse_target
 from lvmsync.sources import Reading, Source, open_source
@@ -141,7 +141,25 @@ class Delivery:
         Raises:
             UsageError: the target is where the data is read.
         """
-        orders = self._orders
+        return self._send(source, self._orders, require_base=require_base, dry_run=self._orders.dry_run)
+
+    def check(self, source: Source, *, require_base: bool = False) -> None:
+        """Refuse a target that `send` would be refused by, without a change: its receiver is asked, and let go.
+
+        Args:
+            source: what would be sent; its changes are, so it should have none.
+            require_base: as of `send`.
+        """
+        around = self._stack
+        try:
+            with ExitStack() as self._stack:
+                self._send(source, replace(self._orders, dry_run=True), require_base=require_base, report=ignore)
+        finally:
+            self._stack = around
+
+    def _send(
+        self, source: Source, orders: Orders, *, require_base: bool, dry_run: bool = False, report: Report | None = None
+    ) -> Receipt:
         if self.place.host is None:
             path = Volume(self.place.name).path
             for name in (source.data.name if isinstance(source.data, Device) else None, source.origin):
@@ -153,7 +171,7 @@ class Delivery:
         arguments = [*orders.arguments(), *(["--require-base"] if require_base else [])]
         sudo = self._way.sudo and self.place.host is not None
         peer = self._connect(far_words(self._command, arguments, self.place.name, sudo=sudo))
-        return sync(source, peer, self._options, self._report, dry_run=orders.dry_run)
+        return sync(source, peer, self._options, report or self._report, dry_run=dry_run)
 
     def outlet(self, word: str) -> Outlet:
         """Return this as the way to the copy of a device, for a job that chooses by itself what is sent.
@@ -166,6 +184,7 @@ class Delivery:
             str(self.place),
             lambda source, require_base: self.send(source, require_base=require_base),
             self.open_compared,
+            lambda source, require_base: self.check(source, require_base=require_base),
             is_new=self._orders.create,
         )
 

@@ -20,7 +20,9 @@ from lvmsync.jobs.dattobd_place import (
     find_again,
     find_tracking,
     is_device,
+    look_up,
     new_cow,
+    recorded_under,
     require_active,
     require_mount,
     series_of,
@@ -31,13 +33,16 @@ from lvmsync.jobs.dattobd_record import (
     find_mount,
     find_recorded,
     hold_records,
-    list_series,
+    note_beginning,
     note_blocks,
     now,
+    read_series,
     reconcile,
+    require_identity,
     write_series,
 )
 from lvmsync.names import parse_volume
+from lvmsync.sources.dattobd_blocks import warn_of_zeroes
 from lvmsync.sources.dattobd_map import read_header
 from lvmsync.system.dattobd import Control, Driver, Tracking, list_tracked
 from lvmsync.system.device import open_device
@@ -73,10 +78,11 @@ def setup(
     Returns:
         The new series (None in a dry run), and what is left to do, a sentence each.
     """
-    with hold_records(state):
+    with hold_records(state, dry_run=dry_run):
         if dry_run:
             device, chosen, path = require_fit(word, cow, driver)
-            return None, [f"{device} would be tracked by {chosen.name}, with {path}"]
+            series_of(state, device)
+            return None, [f"{device} would be tracked by {chosen.name}, with {path}", *warn_of_zeroes(chosen, device)]
         return begin(
             state, word, cow, space_mib=space_mib, cache_size=cache_size, minor=minor, driver=driver, units=units
         )
@@ -116,17 +122,17 @@ def begin(
 ) -> tuple[Series, list[str]]:
     """Do what `setup` says, with the records held."""
     device, chosen, path = require_fit(word, cow, driver)
-    for old in series_of(state, device):
-        if not old.ended:  # the module was unloaded, or not reloaded in time: nothing leads on from there
-            write_series(state, replace(old, ended=now()))
+    series_of(state, device)  # refuses another device under its path; older records are ended with the new one
+    note_beginning(state, path)
     with Control(chosen) as control:
         number = control.find_free_minor() if minor is None else minor
         control.setup(device, path, number, space_mib=space_mib, cache_size=cache_size)
         found = control.read_info(number)
     series = _fresh(state, chosen, number, found.uuid)
-    steps: list[str] = []
+    steps = warn_of_zeroes(chosen, device)
     if units:
-        unit, steps = dattobd_unit.install_unit(state, series, units)
+        unit, more = dattobd_unit.install_unit(state, series, units)
+        steps += more
         series = replace(series, unit=unit)
         write_series(state, series)
     return series, steps
@@ -140,27 +146,31 @@ def _fresh(state: Path, driver: Driver, minor: int, uuid: str) -> Series:
     series = reconcile(state, tracking)
     series = series.with_period(replace(series.current, gaps=[]))  # nothing was missed: it began just now
     write_series(state, series)
+    note_beginning(state, None)
     return series
 
 
-def to_incremental(state: Path, word: str, *, force: bool = False, dry_run: bool = False) -> Series:
+def to_incremental(
+    state: Path, word: str, *, force: bool = False, take_over: bool = False, dry_run: bool = False
+) -> Series:
     """Give the snapshot up, and go on recording what changes.
 
     Args:
         state: the state folder.
         word: device or minor.
         force: although the changes that lead to the snapshot were not taken over.
+        take_over: although another program took it.
         dry_run: check only.
 
     Raises:
         ConflictError: they were not.
     """
-    with hold_records(state):
+    with hold_records(state, dry_run=dry_run):
         tracking = find_tracking(word)
         require_active(tracking)
         if not tracking.device.is_snapshot:
             raise DeviceError(f"{word} is in incremental mode already ({tracking.device.words})", device=word)
-        series = reconcile(state, tracking)
+        series = reconcile(state, tracking, take_over=take_over, dry_run=dry_run)
         _require_taken(series, series.current.seqid - 1, force=force)
         return series if dry_run else give_up_snapshot(state, tracking, series)
 
@@ -172,11 +182,18 @@ def give_up_snapshot(state: Path, tracking: Tracking, series: Series) -> Series:
     write_series(state, series)
     with Control(tracking.driver) as control:
         control.to_incremental(tracking.device.minor)
-    return reconcile(state, find_again(tracking))
+    return reconcile(state, find_again(tracking), take_over=True)
 
 
 def to_snapshot(
-    state: Path, word: str, cow: str | None = None, *, space_mib: int = 0, force: bool = False, dry_run: bool = False
+    state: Path,
+    word: str,
+    cow: str | None = None,
+    *,
+    space_mib: int = 0,
+    force: bool = False,
+    take_over: bool = False,
+    dry_run: bool = False,
 ) -> Series:
     """Take the next snapshot, with a new COW file; the old one is whole then.
 
@@ -186,9 +203,10 @@ def to_snapshot(
         cow: path of the new COW file; None: the next name in the folder of the old one.
         space_mib: MiB for it; 0: as before.
         force: although the COW file before this one was not taken over.
+        take_over: although another program tracks the device.
         dry_run: check only.
     """
-    with hold_records(state):
+    with hold_records(state, dry_run=dry_run):
         tracking = find_tracking(word)
         require_active(tracking)
         if tracking.device.is_snapshot:
@@ -197,7 +215,7 @@ def to_snapshot(
                 " to-incremental'",
                 device=word,
             )
-        series = reconcile(state, tracking)
+        series = reconcile(state, tracking, take_over=take_over, dry_run=dry_run)
         _require_taken(series, series.current.seqid - 1, force=force)
         if dry_run:
             new_cow(require_mount(series.block_device), cow, series.current.seqid + 1)
@@ -209,7 +227,7 @@ def take_snapshot(
     state: Path, tracking: Tracking, series: Series, cow: str | None = None, *, space_mib: int = 0
 ) -> Series:
     """Go on to snapshot mode; the record is up to date before."""
-    folder = str(Path(series.current.path).parent)
+    folder = None if series.current.foreign else str(Path(series.current.path).parent)
     path = new_cow(require_mount(series.block_device), cow, series.current.seqid + 1, folder)
     series = replace(series.with_period(note_blocks(series.current)), pending=path)
     write_series(state, series)
@@ -237,14 +255,14 @@ def reload(state: Path, word: str | None = None, *, dry_run: bool = False) -> li
     Returns:
         What was done, a sentence for each device.
     """
-    with hold_records(state, wait=True):  # the units of several devices run at a time
+    with hold_records(state, wait=True, dry_run=dry_run):  # the units of several devices run at a time
         path = parse_volume(word).path if word else None
-        wanted = [
-            one for one in list_series(state) if not one.ended and (path is None or is_device(path, one.block_device))
-        ]
-        if not wanted and word:
+        recorded, unread = read_series(state)
+        wanted = [one for one in recorded if not one.ended and (path is None or is_device(path, one.block_device))]
+        if not wanted and word and not unread:
             raise DeviceError(f"nothing is recorded of {word}; see 'lvmsync dattobd status'", device=word)
-        said, errors = [], []
+        said: list[str] = []
+        errors: list[LvmsyncError] = [*unread]  # the other devices are to be reloaded all the same
         for series in wanted:
             try:
                 said.append(_reload_one(state, series, dry_run=dry_run))
@@ -277,12 +295,7 @@ def _reload_one(state: Path, series: Series, *, dry_run: bool) -> str:
         )
     with open_device(device) as opened:
         identity = identify(opened.fd)
-    if identity != series.identity and "device number" not in series.identity:
-        raise ConflictError(
-            f"{device} is not the device that was tracked: it is {identity}, not {series.identity}; bring that one back"
-            " under this path",
-            device=device,
-        )
+    require_identity(series, identity)
     chosen = choose_driver(series.driver)
     if dry_run:
         return f"{device} would be reloaded with {series.cow_path}"
@@ -303,18 +316,15 @@ def destroy(state: Path, word: str, *, dry_run: bool = False) -> list[str]:
     Returns:
         What was done, and what stays, a sentence each.
     """
-    with hold_records(state):
+    with hold_records(state, dry_run=dry_run):
         notes: list[str] = []
-        try:
-            tracking: Tracking | None = find_tracking(word)
-        except DeviceError:
-            series = next((one for one in series_of(state, parse_volume(word).path) if not one.ended), None)
+        tracking = look_up(word)
+        if tracking is None:
+            series = next((one for one in recorded_under(state, parse_volume(word).path) if not one.ended), None)
             if series is None:
-                raise
-            tracking = None
+                find_tracking(word)  # says what is tracked
             notes.append(f"{word} is not tracked; its record is closed")
         else:
-            assert tracking
             series = find_recorded(state, tracking)
             if series is None:
                 notes.append("COW files of earlier periods, if there are any, are not known: they stay")
@@ -336,9 +346,16 @@ def destroy(state: Path, word: str, *, dry_run: bool = False) -> list[str]:
 def remove_cow(series: Series, period: Period) -> str | None:
     """Remove a COW file of a series; return a sentence if it stays."""
     path = Path(period.path)
-    if not path.exists():
-        return None
     try:
+        if find_mount(series.block_device) is None:
+            return f"{path} stays, if it is there: {series.block_device} is not mounted"
+        with open_device(series.block_device) as device:
+            if not series.is_of(identify(device.fd)):
+                return f"{path} stays, if it is there: another device is {series.block_device} now"
+        if not path.exists():
+            return None
+        if period.foreign:
+            return f"{path} stays: another program made it"
         with open_device(period.path) as file:
             header = read_header(file)
         if (header.uuid, header.seqid) != (series.uuid, period.seqid):

@@ -9,12 +9,13 @@ period, snapshot and target are compared instead.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, VerifyError
+from lvmsync.extents import ChangeMap
 from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, require_fit, take_snapshot
 from lvmsync.jobs.dattobd_place import (
     find_again,
@@ -22,13 +23,14 @@ from lvmsync.jobs.dattobd_place import (
     require_active,
     series_of,
 )
-from lvmsync.jobs.dattobd_record import Series, hold_records, list_series, reconcile, write_series
+from lvmsync.jobs.dattobd_points import find_gaps, label, look_at, lost
+from lvmsync.jobs.dattobd_record import Series, hold_records, others_of, reconcile, write_series
 from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import Comparison, CowFile, Volume, WholeDevice, parse_volume
 from lvmsync.sources import Reading, Source, open_source
-from lvmsync.sources.dattobd import confirm_snapshot, make_point, open_incremental
-from lvmsync.sources.dattobd_map import read_header
+from lvmsync.sources.dattobd import confirm_snapshot, open_incremental, require_size
+from lvmsync.sources.source import Unread
 from lvmsync.system.dattobd import Tracking, list_tracked
 from lvmsync.system.device import open_device
 
@@ -71,6 +73,8 @@ class Beginning:
     cache_size: int = 0
     driver: str | None = None
     units: Path | None = None
+    take_over: bool = False
+    """Although another program tracks the device, or took its snapshot."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class _Way:
     why: str | None = None
 
 
-def update(state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool = False) -> Receipt:
+def update(
+    state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool = False, dry_run: bool = False
+) -> Receipt:
     """Send what a complete incremental COW file tells, with data from the snapshot that follows it.
 
     Args:
@@ -89,45 +95,35 @@ def update(state: Path, snapshot: str, cow: str, outlet: Outlet, *, force: bool 
         snapshot: path of the snapshot device, or of a file that holds what that held.
         cow: path of the COW file.
         outlet: the way to the target, which holds the snapshot that the COW file begins with.
-        force: although the record knows of changes that are not in it.
+        force: although the record knows of changes that are not in it: the next cycle compares then.
+        dry_run: note nothing.
 
     Raises:
         ChangesLost: it does; or the file was not closed in order.
         FormatError: it is damaged, or of snapshot mode.
         ConflictError: it does not belong to that snapshot.
     """
-    with hold_records(state):
-        volume = parse_volume(cow)
-        path = volume.path
-        with open_device(path) as file:
-            header = read_header(file)
-        series = next((one for one in list_series(state) if one.uuid == header.uuid), None)
-        for tracking in list_tracked() if series else []:
-            if tracking.device.uuid == header.uuid and tracking.device.is_active and not tracking.device.has_failed:
-                series = reconcile(state, tracking)
-        if series and not force:
-            _require_no_gaps(series, header.seqid, path, snapshot, outlet.target)
-        own = series.own_blocks(header.seqid) if series else None
-        with open_incremental(CowFile(volume), Reading(data_source=snapshot), own) as source:
+    with hold_records(state, dry_run=dry_run):
+        name = CowFile(parse_volume(cow))
+        path = name.file.path
+        series, seqid = look_at(state, name, dry_run=dry_run)
+        gaps = find_gaps(series, seqid, outlet.target) if series else []
+        if gaps and not force:
+            raise lost(path, snapshot, gaps)
+        own = series.own_blocks(seqid) if series else None
+        with open_incremental(name, Reading(data_source=snapshot), own) as source:
+            if series:
+                source = label(source, series, seqid)
+            if gaps:  # whatever the target holds then, it is no snapshot
+                note = f"Forced, though changes are missing: {' '.join(gaps)} The next cycle compares."
+                source = replace(source, head=None, notes=(*source.notes, note))
             receipt = outlet.send(source, False)
-        period = series.find_period(header.seqid) if series else None
+        period = series.find_period(seqid) if series else None
         if series and period and _is_done(receipt):
             series = series.with_period(replace(period, taken=True))
-            write_series(state, series.with_copy(outlet.target, header.seqid + 1, 0))
+            doubt = f"it was brought up to it by force. {' '.join(gaps)}" if gaps else None
+            write_series(state, series.with_copy(outlet.target, seqid + 1, 0, doubt))
         return receipt
-
-
-def _require_no_gaps(series: Series, seqid: int, path: str, snapshot: str, target: str) -> None:
-    """Refuse a COW file that lacks changes which the target does not have, or a snapshot that is no one state."""
-    period, then, copy = series.find_period(seqid), series.find_period(seqid + 1), series.find_copy(target)
-    known = copy.gaps if copy and copy.seqid == seqid else 0
-    gaps = [*(period.gaps[known:] if period else []), *(then.gaps if then else [])]
-    if gaps:
-        raise ChangesLost(
-            f"{path} does not lead to {snapshot}: {' '.join(gaps)} Take a new snapshot, and run 'lvmsync sync"
-            " compare:' with it and the target; or give --force, if you know better",
-            device=path,
-        )
 
 
 def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = False, dry_run: bool = False) -> Done:
@@ -145,7 +141,7 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         DeviceError: the device is not mounted, or a snapshot cannot be taken.
         ConflictError: the target was changed by someone else meanwhile.
     """
-    with hold_records(state):
+    with hold_records(state, dry_run=dry_run):
         tracking = look_up(outlet.word)
         if tracking is None and outlet.word.isdecimal():
             raise DeviceError(f"minor {outlet.word} is not tracked; name the device, and tracking begins")
@@ -154,9 +150,11 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         if tracking is None:
             device = str(Path(parse_volume(outlet.word).path).absolute())
             steps.append(f"{device} is not tracked: tracking begins, with snapshot 1")
+            require_fit(device, beginning.cow, beginning.driver)
+            way = _choose_first(series_of(state, device), outlet, compare=compare)
+            _check_target(outlet, device, way)  # before anything is begun that would be left behind
             if dry_run:
-                require_fit(device, beginning.cow, beginning.driver)
-                return _dry(device, None, _choose_first(series_of(state, device), outlet, compare=compare), steps)
+                return _dry(device, None, way, steps)
             series, notes = begin(
                 state, device, beginning.cow, space_mib=beginning.space_mib, cache_size=beginning.cache_size,
                 minor=None, driver=beginning.driver, units=beginning.units,
@@ -165,14 +163,18 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         else:
             require_active(tracking)
             device = tracking.device.block_device
-            series = reconcile(state, tracking)
-            is_new_snapshot = not tracking.device.is_snapshot or bool(series.current.gaps)
+            series = reconcile(state, tracking, take_over=beginning.take_over, dry_run=dry_run)
+            foreign = ["another program took it."] if series.current.foreign else []
+            is_new_snapshot = not tracking.device.is_snapshot or bool(series.current.gaps or foreign)
+            seqid, older = series.current.seqid + is_new_snapshot, others_of(state, series)
+            way = _choose(series, seqid, older, outlet, compare=compare)
+            _check_target(outlet, device, way, series, seqid)
             if not is_new_snapshot:
                 steps.append(f"snapshot {series.current.seqid} is there already: an earlier run did not end")
             elif tracking.device.is_snapshot:
                 steps.append(
                     f"snapshot {series.current.seqid} is given up, for it is no one state of the device any more:"
-                    f" {' '.join(series.current.gaps)}"
+                    f" {' '.join([*series.current.gaps, *foreign])}"
                 )
                 if not dry_run:
                     series = give_up_snapshot(state, tracking, series)
@@ -183,10 +185,9 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
                     series = take_snapshot(state, tracking, series, beginning.cow, space_mib=beginning.space_mib)
                     tracking = find_again(tracking)
             if dry_run:
-                seqid = series.current.seqid + is_new_snapshot
-                older = _others(state, series)
-                return _dry(device, series, _choose(series, seqid, older, outlet, compare=compare), steps)
-        seqid, older = series.current.seqid, _others(state, series)
+                return _dry(device, series, way, steps)
+        require_size(tracking)
+        seqid, older = series.current.seqid, others_of(state, series)
         way = _choose(series, seqid, older, outlet, compare=compare)
         # A copy of all of it holds what the period has missed before it was made; a delta does not.
         gaps = 0 if way.how == "delta" else len(series.current.gaps)
@@ -205,9 +206,35 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         return Done(device, series.uuid, seqid, way.how, way.why, receipt, steps, notes)
 
 
-def _others(state: Path, series: Series) -> list[Series]:
-    """Return the records of earlier series of the same device."""
-    return [one for one in series_of(state, series.block_device) if one.uuid != series.uuid]
+def _check_target(outlet: Outlet, device: str, way: _Way, series: Series | None = None, seqid: int = 0) -> None:
+    """Refuse a target that is not there, does not fit, or does not hold what a delta starts from."""
+    with open_device(device) as opened:
+        size = opened.size
+    is_delta = way.how == "delta" and series is not None
+    empty = Source(
+        kind="dattobd" if is_delta else way.how,
+        name=outlet.word,
+        size=size,
+        granularity=1,
+        base=series.point(seqid - 1) if series and is_delta else None,
+        head=series.point(seqid) if series and is_delta else None,
+        changes=ChangeMap.empty(),
+        holes=ChangeMap.empty(),
+        data=Unread(outlet.word, size),
+        confirm=lambda: None,
+        is_full=way.how == "full",
+        origin=device,
+    )
+    try:
+        outlet.check(empty, is_delta)
+    except LvmsyncError as error:
+        _advise(error)
+        raise
+
+
+def _advise(error: LvmsyncError) -> None:
+    if error.exit_code == ConflictError.exit_code:  # ours, or the far side's
+        error.add_note("if the target may be overwritten, run 'lvmsync dattobd cycle' with --compare")
 
 
 def _require_tracked(series: Series) -> Tracking:
@@ -235,6 +262,8 @@ def _choose(series: Series, seqid: int, older: list[Series], outlet: Outlet, *, 
     copy = series.find_copy(outlet.target)
     if outlet.is_new or compare or copy is None:
         return _choose_first(older, outlet, compare=compare)
+    if copy.doubt:
+        return _Way("compare", f"{outlet.target} may not hold snapshot {copy.seqid}: {copy.doubt}")
     now, before = series.find_period(seqid), series.find_period(seqid - 1)
     if now and (copy.seqid, copy.gaps) == (seqid, len(now.gaps)):
         # A run was cut short after this was written down. Whether the target is there still, only its ledger knows,
@@ -257,10 +286,11 @@ def _deliver(series: Series, tracking: Tracking, outlet: Outlet, way: _Way) -> R
         with _open(series, tracking, outlet, way) as source:
             receipt = outlet.send(source, way.how == "delta")
     except LvmsyncError as error:
-        if error.exit_code == ConflictError.exit_code:  # ours, or the far side's
-            error.add_note("if the target may be overwritten, run 'lvmsync dattobd cycle' with --compare")
-        what = f"snapshot {series.current.seqid} of {series.block_device}"
-        error.add_note(f"{what} is kept, and the next run goes on from it")
+        _advise(error)
+        with suppress(LvmsyncError):
+            confirm_snapshot(tracking)
+            what = f"snapshot {series.current.seqid} of {series.block_device}"
+            error.add_note(f"{what} is kept, and the next run goes on from it")
         raise
     if not _is_done(receipt):
         raise VerifyError(f"{outlet.target} did not confirm that its copy is durable: do not use it")
@@ -275,11 +305,17 @@ def _open(series: Series, tracking: Tracking, outlet: Outlet, way: _Way) -> Abst
             before = series.find_period(seqid - 1)
             assert before
             name = CowFile(Volume(before.path), uuid=series.uuid, seqid=seqid)
-            return open_incremental(name, Reading(), series.own_blocks(seqid - 1))
+            return _labelled(open_incremental(name, Reading(), series.own_blocks(seqid - 1)), series)
         case "compare":
             return _named(outlet.compare(Comparison(snapshot), Reading()), series, tracking, way)
         case _:
             return _named(open_source(WholeDevice(snapshot)), series, tracking, way)
+
+
+@contextmanager
+def _labelled(opened: AbstractContextManager[Source], series: Series) -> Iterator[Source]:
+    with opened as source:
+        yield label(source, series, series.current.seqid - 1)
 
 
 @contextmanager
@@ -294,7 +330,8 @@ def _named(opened: AbstractContextManager[Source], series: Series, tracking: Tra
         note = f"Not a delta: {way.why}."
         yield replace(
             source,
-            head=make_point(series.uuid, series.current.seqid),
+            head=series.point(series.current.seqid),
+            origin=tracking.device.block_device,
             confirm=confirm,
             notes=(*source.notes, note.replace("..", ".")),
         )

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from lvmsync.errors import ChangesLost, DeviceError, UsageError
-from lvmsync.jobs.dattobd_record import Series, find_mount, list_series
+from lvmsync.jobs.dattobd_record import Series, find_mount, list_series, require_identity
 from lvmsync.names import parse_volume
 from lvmsync.system.dattobd import DRIVERS, Driver, Tracking, list_tracked
-from lvmsync.system.identity import is_same_device
+from lvmsync.system.device import open_device
+from lvmsync.system.identity import identify, is_same_device
 from lvmsync.system.mounts import Mount, list_mounts
 
 COW_NAME = ".lvmsync-cow"
@@ -81,9 +82,26 @@ def require_active(tracking: Tracking) -> None:
         )
 
 
+def recorded_under(state: Path, path: str) -> list[Series]:
+    """Return the records of a path, whatever device was there."""
+    return [one for one in list_series(state) if is_device(path, one.block_device)]
+
+
 def series_of(state: Path, device: str) -> list[Series]:
-    """Return the records of a device."""
-    return [one for one in list_series(state) if is_device(device, one.block_device)]
+    """Return the records of a device.
+
+    Raises:
+        ConflictError: another one is recorded under its path, and neither closed nor tracked elsewhere.
+    """
+    with open_device(device) as opened:
+        identity = identify(opened.fd)
+    found = []
+    for one in recorded_under(state, device):
+        if not one.ended and all(other.device.uuid != one.uuid for other in list_tracked()):
+            require_identity(one, identity)
+        if one.is_of(identity):
+            found.append(one)
+    return found
 
 
 def find_again(tracking: Tracking) -> Tracking:
@@ -152,7 +170,7 @@ def new_cow(mount: Mount, cow: str | None, seqid: int, folder: str | None = None
     base = Path(folder or mount.point)
     names = [f"{COW_NAME}.{seqid}", *(f"{COW_NAME}.{seqid}.{more}" for more in range(1, 100))]
     for name in names:
-        if not (base / name).exists():
+        if not os.path.lexists(base / name):  # through a dangling link the driver would write elsewhere
             return str(base / name)
     raise DeviceError(f"{base} is full of old COW files ({names[0]}...); remove them", device=str(base))
 

@@ -13,22 +13,25 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import uuid as uuids
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.errors import ChangesLost, ConflictError, DeviceError, FormatError
 from lvmsync.extents import ChangeMap
 from lvmsync.formats.dattobd import COW_BLOCK_SIZE, Header, count_sections, data_offset
+from lvmsync.history import Point
+from lvmsync.sources.dattobd import make_point
 from lvmsync.sources.dattobd_map import read_header
 from lvmsync.system import dattobd as driver
 from lvmsync.system.dattobd import Tracking
 from lvmsync.system.device import open_device
 from lvmsync.system.fiemap import DEVICE_KINDS, find_file_extents
 from lvmsync.system.identity import identify, is_same_device
-from lvmsync.system.ledger import file_name, make_folders, replace_file
+from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file
 from lvmsync.system.mounts import Mount, device_of_file, find_mounts
 
 _VERSION = 1
@@ -44,6 +47,8 @@ class Period:
         blocks: ``[offset, length]`` of where that lay on the device; None: not known.
         gaps: why some writes are not in it, a sentence each.
         taken: its changes were carried over, so that the file is not needed any more.
+        nonce: random, drawn for this very snapshot: after a rollback of the machine its number comes again.
+        foreign: whether another program took the snapshot; its COW file is not ours.
     """
 
     seqid: int
@@ -51,6 +56,8 @@ class Period:
     blocks: list[list[int]] | None = None
     gaps: list[str] = field(default_factory=list)
     taken: bool = False
+    nonce: str = ""
+    foreign: bool = False
 
     def with_gap(self, gap: str) -> Period:
         """Return it with one more gap, unless that is known."""
@@ -66,12 +73,14 @@ class Copy:
         seqid: of the snapshot.
         gaps: how many gaps of that snapshot's period were known when the copy was begun: it has what those lack.
         time: UTC, ISO 8601.
+        doubt: why it may not hold that snapshot, though it was brought up to it; None: it does.
     """
 
     target: str
     seqid: int
     gaps: int
     time: str
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Series:
         pending: path of the COW file that a snapshot was about to be taken with; None: at rest.
         unit: path of the unit file that reloads it at boot; None: there is none.
         ended: when tracking ended; None: it has not.
+        size: bytes of the device when it was first seen; None: not known.
     """
 
     uuid: str
@@ -109,11 +119,16 @@ class Series:
     pending: str | None = None
     unit: str | None = None
     ended: str | None = None
+    size: int | None = None
 
     @property
     def current(self) -> Period:
         """The period that the driver is in."""
         return self.periods[-1]
+
+    def is_of(self, identity: dict[str, str]) -> bool:
+        """Tell whether it is of the device with this identity; numbers of devices change, and tell nothing."""
+        return identity == self.identity or "device number" in self.identity
 
     @property
     def cow_path(self) -> str:
@@ -134,10 +149,18 @@ class Series:
         others = [one for one in self.periods if one.seqid != period.seqid]
         return replace(self, periods=sorted([*others, period], key=lambda one: one.seqid))
 
-    def with_copy(self, target: str, seqid: int, gaps: int) -> Series:
+    def with_copy(self, target: str, seqid: int, gaps: int, doubt: str | None = None) -> Series:
         """Return it with a target noted, now."""
         others = [one for one in self.copies if one.target != target]
-        return replace(self, copies=sorted([*others, Copy(target, seqid, gaps, now())], key=lambda one: one.target))
+        copy = Copy(target, seqid, gaps, now(), doubt)
+        return replace(self, copies=sorted([*others, copy], key=lambda one: one.target))
+
+    def point(self, seqid: int, parent: Point | None = None) -> Point:
+        """Return the point that a snapshot of it is: that very one, where its nonce is recorded."""
+        point, period = make_point(self.uuid, seqid, parent), self.find_period(seqid)
+        if period is None or not period.nonce:
+            return point
+        return replace(point, id=f"dattobd/{self.uuid}/{seqid}/{period.nonce}")
 
     def own_blocks(self, seqid: int) -> ChangeMap | None:
         """Return where the COW files of a period and of the next one lay; None if that of the first is not known."""
@@ -167,17 +190,21 @@ def boot_id() -> str:
 
 
 @contextmanager
-def hold_records(state: Path, *, wait: bool = False) -> Iterator[None]:
+def hold_records(state: Path, *, wait: bool = False, dry_run: bool = False) -> Iterator[None]:
     """Keep other runs from the records, and from the drivers.
 
     Args:
         state: the state folder.
         wait: until another run is done.
+        dry_run: make no folder; where there is none, there is no other run.
 
     Raises:
         ConflictError: another run has them.
     """
     folder = _folder(state)
+    if dry_run and not (folder / "lock").exists():
+        yield
+        return
     try:
         make_folders(folder)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -200,7 +227,22 @@ def list_series(state: Path) -> list[Series]:
     Raises:
         FormatError: one cannot be read.
     """
-    return [_read(path) for path in sorted(_folder(state).glob("*.json"))]
+    found, errors = read_series(state)
+    if errors:
+        raise errors[0]
+    return found
+
+
+def read_series(state: Path) -> tuple[list[Series], list[FormatError]]:
+    """Return all records that can be read, and why others cannot."""
+    found: list[Series] = []
+    errors = []
+    for path in sorted(_folder(state).glob("*.json")):
+        try:
+            found.append(_read(path))
+        except FormatError as error:
+            errors.append(error)
+    return found, errors
 
 
 def write_series(state: Path, series: Series) -> None:
@@ -265,13 +307,21 @@ def find_recorded(state: Path, tracking: Tracking) -> Series | None:
     return None
 
 
-def reconcile(state: Path, tracking: Tracking) -> Series:
+def reconcile(state: Path, tracking: Tracking, *, take_over: bool = False, dry_run: bool = False) -> Series:
     """Bring the record of an active device up to what the driver says, write it, and return it.
 
     A step that was cut short is finished in the record; what another program did, and every gap, is noted.
 
+    Args:
+        state: the state folder.
+        tracking: what the driver says.
+        take_over: although another program set the device up, or took its snapshot.
+        dry_run: write nothing.
+
     Raises:
         DeviceError: the device, or its COW file, cannot be looked at.
+        ConflictError: it is another device than the one that is recorded, or another program's.
+        ChangesLost: it was resized.
     """
     device = tracking.device
     assert device.uuid is not None
@@ -280,7 +330,16 @@ def reconcile(state: Path, tracking: Tracking) -> Series:
     if mount is None:
         raise DeviceError(f"{device.block_device} is not mounted; mount it first", device=device.block_device)
     path = mount.point.rstrip("/") + "/" + device.cow_file.lstrip("/")
-    series = find_recorded(state, tracking) or _adopt(tracking, mount, path)
+    with open_device(device.block_device) as opened:
+        identity, size = identify(opened.fd), opened.size
+    series = find_recorded(state, tracking) or _adopt(tracking, mount, path, identity, is_ours=_began(state, tracking))
+    require_identity(series, identity)
+    if series.size not in (None, size):
+        raise ChangesLost(
+            f"{device.block_device} was resized, from {series.size} to {size} bytes: {tracking.driver.name} does not"
+            " follow that; run 'lvmsync dattobd destroy', make the target as large, and run 'lvmsync dattobd cycle'",
+            device=device.block_device,
+        )
     if series.ended:
         gap = "Tracking went on after it had been ended."
         series = replace(series, ended=None).with_period(series.current.with_gap(gap))
@@ -298,15 +357,84 @@ def reconcile(state: Path, tracking: Tracking) -> Series:
         max_cache=device.max_cache,
         boot=boot_id(),
         pending=None,
+        size=size,
     )
-    write_series(state, series)
+    if series.current.foreign and not take_over:
+        raise ConflictError(
+            f"{device.block_device}: snapshot {device.seqid}, with the COW file {path}, was taken by another program,"
+            f" which may need it; end that one's work, or give --take-over",
+            device=device.block_device,
+        )
+    if not dry_run:
+        write_series(state, series)
+        for old in others_of(state, series):
+            if not old.ended:  # there is one that the driver goes on with
+                write_series(state, replace(old, ended=now()))
     return series
 
 
-def _adopt(tracking: Tracking, mount: Mount, path: str) -> Series:
+def others_of(state: Path, series: Series) -> list[Series]:
+    """Return the records of earlier series of the same device: not of another one under the same path."""
+    return [
+        one
+        for one in list_series(state)
+        if one.uuid != series.uuid
+        and (one.block_device == series.block_device or is_same_device(one.block_device, series.block_device))
+        and one.is_of(series.identity)
+    ]
+
+
+def require_identity(series: Series, identity: dict[str, str]) -> None:
+    """Refuse a device that is not the one that is recorded.
+
+    Args:
+        series: the record.
+        identity: of the device that is there under the same path, or with the same series.
+    """
+    if not series.is_of(identity):
+        raise ConflictError(
+            f"{series.block_device} is not the device that was tracked: it is {identity}, not {series.identity}; bring"
+            " that one back under this path, or close its record with 'lvmsync dattobd destroy'",
+            device=series.block_device,
+        )
+
+
+def note_beginning(state: Path, path: str | None) -> None:
+    """Write down that a device is about to be set up with a COW file, which tells later that it was us.
+
+    Args:
+        state: the state folder.
+        path: of the file, which is not there yet; None: it is recorded now.
+    """
+    note = _folder(state) / "beginning"
+    try:
+        if path is None:
+            remove_file(note)
+        else:
+            replace_file(note, json.dumps({"path": path, "boot": boot_id()}))
+    except OSError as error:
+        raise DeviceError(f"cannot write {note}: {error.strerror}", device=str(note)) from error
+
+
+def _began(state: Path, tracking: Tracking) -> bool:
+    """Tell whether a device was set up by a run of ours that was cut short."""
     device = tracking.device
-    with open_device(device.block_device) as opened:
-        identity = identify(opened.fd)
+    mount = find_mount(device.block_device)
+    try:
+        noted = json.loads((_folder(state) / "beginning").read_text())
+        path, boot = noted["path"], noted["boot"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return (
+        mount is not None
+        and device.seqid == 1
+        and boot == boot_id()
+        and path == mount.point.rstrip("/") + "/" + device.cow_file.lstrip("/")
+    )
+
+
+def _adopt(tracking: Tracking, mount: Mount, path: str, identity: dict[str, str], *, is_ours: bool) -> Series:
+    device = tracking.device
     gap = f"What happened before lvmsync first saw it ({now()}) is not known."
     return Series(
         uuid=device.uuid or "",
@@ -318,7 +446,7 @@ def _adopt(tracking: Tracking, mount: Mount, path: str) -> Series:
         is_snapshot=device.is_snapshot,
         max_cache=device.max_cache,
         boot=boot_id(),
-        periods=[Period(device.seqid or 0, path, find_blocks(path), [gap])],
+        periods=[Period(device.seqid or 0, path, find_blocks(path), [gap], nonce=new_nonce(), foreign=not is_ours)],
     )
 
 
@@ -332,13 +460,19 @@ def _follow(series: Series, seqid: int, path: str) -> Series:
     if seqid < current.seqid:
         gap = f"The driver went back from snapshot {current.seqid} to {seqid}: an older COW file was reloaded."
         kept = [one for one in series.periods if one.seqid < seqid]
-        was = series.find_period(seqid) or Period(seqid, path)
+        was = replace(series.find_period(seqid) or Period(seqid, path, foreign=True), nonce=new_nonce())
         copies = [one for one in series.copies if one.seqid <= seqid]
         return replace(series, periods=[*kept, replace(was, path=path).with_gap(gap)], copies=copies)
-    if seqid > current.seqid + 1 or path != series.pending:
+    is_foreign = seqid > current.seqid + 1 or path != series.pending
+    if is_foreign:
         # Only before the end of a period can it be seen whether its COW file was closed meanwhile.
         series = series.with_period(current.with_gap("Another program took the snapshot that ended it."))
-    return series.with_period(Period(seqid, path, find_blocks(path)))
+    return series.with_period(Period(seqid, path, find_blocks(path), nonce=new_nonce(), foreign=is_foreign))
+
+
+def new_nonce() -> str:
+    """Return a word that no other snapshot has."""
+    return uuids.uuid4().hex
 
 
 def _look_for_reopening(period: Period, tracking: Tracking) -> Period:
@@ -383,10 +517,36 @@ def _read(path: Path) -> Series:
         values["periods"] = [Period(**one) for one in values["periods"]]
         values["copies"] = [Copy(**one) for one in values["copies"]]
         series = Series(**values)
-        if not series.periods:
-            raise ValueError("no period")
+        _require_types(series)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FormatError(
-            f"{path} cannot be read ({error}); move it away, and the next 'lvmsync dattobd cycle' compares everything"
+            f"{path} cannot be read ({error}); move it away, and run 'lvmsync dattobd cycle --take-over'"
         ) from error
     return series
+
+
+def _require_types(series: Series) -> None:
+    """Refuse values that only another hand can have written."""
+    word, number, maybe = (str,), (int,), (str, type(None))
+    kinds: dict[str, tuple[type, ...]] = {
+        **dict.fromkeys(("uuid", "driver", "block_device", "mount_point", "boot", "path", "target", "time"), word),
+        **dict.fromkeys(("minor", "max_cache", "seqid"), number),
+        **dict.fromkeys(("pending", "unit", "ended", "doubt"), maybe),
+        **dict.fromkeys(("is_snapshot", "taken", "foreign"), (bool,)),
+        "identity": (dict,), "size": (int, type(None)), "nonce": word, "blocks": (list, type(None)),
+    }  # fmt: skip
+    parts: list[Series | Period | Copy] = [series, *series.periods, *series.copies]
+    for part in parts:
+        gaps = list if isinstance(part, Period) else int
+        for key, value in vars(part).items():
+            wanted = (gaps,) if key == "gaps" else kinds.get(key)
+            if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+                raise ValueError(f"{key} is {value!r}")
+    if not isinstance(series.periods, list) or not series.periods:
+        raise ValueError("no period")
+    for period in series.periods:
+        if not all(isinstance(gap, str) for gap in period.gaps):
+            raise ValueError("a gap is no sentence")
+        for one in period.blocks or []:
+            if not (isinstance(one, list) and len(one) == 2 and all(type(x) is int and x >= 0 for x in one)):
+                raise ValueError(f"blocks hold {one!r}")

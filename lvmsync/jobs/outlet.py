@@ -20,6 +20,7 @@ class Outlet:
         target: the copy, as its user named it.
         send: sends a source there; if it is told True, to a target only whose ledger knows that it holds the base.
         compare: opens where a device differs from it.
+        check: refuses a target that such a source could not be sent to; nothing is changed.
         is_new: whether the copy is yet to be made, so that there is nothing to compare with.
     """
 
@@ -27,4 +28,5 @@ class Outlet:
     target: str
     send: Callable[[Source, bool], Receipt]
     compare: Callable[[Comparison, Reading], AbstractContextManager[Source]]
+    check: Callable[[Source, bool], None] = lambda *_: None
     is_new: bool = False

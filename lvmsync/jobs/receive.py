@@ -359,12 +359,15 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
     classic snapshot's does: its exceptions only grow. So do changes that are counted, at a later point of
     the same history, up to the head. That of a thin snapshot does not: what was mapped since, and is
     unmapped again, is not in it. Neither does what was held against the base, for what came and went since
-    is not in it.
+    is not in it. At the very head already it stays that, if the head is a snapshot that nobody writes to: a run
+    that was cut short after the target was done is repeated so.
     """
     if base.id == point.id:
         return True
     if header.intent != DELTA or header.minimal:
         return False
+    if header.head and point.id == header.head.id and point.id.startswith(_FROZEN):
+        return True
     if header.source == "snapshot":
         return base.id == point.parent
     since, now, head = _counted(base), _counted(point), _counted(header.head)
@@ -385,6 +388,9 @@ def _is_unknown(point: Point, header: Header, base: Point) -> bool:
         return since is None or now is None or since[0] != now[0]
     return header.source == "snapshot" and not header.minimal
 
+
+_FROZEN = "dattobd/"
+"""What the ids of points begin with that are one very snapshot, which does not change."""
 
 _COUNTED = ("era:", "dattobd:", "blksnap:")
 """What the ids of points begin with that end in the number of an era or a snapshot, which only grows."""

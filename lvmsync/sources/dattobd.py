@@ -199,6 +199,7 @@ def _read_incremental(
             "If the device was unmounted meanwhile, what umount and mount wrote is not in it.",
         ),
         base_data=_open_base(name, reading, stack),
+        origin=opened.tracked.block_device if opened.tracked else None,
     )
 
 
@@ -244,6 +245,7 @@ def _find_head(name: CowFile, reading: Reading, opened: _Opened, stack: ExitStac
 
 def _open_snapshot(name: CowFile, path: str, tracking: Tracking, stack: ExitStack) -> _Data:
     device = stack.enter_context(open_device(path))
+    require_size(tracking)
     if name.size not in (None, device.size):
         raise UsageError(f"size={name.size}: {path} has {device.size} bytes; leave size= away", device=path)
     return _Data(device, lambda: confirm_snapshot(tracking))
@@ -308,6 +310,26 @@ def confirm_snapshot(tracking: Tracking) -> None:
     )
 
 
+def require_size(tracking: Tracking) -> None:
+    """Refuse a snapshot that has not the size of its device: what lies behind it is not tracked.
+
+    Args:
+        tracking: what the driver says of an active snapshot.
+
+    Raises:
+        ChangesLost: the device was resized.
+    """
+    device = tracking.device
+    with open_device(tracking.snapshot_path) as snapshot, open_device(device.block_device) as live:
+        if snapshot.size != live.size:
+            raise ChangesLost(
+                f"{device.block_device} was resized: it has {live.size} bytes, and its snapshot"
+                f" {tracking.snapshot_path} {snapshot.size}: {tracking.driver.name} does not follow that; run 'lvmsync"
+                " dattobd destroy', make the target as large, and run 'lvmsync dattobd cycle'",
+                device=device.block_device,
+            )
+
+
 # ---- snapshot mode
 
 
@@ -344,6 +366,7 @@ def _read_snapshot(name: CowFile, reading: Reading, opened: _Opened, stack: Exit
             *warn_of_discards(opened.tracked),
         ),
         base_data=base_data,
+        origin=opened.tracked.block_device if opened.tracked else None,
     )
 
 

@@ -13,6 +13,7 @@ from lvmsync.errors import DeviceError
 from lvmsync.extents import ChangeMap
 from lvmsync.formats.dattobd import COW_BLOCK_SIZE
 from lvmsync.formats.dattobd_control import Tracked
+from lvmsync.system.dattobd import Driver
 from lvmsync.system.fiemap import DEVICE_KINDS, find_file_extents
 from lvmsync.system.mounts import device_of_file, find_mounts
 
@@ -101,8 +102,26 @@ def warn_of_discards(tracked: Tracked | None) -> tuple[str, ...]:
     """Return a sentence about discards, unless the device is known to do none."""
     if tracked:
         with suppress(DeviceError, OSError, ValueError):
-            folder = (SYSFS_BLOCK / ":".join(map(str, number_of(tracked.block_device)))).resolve()
-            disk = folder.parent if (folder / "partition").exists() else folder
-            if int((disk / "queue" / "discard_max_bytes").read_text()) == 0:
+            if _queue_limit(tracked.block_device, "discard_max_bytes") == 0:
                 return ()
     return ("Discards are not tracked: what fstrim or a file system gave up keeps its old content in a copy.",)
+
+
+def warn_of_zeroes(driver: Driver, device: str) -> list[str]:
+    """Return a sentence about a crash of dattobd, where a device takes writes of zeros that may bring it about."""
+    if driver.name != "dattobd":
+        return []
+    with suppress(DeviceError, OSError, ValueError):
+        if _queue_limit(device, "write_zeroes_max_bytes") > 0:
+            return [
+                f"{device} takes writes of zeros as such (queue/write_zeroes_max_bytes is not 0), and dattobd 0.12.1"
+                " crashes the kernel of Linux 6.1 when one reaches an incremental device: see docs/dattobd.md."
+            ]
+    return []
+
+
+def _queue_limit(device: str, name: str) -> int:
+    """Return a limit of a block device's queue; of a partition, that of its disk."""
+    folder = (SYSFS_BLOCK / ":".join(map(str, number_of(device)))).resolve()
+    disk = folder.parent if (folder / "partition").exists() else folder
+    return int((disk / "queue" / name).read_text())

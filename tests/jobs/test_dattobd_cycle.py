@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lvmsync.cli.classic import run
+from lvmsync.errors import DeviceError
 from lvmsync.formats.dattobd import Header, count_sections, data_offset
 from lvmsync.jobs import dattobd, dattobd_record
 from lvmsync.jobs.send import Sender
@@ -164,16 +165,25 @@ def test_a_run_that_was_killed_at_any_write_of_its_record_is_gone_on_with(
         driver.write("a", os.urandom(10_000), 20_000)
 
 
-def test_a_copy_that_fails_leaves_the_snapshot_to_the_next_run(runner: Runner, driver: Driver) -> None:
+def test_a_copy_that_fails_leaves_the_snapshot_to_the_next_run(
+    runner: Runner, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver.write("a", os.urandom(200_000))
     runner.cycle()
     driver.write("a", os.urandom(10_000), 100_000)
-    runner.target.rename(runner.target.with_suffix(".away"))
-    runner("cycle", str(driver.loop), str(runner.target))
+    really = Sender.run
+
+    def run_away(sender: Sender) -> Any:
+        if driver.devices[0].seqid == 2:
+            raise DeviceError("the disk went away")
+        return really(sender)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sender, "run", run_away)
+        runner("cycle", str(driver.loop), str(runner.target))
     assert runner.status == 3
     assert "snapshot 2 of" in runner.errors
     assert "is kept, and the next run goes on from it" in runner.errors
-    runner.target.with_suffix(".away").rename(runner.target)
     driver.write("a", os.urandom(10_000), 50_000)
     done = runner.cycle()
     assert (runner.status, done["how"], done["seqid"]) == (0, "delta", 2), runner.errors
@@ -562,7 +572,7 @@ def test_a_device_that_another_program_set_up_is_taken_over(runner: Runner, driv
     assert runner.status == 8
     assert "is tracked already, by dattobd as minor 5" in runner.errors
     driver.write("a", os.urandom(100_000))
-    done = runner.cycle()
+    done = runner.cycle("--take-over")
     assert (runner.status, done["how"], done["seqid"]) == (0, "full", 2), runner.errors
     assert runner.equals_snapshot()
     driver.write("a", os.urandom(100_000))
@@ -601,6 +611,8 @@ def test_setup_writes_a_unit_that_reloads_before_the_mount(runner: Runner, drive
     assert f"WantedBy={mount}\n" in text
     assert f'"dattobd" "reload" "{driver.loop}" "--state" "{tmp_path / "state"}"' in text
     assert "modprobe@dattobd.service" in text
+    (after,) = (line for line in text.splitlines() if line.startswith("After="))
+    assert after.endswith(" systemd-remount-fs.service")  # it writes the record
     assert f"systemctl enable {shlex.quote(str(path))}" in runner.errors
     runner("destroy", "0")
     assert not path.exists()

@@ -155,6 +155,35 @@ def test_a_head_of_another_history_says_nothing_of_the_targets_point(place: Plac
         place.receive(delta("era", "era:life:4", head))
 
 
+@pytest.mark.parametrize(
+    ("base", "head", "minimal", "is_taken"),
+    [
+        ("2/first", "3/then", False, True),
+        ("1/zero", "2/first", False, True),  # once again, onto the very head
+        ("1/zero", "2/first", True, False),
+        ("2/other", "3/then", False, False),
+        ("1/zero", "2/other", False, False),  # the same number on another timeline
+        ("1/zero", "3/then", False, False),
+    ],
+)
+def test_one_very_snapshot_is_no_other_of_its_number(
+    place: Place, base: str, head: str, minimal: bool, is_taken: bool
+) -> None:
+    place.receive(delta("dattobd", "dattobd/series/1/zero", "dattobd/series/2/first"))
+    stream = delta("dattobd", f"dattobd/series/{base}", f"dattobd/series/{head}", minimal=minimal)
+    if is_taken:
+        assert place.receive(stream, require_base=True).notes == []
+    else:
+        with pytest.raises(ConflictError):
+            place.receive(stream)
+
+
+def test_a_head_that_may_have_changed_since_is_not_taken_again(place: Place) -> None:
+    place.receive(delta("thin", "lv:a", "lv:b"))
+    with pytest.raises(ConflictError):
+        place.receive(delta("thin", "lv:a", "lv:b"))
+
+
 @pytest.mark.parametrize("kind", ["dattobd", "blksnap"])
 def test_a_tracker_of_another_history_does_not_lead_from_the_targets_point(place: Place, kind: str) -> None:
     place.receive(delta(kind, f"{kind}:one:1", f"{kind}:one:2"))

@@ -18,6 +18,7 @@ from lvmsync.extents import ChangeMap
 from lvmsync.names import CowFile, Volume, parse_source
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.sources.dattobd import make_point, open_cow_file, open_incremental
+from lvmsync.sources.dattobd_blocks import warn_of_zeroes
 from lvmsync.system import dattobd
 from lvmsync.system.device import open_device
 from lvmsync.system.mounts import Mount
@@ -533,3 +534,30 @@ def test_discards_are_spoken_of_unless_the_device_does_none(
         link.symlink_to(folder)
         monkeypatch.setattr("lvmsync.sources.dattobd_blocks.SYSFS_BLOCK", machine.folder / "sys")
         assert sum("Discards" in note for note in open_now(stack, machine).notes) == notes
+
+
+@pytest.mark.parametrize(
+    ("driver", "limit", "warned"),
+    [
+        (dattobd.DATTOBD, "0\n", False),
+        (dattobd.DATTOBD, "4096\n", True),
+        (dattobd.DATTOBD, None, False),
+        (dattobd.ELASTIO, "4096\n", False),
+    ],
+)
+def test_a_device_that_takes_writes_of_zeros_is_spoken_of_where_they_crash_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: dattobd.Driver, limit: str | None, warned: bool
+) -> None:
+    (tmp_path / "8:1" / "queue").mkdir(parents=True)
+    if limit is not None:
+        (tmp_path / "8:1" / "queue" / "write_zeroes_max_bytes").write_text(limit)
+    monkeypatch.setattr("lvmsync.sources.dattobd_blocks.SYSFS_BLOCK", tmp_path)
+    monkeypatch.setattr("lvmsync.sources.dattobd_blocks.number_of", lambda path: (8, 1))
+    found = warn_of_zeroes(driver, "/dev/sda1")
+    assert len(found) == warned
+    assert all("crashes the kernel of Linux 6.1" in note for note in found)
+
+
+def test_the_tracked_device_is_named_as_the_origin(machine: Machine, stack: ExitStack) -> None:
+    machine.track({})
+    assert open_now(stack, machine).origin == str(machine.device)
