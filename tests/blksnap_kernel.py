@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.losetup import attach
+
 SECTOR = 512
 PORTION = 2097152
 """Sectors that v1 asks for in an event (1 GiB, its default)."""
@@ -237,8 +239,7 @@ class Kernel:
         return self.attach_loop(file)
 
     def attach_loop(self, file: Path) -> str:
-        argv = ["losetup", "-f", "--show", str(file)]
-        loop = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+        loop = str(attach(file))
         self._loops.append(loop)
         return loop
 
