@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError
 from lvmsync.jobs import dattobd_unit
+from lvmsync.jobs.dattobd_follow import note_blocks, reconcile
 from lvmsync.jobs.dattobd_place import (
     choose_driver,
     find_again,
@@ -34,10 +35,8 @@ from lvmsync.jobs.dattobd_record import (
     find_recorded,
     hold_records,
     note_beginning,
-    note_blocks,
     now,
     read_series,
-    reconcile,
     require_identity,
     write_series,
 )

@@ -17,6 +17,7 @@ from typing import Any
 from lvmsync.errors import ChangesLost, ConflictError, DeviceError, LvmsyncError, VerifyError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.dattobd import begin, give_up_snapshot, remove_cow, require_fit, take_snapshot
+from lvmsync.jobs.dattobd_follow import reconcile
 from lvmsync.jobs.dattobd_place import (
     find_again,
     look_up,
@@ -24,7 +25,7 @@ from lvmsync.jobs.dattobd_place import (
     series_of,
 )
 from lvmsync.jobs.dattobd_points import find_gaps, label, look_at, lost
-from lvmsync.jobs.dattobd_record import Series, hold_records, others_of, reconcile, write_series
+from lvmsync.jobs.dattobd_record import Series, hold_records, others_of, write_series
 from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Receipt
 from lvmsync.names import Comparison, CowFile, Volume, WholeDevice, parse_volume

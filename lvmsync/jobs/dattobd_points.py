@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lvmsync.errors import ChangesLost, LvmsyncError
-from lvmsync.jobs.dattobd_record import Series, read_series, reconcile
+from lvmsync.jobs.dattobd_follow import reconcile
+from lvmsync.jobs.dattobd_record import Series, read_series
 from lvmsync.names import CowFile
 from lvmsync.sources.dattobd import open_cow_file
 from lvmsync.sources.dattobd_map import read_header

@@ -336,6 +336,8 @@ def _dry_run_create(
     """Check a stream for a target that is not made."""
     if Path(options.target).exists():
         raise DeviceError(f"{options.target} is there already; leave --create away to change it")
+    if not Path(options.target).absolute().parent.is_dir():
+        raise DeviceError(f"cannot create {options.target}: there is no such folder")
     on_ready()
     for frame in frames:
         if isinstance(frame, Abort):
