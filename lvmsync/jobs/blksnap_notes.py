@@ -28,7 +28,7 @@ from lvmsync.sources.blksnap import boot_id
 from lvmsync.system.blksnap import Control
 from lvmsync.system.device import opening_failed
 from lvmsync.system.ioctl import set_immutable
-from lvmsync.system.ledger import make_folders, remove_file, replace_file
+from lvmsync.system.ledger import is_locked, make_folders, remove_file, replace_file
 
 _VERSION = 1
 
@@ -243,17 +243,7 @@ def _remove_room(path: Path) -> None:
 
 def is_running(state: Path, note: Note) -> bool:
     """Tell whether the run that a snapshot is for lives."""
-    try:
-        lock = os.open(_path(state, note.run).with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    return is_locked(_path(state, note.run).with_suffix(".lock"))
 
 
 def give_back(control: Control, state: Path) -> list[str]:

@@ -193,18 +193,19 @@ def cycle(state: Path, outlet: Outlet, beginning: Beginning, *, compare: bool = 
         # A copy of all of it holds what the period has missed before it was made; a delta does not.
         gaps = 0 if way.how == "delta" else len(series.current.gaps)
         receipt = _deliver(series, tracking, outlet, way)
-        steps.append(_step(way))
-        series = series.with_copy(outlet.target, seqid, gaps)
-        before = series.find_period(seqid - 1)
-        if before:
-            series = series.with_period(replace(before, taken=True))
-        write_series(state, series)  # from here on the target counts as being at this snapshot
-        series = give_up_snapshot(state, tracking, series)
-        steps.append(f"snapshot {seqid} is given up: what changes from here on is recorded")
-        notes += _drop_old(state, series)
-        for old in older:
-            notes += [note for period in old.periods if (note := remove_cow(old, period))]
+        series = _go_on(state, tracking, series.with_copy(outlet.target, seqid, gaps))
+        steps += [_step(way), f"snapshot {seqid} is given up: what changes from here on is recorded"]
+        notes += _drop_old(state, series, older)
         return Done(device, series.uuid, seqid, way.how, way.why, receipt, steps, notes)
+
+
+def _go_on(state: Path, tracking: Tracking, series: Series) -> Series:
+    """Note that a copy holds the snapshot, and give that up; return the record as it is then."""
+    before = series.find_period(series.current.seqid - 1)
+    if before:
+        series = series.with_period(replace(before, taken=True))
+    write_series(state, series)  # from here on the target counts as being at this snapshot
+    return give_up_snapshot(state, tracking, series)
 
 
 def _check_target(outlet: Outlet, device: str, way: _Way, series: Series | None = None, seqid: int = 0) -> None:
@@ -338,10 +339,12 @@ def _named(opened: AbstractContextManager[Source], series: Series, tracking: Tra
         )
 
 
-def _drop_old(state: Path, series: Series) -> list[str]:
-    """Remove the COW files of earlier periods: the snapshots that they lead to are gone."""
+def _drop_old(state: Path, series: Series, older: list[Series]) -> list[str]:
+    """Remove the COW files of earlier periods and series: the snapshots that they lead to are gone."""
     notes = [note for period in series.periods[:-1] if (note := remove_cow(series, period))]
     write_series(state, replace(series, periods=series.periods[-1:]))
+    for old in older:
+        notes += [note for period in old.periods if (note := remove_cow(old, period))]
     return notes
 
 

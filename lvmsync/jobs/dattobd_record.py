@@ -27,8 +27,9 @@ from lvmsync.sources.dattobd import make_point
 from lvmsync.system import dattobd as driver
 from lvmsync.system.dattobd import Tracking
 from lvmsync.system.device import open_device
+from lvmsync.system.identity import boot_id as read_boot_id
 from lvmsync.system.identity import is_same_device
-from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file
+from lvmsync.system.ledger import file_name, make_folders, open_lock, remove_file, replace_file
 from lvmsync.system.mounts import Mount, find_mounts
 
 _VERSION = 1
@@ -174,16 +175,8 @@ def now() -> str:
 
 
 def boot_id() -> str:
-    """Return what names this boot of the machine.
-
-    Raises:
-        DeviceError: the kernel does not say.
-    """
-    path = driver.ROOT / "proc/sys/kernel/random/boot_id"
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+    """Return what names this boot of the machine."""
+    return read_boot_id(driver.ROOT)
 
 
 @contextmanager
@@ -202,18 +195,13 @@ def hold_records(state: Path, *, wait: bool = False, dry_run: bool = False) -> I
     if dry_run and not (folder / "lock").exists():
         yield
         return
+    lock = open_lock(folder, state)
     try:
-        make_folders(folder)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DeviceError(
-            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise ConflictError("another 'lvmsync dattobd' is at work here; wait for it to end") from error
         yield
-    except BlockingIOError as error:
-        raise ConflictError("another 'lvmsync dattobd' is at work here; wait for it to end") from error
     finally:
         os.close(lock)
 

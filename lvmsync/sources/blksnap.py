@@ -30,6 +30,7 @@ from lvmsync.sources.head import make_point
 from lvmsync.sources.source import Reading, Source, Unread
 from lvmsync.system.blksnap import Control, DeviceName, name_device, open_control
 from lvmsync.system.device import Device, aligned_buffer, open_device, opening_failed
+from lvmsync.system.identity import boot_id as read_boot_id
 from lvmsync.system.identity import identify
 
 ROOT = Path("/")
@@ -97,12 +98,8 @@ def connect() -> Control:
 
 
 def boot_id() -> str:
-    """Return the id of the boot that the machine runs since."""
-    path = ROOT / "proc/sys/kernel/random/boot_id"
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+    """Return what names this boot of the machine."""
+    return read_boot_id(ROOT)
 
 
 def read_sequence(device: DeviceName) -> str | None:

@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from lvmsync.errors import DeviceError
 from lvmsync.system import ioctl
 
 
@@ -40,6 +41,22 @@ def identify(fd: int) -> dict[str, str]:
             partition = _device_fact(fd, "partition")
             return {key: value, "partition": partition} if partition else {key: value}
     return {"device number": f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"}
+
+
+def boot_id(root: Path = Path("/")) -> str:
+    """Return what names this boot of the machine.
+
+    Args:
+        root: where proc is.
+
+    Raises:
+        DeviceError: the kernel does not say.
+    """
+    path = root / "proc/sys/kernel/random/boot_id"
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
 
 
 def is_same_device(path: str, other: str) -> bool:

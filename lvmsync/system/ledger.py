@@ -171,13 +171,7 @@ def open_ledger(state: Path, target: str, identity: dict[str, str] | None, size:
         FormatError: the record cannot be read.
     """
     folder = state / "targets" / file_name(target)
-    try:
-        make_folders(folder)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DeviceError(
-            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
-        ) from error
+    lock = open_lock(folder, state)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,6 +180,36 @@ def open_ledger(state: Path, target: str, identity: dict[str, str] | None, size:
         yield Ledger(folder, _find_record(folder, Record(target, identity or {}, size)))
     finally:
         os.close(lock)
+
+
+def open_lock(folder: Path, state: Path) -> int:
+    """Open the file that a folder of the state folder is locked by, made when missing; the caller closes it.
+
+    Raises:
+        DeviceError: the state folder cannot be written.
+    """
+    try:
+        make_folders(folder)
+        return os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot use the state folder {state}: {error.strerror}; choose another with --state", device=str(state)
+        ) from error
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody holds the lock of a file; no if it is not there."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _find_record(folder: Path, fresh: Record) -> Record:

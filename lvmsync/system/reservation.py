@@ -26,7 +26,7 @@ from pathlib import Path
 from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError, LvmsyncError
 from lvmsync.system import dm
 from lvmsync.system.device import aligned_buffer
-from lvmsync.system.ledger import file_name, make_folders, remove_file, replace_file, state_folder
+from lvmsync.system.ledger import file_name, is_locked, make_folders, remove_file, replace_file, state_folder
 
 LOCK_TRIES, LOCK_WAIT = 300, 0.1
 """How often, and how many seconds apart, a lock is tried that another run has: maps are read in seconds."""
@@ -297,17 +297,7 @@ class _Note:
 
     def is_locked(self) -> bool:
         """Tell whether a run holds the lock of this device."""
-        try:
-            fd = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return is_locked(self._path.with_suffix(".lock"))
 
 
 def _path(device: dm.Mapped) -> Path:
