@@ -346,14 +346,34 @@ class PoolStatus:
     Attributes:
         transaction_id: LVM's.
         data_blocks: how many data blocks the pool has.
+        used_data_blocks: how many of them are mapped.
+        metadata_blocks: how many metadata blocks (4 KiB each) the pool has.
+        used_metadata_blocks: how many of those are in use.
         held_root: block of the metadata snapshot; None where none is reserved.
         mode: "rw", "ro" or "out_of_data_space".
     """
 
     transaction_id: int
     data_blocks: int
+    used_data_blocks: int
+    metadata_blocks: int
+    used_metadata_blocks: int
     held_root: int | None
     mode: str
+
+
+class PoolTable(NamedTuple):
+    """The table of a ``thin-pool`` target.
+
+    Attributes:
+        metadata: major and minor number of the metadata device.
+        data: of the data device.
+        block_sectors: size of a data block, in sectors.
+    """
+
+    metadata: tuple[int, int]
+    data: tuple[int, int]
+    block_sectors: int
 
 
 def parse_pool_status(text: str, name: str) -> PoolStatus:
@@ -373,11 +393,13 @@ def parse_pool_status(text: str, name: str) -> PoolStatus:
         raise ChangesLost(
             f"{name}: its metadata needs a check: run 'lvconvert --repair' on the pool first", device=name
         )
-    return PoolStatus(int(match[1]), int(match[5]), None if match[6] == "-" else int(match[6]), match[7])
+    transaction_id, used_metadata, metadata, used_data, data = map(int, match.group(1, 2, 3, 4, 5))
+    held_root = None if match[6] == "-" else int(match[6])
+    return PoolStatus(transaction_id, data, used_data, metadata, used_metadata, held_root, match[7])
 
 
-def parse_pool_table(text: str, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the numbers of the metadata and of the data device in a ``thin-pool`` target's table.
+def parse_pool_table(text: str, name: str) -> PoolTable:
+    """Read the table of a ``thin-pool`` target, as in ``254:0 254:1 128 0 ...``.
 
     Raises:
         FormatError: none of what the kernel writes.
@@ -385,8 +407,8 @@ def parse_pool_table(text: str, name: str) -> tuple[tuple[int, int], tuple[int, 
     match = _TABLE.fullmatch(text.strip() + " ")
     if not match:
         raise FormatError(f"{name}: table '{text.strip()}'; expected METADATA DATA BLOCK LOW-WATER", device=name)
-    a, b, c, d = map(int, match.group(1, 2, 3, 4))
-    return (a, b), (c, d)
+    a, b, c, d, block_sectors = map(int, match.group(1, 2, 3, 4, 5))
+    return PoolTable((a, b), (c, d), block_sectors)
 
 
 def parse_thin_table(text: str, name: str) -> tuple[tuple[int, int], int]:

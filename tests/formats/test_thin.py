@@ -23,6 +23,7 @@ from lvmsync.formats.thin import (
     Details,
     Pool,
     PoolStatus,
+    PoolTable,
     Superblock,
     parse_pool_status,
     parse_pool_table,
@@ -149,7 +150,7 @@ def test_the_kernels_own_status_and_tables_are_read(case: Case) -> None:
         status.data_blocks
         == Superblock.parse(unpack(case.facts["files"]["meta-reserved.img"]["file"])[:BLOCK]).data_blocks
     )
-    assert parse_pool_table(find_line(case, "table", "thin-pool"), "pool") == ((254, 0), (254, 1))
+    assert parse_pool_table(find_line(case, "table", "thin-pool"), "pool")[:2] == ((254, 0), (254, 1))
     assert parse_thin_table(find_line(case, "table", "thin"), "x") == ((254, 2), case.facts["thin_ids"]["other"])
 
 
@@ -336,8 +337,8 @@ def test_the_data_blocks_that_the_kernel_allows_are_taken(sectors: int) -> None:
 
 def test_a_status_tells_what_is_held_and_how_large_the_pool_is() -> None:
     text = "8 66/512 46/256 106 rw no_discard_passdown queue_if_no_space - 128 \n"
-    assert parse_pool_status(text, "p") == PoolStatus(8, 256, 106, "rw")
-    assert parse_pool_status("1 2/3 4/5 - ro", "p") == PoolStatus(1, 5, None, "ro")
+    assert parse_pool_status(text, "p") == PoolStatus(8, 256, 46, 512, 66, 106, "rw")
+    assert parse_pool_status("1 2/3 4/5 - ro", "p") == PoolStatus(1, 5, 4, 3, 2, None, "ro")
     assert parse_pool_status("1 2/3 4/5 - out_of_data_space x", "p").mode == "out_of_data_space"
 
 
@@ -355,6 +356,10 @@ def test_a_status_tells_what_is_held_and_how_large_the_pool_is() -> None:
 def test_a_status_of_a_pool_that_is_not_well_is_refused(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         parse_pool_status(text, "p")
+
+
+def test_the_table_of_a_pool_names_its_devices_and_its_block_size() -> None:
+    assert parse_pool_table("254:0 254:1 128 0 0 ", "p") == PoolTable((254, 0), (254, 1), 128)
 
 
 @pytest.mark.parametrize("text", ["", "254:0 254:1", "254:0 x 128 0"])
