@@ -37,6 +37,9 @@ _FIELDS = (
     "pool_lv",
     "pool_lv_uuid",
     "thin_id",
+    "lv_tags",
+    "data_percent",
+    "metadata_percent",
 )
 _LVM_UUID = re.compile(r"LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(-[a-z]+[0-9]*)?")
 
@@ -62,6 +65,9 @@ class LogicalVolume:
         pool: name of the thin pool that it is a volume of; empty if of none.
         pool_id: like ``id``; empty if of none.
         thin_id: its number in that pool; None if of none.
+        tags: what was attached to it by name.
+        data_percent: how full a store or pool is, how much of a thin volume is mapped; None: inactive, or another kind.
+        metadata_percent: how full a pool's metadata are; None: inactive, or another kind.
     """
 
     group: str
@@ -80,6 +86,9 @@ class LogicalVolume:
     pool: str = ""
     pool_id: str = ""
     thin_id: int | None = None
+    tags: frozenset[str] = frozenset()
+    data_percent: float | None = None
+    metadata_percent: float | None = None
 
     @property
     def full_name(self) -> str:
@@ -159,7 +168,14 @@ def _parse_row(row: dict[str, str]) -> LogicalVolume:
         pool=row.get("pool_lv", "").strip("[]"),
         pool_id=_join(group_id, row["pool_lv_uuid"]) if row.get("pool_lv_uuid") else "",
         thin_id=int(row["thin_id"]) if row.get("thin_id") else None,
+        tags=frozenset(tag for tag in row.get("lv_tags", "").split(",") if tag),
+        data_percent=_percent(row.get("data_percent", "")),
+        metadata_percent=_percent(row.get("metadata_percent", "")),
     )
+
+
+def _percent(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _join(group_id: str, volume_id: str) -> str:

@@ -14,8 +14,6 @@ import hashlib
 import json
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,11 +25,11 @@ from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError
 from lvmsync.system import dm
 from lvmsync.system.device import aligned_buffer
 from lvmsync.system.ledger import file_name, is_locked, make_folders, remove_file, replace_file, state_folder
+from lvmsync.system.signals import signals_deferred
 
 LOCK_TRIES, LOCK_WAIT = 300, 0.1
 """How often, and how many seconds apart, a lock is tried that another run has: maps are read in seconds."""
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _BLOCK = 4096  # bytes of a metadata block
 
 
@@ -144,7 +142,7 @@ def reserve(device: dm.Mapped, tracker: Tracker, purpose: str) -> Iterator[Reser
         notes = _settle(device, tracker, note)
         root: int | None = None
         try:
-            with _signals_deferred():  # one that came meanwhile is raised at the end of this, inside the try
+            with signals_deferred():  # one that came meanwhile is raised at the end of this, inside the try
                 owner = Owner(
                     device.name, purpose, os.getpid(), _boot(), datetime.now(UTC).isoformat(timespec="seconds")
                 )
@@ -245,7 +243,7 @@ def _settle(device: dm.Mapped, tracker: Tracker, note: _Note) -> tuple[str, ...]
 
 
 def _give_back(device: dm.Mapped, tracker: Tracker, note: _Note, root: int) -> None:
-    with _signals_deferred():
+    with signals_deferred():
         now, _ = read_held(device, tracker)
         if now != root:
             note.remove()
@@ -329,25 +327,6 @@ def _locked(device: dm.Mapped) -> Iterator[_Note]:
         yield _Note(path)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Let a few steps be done whole: signals to end come after them. Programs that are run inherit this."""
-    came: list[int] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        # A mask is one thread's: a signal that another thread gets would run its handler here all the same.
-        handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if came:
-            signal.raise_signal(came[0])
 
 
 def _boot() -> str:

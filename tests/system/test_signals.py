@@ -1,4 +1,4 @@
-"""Signals that come while a metadata snapshot is taken or given back wait until that is done."""
+"""Signals that come while a few steps must be done whole wait until they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from lvmsync.system.reservation import _signals_deferred
+from lvmsync.system.signals import signals_deferred
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_signal_waits_though_another_thread_gets_it(came: list[str], number: s
     is_over = threading.Event()
     thread = threading.Thread(target=is_over.wait)  # its mask lets all signals through
     thread.start()
-    with _signals_deferred():
+    with signals_deferred():
         os.kill(os.getpid(), number)
         over = time.monotonic() + 0.2
         while time.monotonic() < over:  # the other thread gets it soon
@@ -45,7 +45,7 @@ def test_a_signal_waits_though_another_thread_gets_it(came: list[str], number: s
 
 
 def test_programs_inherit_that_signals_wait(came: list[str]) -> None:
-    with _signals_deferred():
+    with signals_deferred():
         assert {signal.SIGINT, signal.SIGTERM} <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert came == []
@@ -53,7 +53,7 @@ def test_programs_inherit_that_signals_wait(came: list[str]) -> None:
 
 def test_a_thread_of_its_own_can_defer_signals(came: list[str]) -> None:
     def work() -> None:
-        with _signals_deferred():
+        with signals_deferred():
             came.append("done")
 
     thread = threading.Thread(target=work)
