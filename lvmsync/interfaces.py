@@ -49,7 +49,14 @@ class Target(Readable, Protocol):
 
 
 class Transport(Protocol):
-    """A two-way byte pipe to the other side; blocking calls."""
+    """A two-way byte pipe to the other side; blocking calls.
+
+    Attributes:
+        stall_timeout: seconds that a blocked call sees no byte move, in either direction, before it fails with a
+            TransportError; None: it waits for ever. May be changed between calls.
+    """
+
+    stall_timeout: float | None
 
     def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         """Send every byte of ``buffers``, in order.

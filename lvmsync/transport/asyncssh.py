@@ -12,7 +12,6 @@ import logging
 import signal as signals
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ import asyncssh
 from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import Ssh
-from lvmsync.transport.pipe import Lines
+from lvmsync.transport.pipe import Lines, Watch
 
 PIECE = 1 << 20
 """Bytes that a caller's thread hands to the loop at once."""
@@ -50,7 +49,9 @@ for _name in "asyncio", "asyncssh":  # without a handler, their warnings go to s
 
 
 @contextmanager
-def connect(host: Host, command: str, options: Ssh, on_stderr: Callable[[str], None]) -> Iterator[Line]:
+def connect(
+    host: Host, command: str, options: Ssh, on_stderr: Callable[[str], None], *, stall_timeout: float | None = None
+) -> Iterator[Line]:
     """Log in to ``host``, start ``command`` there, and yield the line to it.
 
     Raises:
@@ -58,6 +59,7 @@ def connect(host: Host, command: str, options: Ssh, on_stderr: Callable[[str], N
     """
     with _loop() as loop:
         line = Line(host, options, on_stderr, loop)
+        line.stall_timeout = stall_timeout
         try:
             line.open(command)
             yield line
@@ -69,7 +71,12 @@ class Line(asyncssh.SSHClientSession[bytes]):
     """A Transport over one channel of an ssh connection; made by ``connect``.
 
     One thread may send while another receives.
+
+    Attributes:
+        stall_timeout: see `interfaces.Transport`.
     """
+
+    stall_timeout: float | None = None
 
     def __init__(
         self, host: Host, options: Ssh, on_stderr: Callable[[str], None], loop: asyncio.AbstractEventLoop
@@ -128,12 +135,13 @@ class Line(asyncssh.SSHClientSession[bytes]):
         while filled < len(buffer):
             if not self._rest:
                 with self._changed:
+                    watch = self._watch()
                     while not self._inbox and not filled:
                         if self._has_ended:
                             return 0
                         if self._failure:
                             raise self._failure
-                        self._changed.wait()
+                        self._wait(watch)
                     if not self._inbox:
                         break
                     self._rest = memoryview(self._inbox.popleft())
@@ -195,8 +203,7 @@ class Line(asyncssh.SSHClientSession[bytes]):
             asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(2 * _HANGUP_TIMEOUT)
 
     def _wait_for_room(self) -> None:
-        patience = self._options.stall_timeout
-        seen, since = -1, time.monotonic()
+        watch = self._watch()
         while True:
             if self._failure:
                 raise self._failure
@@ -206,16 +213,20 @@ class Line(asyncssh.SSHClientSession[bytes]):
                 )
             if self._outbox_size < QUEUE:
                 return
-            self._changed.wait(1 if patience is None else min(1, patience))
-            now = time.monotonic()
-            # What the channel still holds shrinks when the far side reads, also within one piece
-            moved = self._moved - self._channel.get_write_buffer_size()
-            if moved != seen:
-                seen, since = moved, now
-            elif patience is not None and now - since >= patience:
-                self._failure = TransportError(
-                    f"{self._host}: no byte moved for {patience:g} s: the line or the far side hangs; try again"
-                )
+            self._wait(watch)
+
+    def _watch(self) -> Watch:
+        # What the channel still holds shrinks when the far side reads, also within one piece
+        return Watch(str(self._host), self.stall_timeout, lambda: self._moved - self._channel.get_write_buffer_size())
+
+    def _wait(self, watch: Watch) -> None:
+        """Wait for a change, or for one of these moments in which to look whether the line has stalled."""
+        if not self._changed.wait(watch.nap):
+            try:
+                watch.check()
+            except TransportError as error:
+                self._failure = error
+                raise
 
     def _start_pump(self) -> None:
         if not self._is_pumping:

@@ -11,6 +11,9 @@ from lvmsync.transport import pipe
 class Local(pipe.Command):
     """A child that runs this lvmsync with other words."""
 
-    def __init__(self, words: Sequence[str], on_stderr: Callable[[str], None]) -> None:
+    def __init__(
+        self, words: Sequence[str], on_stderr: Callable[[str], None], *, stall_timeout: float | None = None
+    ) -> None:
         # -P: what lies in the working folder must not be taken for lvmsync
-        super().__init__([sys.executable, "-P", "-m", "lvmsync", *words], on_stderr, name="lvmsync on this machine")
+        argv = [sys.executable, "-P", "-m", "lvmsync", *words]
+        super().__init__(argv, on_stderr, name="lvmsync on this machine", stall_timeout=stall_timeout)

@@ -8,6 +8,8 @@ import re
 import select
 import stat
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections import deque
@@ -64,16 +66,133 @@ class Lines:
             self._on_line(text)
 
 
+class Watch:
+    """Tells a line on which bytes move from one that has stalled.
+
+    Args:
+        name: of the line, for the message.
+        patience: seconds without a byte that are too many; None: none are.
+        progress: returns something that changes whenever a byte moves.
+    """
+
+    def __init__(self, name: str, patience: float | None, progress: Callable[[], object]) -> None:
+        self._name = name
+        self._patience = patience
+        self._progress = progress
+        self._seen = progress()
+        self._since = time.monotonic()
+        self.nap = 1.0 if patience is None else min(1.0, patience / 4)
+        """Seconds to wait between two checks."""
+
+    def check(self) -> None:
+        """Look once.
+
+        Raises:
+            TransportError: no byte has moved for too long.
+        """
+        now, seen = time.monotonic(), self._progress()
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        elif self._patience is not None and now - self._since >= self._patience:
+            raise TransportError(
+                f"{self._name}: no byte moved for {self._patience:g} s: the line or the far side hangs; try again"
+            )
+
+
+class Flow:
+    """Two descriptors of one line, read and written until they take no more, and no longer than patience lasts.
+
+    A byte that moves either way shows that the line is alive: one that comes in while we cannot send, too.
+
+    Attributes:
+        stall_timeout: see `interfaces.Transport`.
+        failure: how the patience ended; None: it has not.
+    """
+
+    def __init__(self, name: str, stall_timeout: float | None = None) -> None:
+        self.stall_timeout = stall_timeout
+        self.failure: TransportError | None = None
+        self._name = name
+        self._moved = 0
+
+    def write_all(self, out: int, buffers: Sequence[bytes | bytearray | memoryview], back: int) -> None:
+        """Write every byte to ``out``; what is there to be read from ``back`` shows life.
+
+        ``out`` never fills up, or does not block: a write that blocks cannot be timed.
+        """
+        views = deque(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+        while views:
+            try:
+                written = os.writev(out, list(islice(views, _IOV_MAX)))
+            except BlockingIOError:
+                self._wait_for(out, select.POLLOUT, back)
+                continue
+            self._moved += written
+            while views and written >= len(views[0]):
+                written -= len(views.popleft())
+            if written:
+                views[0] = views[0][written:]
+
+    def read_some(self, fd: int, buffer: memoryview) -> int:
+        """Read at least one byte from ``fd``; 0 at the end."""
+        while True:
+            try:
+                if self.stall_timeout is not None:
+                    self._wait_for(fd, select.POLLIN, fd)
+                count = os.readv(fd, [buffer])
+            except BlockingIOError:  # whoever started us left the descriptor non-blocking
+                self._wait_for(fd, select.POLLIN, fd)
+                continue
+            self._moved += count
+            return count
+
+    def _wait_for(self, fd: int, event: int, back: int) -> None:
+        poll = select.poll()
+        poll.register(fd, event)
+        patience = self.stall_timeout
+        if patience is None:
+            poll.poll()
+            return
+        watch = Watch(self._name, patience, lambda: (self._moved, _waiting(back)))
+        while not poll.poll(1000 * watch.nap):
+            try:
+                watch.check()
+            except TransportError as error:
+                self.failure = error
+                raise
+
+
+def _waiting(fd: int) -> int:
+    """Return how many bytes can be read from ``fd`` now."""
+    count = bytearray(4)
+    with suppress(OSError):
+        fcntl.ioctl(fd, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
 class Stdio:
     """This process's stdin and stdout, taken away from everything else that runs in it.
 
     While it is open, descriptor 0 is empty and descriptor 1 is stderr, so that no ``print`` and no
-    program that is started can eat from the stream or write into it.
+    program that is started can eat from the stream or write into it. It waits for ever, unless its
+    ``stall_timeout`` is set.
     """
+
+    def __init__(self) -> None:
+        self._flow = Flow("standard input and output")
+
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds that a blocked call sees no byte move before it fails; None: never."""
+        return self._flow.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, seconds: float | None) -> None:
+        self._flow.stall_timeout = seconds
 
     def __enter__(self) -> Self:
         try:
-            self._in, self._out = os.dup(0), os.dup(1)  # not inherited by children
+            self._in, self._out = os.dup(0), _own(os.dup(1))  # not inherited by children
         except OSError as error:
             raise DeviceError(f"stdin and stdout: {error.strerror}; both must be open") from error
         null = os.open(os.devnull, os.O_RDONLY)
@@ -97,7 +216,7 @@ class Stdio:
             DeviceError: stdout is a file, and it cannot be written.
         """
         try:
-            _write_all(self._out, buffers)
+            self._flow.write_all(self._out, buffers, self._in)
         except (BrokenPipeError, ConnectionError) as error:
             raise TransportError("stdout: the reader of the stream is gone; see what it says") from error
         except OSError as error:
@@ -106,7 +225,7 @@ class Stdio:
     def receive_some(self, buffer: memoryview) -> int:
         """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
         try:
-            return _read_some(self._in, buffer)
+            return self._flow.read_some(self._in, buffer)
         except ConnectionError as error:
             raise TransportError(f"stdin: {error.strerror}; the line is gone") from error
         except OSError as error:
@@ -143,12 +262,30 @@ class Command:
         argv: the program and its words; no shell is involved.
         on_stderr: gets each line of its stderr; called from another thread.
         name: what messages call the far side; by default the program.
+        stall_timeout: see `interfaces.Transport`.
     """
 
-    def __init__(self, argv: Sequence[str], on_stderr: Callable[[str], None], *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        on_stderr: Callable[[str], None],
+        *,
+        name: str | None = None,
+        stall_timeout: float | None = None,
+    ) -> None:
         self._argv = argv
         self._name = name or argv[0]
         self._lines = Lines(on_stderr)
+        self._flow = Flow(self._name, stall_timeout)
+
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds that a blocked call sees no byte move before it fails; None: never."""
+        return self._flow.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, seconds: float | None) -> None:
+        self._flow.stall_timeout = seconds
 
     def __enter__(self) -> Self:
         try:
@@ -161,8 +298,9 @@ class Command:
         assert self._child.stdout
         assert self._child.stderr
         self._in, self._out = self._child.stdin, self._child.stdout
-        _grow(self._in.fileno())
-        _grow(self._out.fileno())
+        for end in self._in.fileno(), self._out.fileno():
+            _grow(end)
+            os.set_blocking(end, False)  # our ends alone: the child's are others
         self._listener = threading.Thread(target=self._listen, args=[self._child.stderr], daemon=True)
         self._listener.start()
         return self
@@ -179,14 +317,14 @@ class Command:
             TransportError: the child stopped reading; ``aclose`` has its status.
         """
         try:
-            _write_all(self._in.fileno(), buffers)
+            self._flow.write_all(self._in.fileno(), buffers, self._out.fileno())
         except OSError as error:
             raise TransportError(f"{self._name}: stopped reading before the end: {error.strerror}") from error
 
     def receive_some(self, buffer: memoryview) -> int:
         """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
         try:
-            return _read_some(self._out.fileno(), buffer)
+            return self._flow.read_some(self._out.fileno(), buffer)
         except OSError as error:
             raise TransportError(f"{self._name}: the line is gone: {error.strerror}") from error
 
@@ -199,8 +337,14 @@ class Command:
 
         What it still says on stdout is dropped. It has five minutes to end; then it is made to.
         Receive to the end first where it may be busy for longer.
+
+        Raises:
+            TransportError: the line had stalled; the child was made to end at once.
         """
-        return self._close(_CLOSE_TIMEOUT)
+        status = self._close(0 if self._flow.failure else _CLOSE_TIMEOUT)
+        if self._flow.failure:
+            raise self._flow.failure
+        return status
 
     def _close(self, patience: float) -> int:
         if self._child.returncode is None:
@@ -246,36 +390,21 @@ class Command:
         stderr.close()
 
 
+def _own(fd: int) -> int:
+    """Return a descriptor of the same pipe that can be told not to block, or ``fd`` where there is none.
+
+    The flag would also hold for whoever shares ours, so the pipe is opened once more.
+    """
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with suppress(OSError):  # no /proc, or a pipe of another user: such a write cannot be timed
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.close(fd)
+            return own
+    return fd
+
+
 def _grow(fd: int) -> None:
     """Make the pipe behind ``fd``, if it is one, hold ``PIPE_SIZE`` where the system permits it."""
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         with suppress(PermissionError):  # past the user's limit: slower, and no harm
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-
-
-def _write_all(fd: int, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
-    views = deque(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
-    while views:
-        try:
-            written = os.writev(fd, list(islice(views, _IOV_MAX)))
-        except BlockingIOError:  # whoever started us left the descriptor non-blocking
-            _wait_for(fd, select.POLLOUT)
-            continue
-        while views and written >= len(views[0]):
-            written -= len(views.popleft())
-        if written:
-            views[0] = views[0][written:]
-
-
-def _read_some(fd: int, buffer: memoryview) -> int:
-    while True:
-        try:
-            return os.readv(fd, [buffer])
-        except BlockingIOError:
-            _wait_for(fd, select.POLLIN)
-
-
-def _wait_for(fd: int, event: int) -> None:
-    poll = select.poll()
-    poll.register(fd, event)
-    poll.poll()

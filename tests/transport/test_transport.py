@@ -91,8 +91,8 @@ def asyncssh(sshd: Sshd) -> Open:
     def start(
         words: Sequence[str], on_stderr: Callable[[str], None] = print, stall_timeout: float | None = 60
     ) -> AbstractContextManager[Transport]:
-        options = Ssh(config=str(sshd.config), stall_timeout=stall_timeout)
-        return open_transport(HERE, words, ssh=options, on_stderr=on_stderr)
+        options = Ssh(config=str(sshd.config))
+        return open_transport(HERE, words, ssh=options, stall_timeout=stall_timeout, on_stderr=on_stderr)
 
     return start
 
