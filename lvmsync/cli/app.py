@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lvmsync.cli import blksnap, dattobd, era
+from lvmsync.cli import blksnap, dattobd, era, serve
 from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.cli.options import (
@@ -139,8 +138,6 @@ def receive(
     as_json: Json = False,
     dry_run: DryRun = False,
     state: State = None,
-    reply: Annotated[bool, typer.Option("--reply", hidden=True)] = False,
-    require_base: Annotated[bool, typer.Option("--require-base", hidden=True)] = False,
     progress: ProgressStyle = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -150,7 +147,6 @@ def receive(
     from lvmsync.cli import render
     from lvmsync.jobs.receive import ReceiveOptions
     from lvmsync.jobs.receive import receive as run
-    from lvmsync.jobs.sync import READY, RECEIPT
     from lvmsync.system.ledger import state_folder
     from lvmsync.transport.pipe import Stdio
 
@@ -167,13 +163,12 @@ def receive(
         atomic=atomic,
         allow_smaller=allow_smaller,
         ignore_base=ignore_base,
-        require_base=require_base,
         dry_run=dry_run,
     )
     if not source and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe 'lvmsync send' into it, or name a file with -i")
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet or reply else progress))
+        report = stack.enter_context(render.progress("none" if quiet else progress))
         if source:
             say = print_text
             receive_some: Callable[[memoryview], int] = stack.enter_context(open_input(source)).readinto
@@ -181,11 +176,8 @@ def receive(
             stdio = stack.enter_context(Stdio())  # keeps standard output for its answers
             say = lambda text: stdio.send_all([text.encode()])  # noqa: E731
             receive_some = stdio.receive_some
-        receipt = run(receive_some, options, report, (lambda: say(f"{READY}\n")) if reply else (lambda: None))
-        if reply:
-            say(f"{RECEIPT}{json.dumps(asdict(receipt))}\n")
-        else:
-            render.print_receipt(receipt, as_json=as_json, quiet=quiet, write=say)
+        receipt = run(receive_some, options, report)
+        render.print_receipt(receipt, as_json=as_json, quiet=quiet, write=say)
 
 
 @app.command()
@@ -208,8 +200,8 @@ def apply(
 ) -> None:
     """Apply a stream file to a target: a snapback brings it back to the state before."""
     receive(
-        target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, as_json, dry_run, state, False,
-        False, progress, quiet, verbose, debug,
+        target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, as_json, dry_run, state,
+        progress, quiet, verbose, debug,
     )  # fmt: skip
 
 
@@ -328,22 +320,6 @@ def changes(
         )
 
 
-@app.command(hidden=True)
-def leaves(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
-    size: Annotated[int, typer.Option("--size", help="bytes of the other side", min=0)],
-    seed: Annotated[int, typer.Option("--seed", help="of the digests", min=0, max=(1 << 64) - 1)],
-    debug: Debug = False,
-) -> None:
-    """Hash a target for an lvmsync on another machine, which compares it with its own device."""
-    from lvmsync.jobs.leaves import answer
-    from lvmsync.transport.pipe import Stdio
-
-    path = local_target(target)
-    with Stdio() as stdio:
-        answer(path, size, seed, stdio.send_all, stdio.receive_some)
-
-
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a stream file")],
@@ -390,6 +366,8 @@ def recover(
 
 
 app.command()(cleanup)
+app.command(hidden=True)(serve.agent)
+app.command()(serve.serve)
 app.add_typer(era.app)
 app.add_typer(blksnap.app)
 app.add_typer(dattobd.app)

@@ -19,18 +19,20 @@ from collections.abc import Sequence
 
 from lvmsync.errors import LvmsyncError, UsageError
 
-VERBS = ("send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "era", "blksnap", "dattobd")
+VERBS = (
+    "send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "serve", "era", "blksnap", "dattobd",
+)  # fmt: skip
 
-HIDDEN = ("leaves",)
+HIDDEN = ("agent",)
 """Verbs between two lvmsyncs, not for people."""
 
 VALUED = frozenset(
     (
         "-a", "--apply", "-b", "--snapback", "-r", "--data-source", "-e", "--rsh", "-o", "--output", "-i", "--input",
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
-        "--remote-command", "--width", "--release", "--audit", "--base-data", "--size", "--seed",
+        "--remote-command", "--width", "--release", "--audit", "--base-data",
         "--granularity", "--since", "--unit-dir", "--storage", "--limit", "--base",
-        "--space", "--cache", "--minor", "--driver", "--cow",
+        "--space", "--cache", "--minor", "--driver", "--cow", "--allow", "--allow-pull", "--permit",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

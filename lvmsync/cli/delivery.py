@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lvmsync.cli import render
 from lvmsync.cli.files import stream_options
 from lvmsync.errors import UsageError
+from lvmsync.jobs.agent.client import Agent, open_agent
+from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
-from lvmsync.jobs.sync import Peer, far_words, leaves_words, sync
-from lvmsync.names import Comparison, Volume, parse_target
+from lvmsync.names import Comparison, TargetName, Volume, parse_target
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.system.device import Device
 from lvmsync.system.identity import is_same_storage
-from lvmsync.transport import Ssh, open_transport
+from lvmsync.transport import STALL_TIMEOUT, Ssh, open_transport
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Orders:
-    """What the receiver is told; each is an option of ``lvmsync receive``."""
+    """What the receiver is told: options of a receive (see `ReceiveOptions`), and two of its agent."""
 
     snapback: str | None = None
     no_undo: bool = False
@@ -54,19 +55,23 @@ class Orders:
     dry_run: bool = False
     debug: bool = False
 
-    def arguments(self) -> list[str]:
-        """Return the words for its command line."""
-        flags = {
-            "--no-undo": self.no_undo, "--create": self.create, "--atomic": self.atomic, "--debug": self.debug,
-            "--allow-smaller-target": self.allow_smaller, "--ignore-base": self.ignore_base, "--dry-run": self.dry_run,
-        }  # fmt: skip
-        words = [flag for flag, given in flags.items() if given]
-        words += ["--snapback", self.snapback] if self.snapback else []
-        return words + (["--state", self.state] if self.state else [])
+    def options(self) -> dict[str, Any]:
+        """Return what a request to receive holds."""
+        return {key: value for key, value in asdict(self).items() if key not in ("state", "debug")}
+
+
+def agent_words(way: Way, place: TargetName, orders: Orders) -> list[str]:
+    """Return the words of the command that starts an agent where a target is."""
+    words = ["agent", *(["--debug"] if orders.debug else [])]
+    if place.host is None:  # lvmsync itself is found by the transport
+        return words + (["--state", orders.state] if orders.state else [])
+    return [*(("sudo", "-n") if way.sudo else ()), *shlex.split(way.remote_command), *words]
 
 
 class Delivery:
-    """The way to one target; a context manager that cuts its lines at the end.
+    """The way to one target; a context manager that ends its lines at the end.
+
+    One agent is started when it is first needed, and does all that is asked of it.
 
     Attributes:
         place: the target.
@@ -98,6 +103,7 @@ class Delivery:
         self._orders = orders
         self._report = report
         self._stack = ExitStack()
+        self._agent: Agent | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +111,19 @@ class Delivery:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            if self._agent and kind is None:
+                self._agent.close()
+        finally:
+            self._stack.close()
+
+    @property
+    def agent(self) -> Agent:
+        """The agent on the target's machine; another one where the last one's session is over."""
+        if self._agent is None or self._agent.is_over:
+            self._stack.close()
+            self._agent = self._open_agent()
+        return self._agent
 
     def open_compared(self, name: Comparison, reading: Reading) -> AbstractContextManager[Source]:
         """Open where a device differs from the target, wherever that is.
@@ -124,12 +142,7 @@ class Delivery:
         self._report(Progress("comparing", 0, None))
         if self.place.host is None:
             return open_source(replace(name, old=Volume(self.place.name)), reading)
-        from lvmsync.jobs.leaves import open_far_comparison
-
-        def connect(size: int, seed: int) -> Peer:
-            return self._connect(leaves_words(self._command, self.place.name, size, seed, sudo=self._way.sudo))
-
-        return open_far_comparison(name, reading, connect, self._report)
+        return self.agent.compare(self.place.name, name, reading, self._report)
 
     def send(self, source: Source, *, require_base: bool = False) -> Receipt:
         """Send a source's changes to the target, and return the receipt of both sides; see `jobs.sync`.
@@ -141,7 +154,7 @@ class Delivery:
         Raises:
             UsageError: the target is where the data is read.
         """
-        return self._send(source, self._orders, require_base=require_base, dry_run=self._orders.dry_run)
+        return self._send(source, self._orders, require_base=require_base)
 
     def check(self, source: Source, *, require_base: bool = False) -> None:
         """Refuse a target that `send` would be refused by, without a change: its receiver is asked, and let go.
@@ -150,16 +163,9 @@ class Delivery:
             source: what would be sent; its changes are, so it should have none.
             require_base: as of `send`.
         """
-        around = self._stack
-        try:
-            with ExitStack() as self._stack:
-                self._send(source, replace(self._orders, dry_run=True), require_base=require_base, report=ignore)
-        finally:
-            self._stack = around
+        self._send(source, replace(self._orders, dry_run=True), require_base=require_base, report=ignore)
 
-    def _send(
-        self, source: Source, orders: Orders, *, require_base: bool, dry_run: bool = False, report: Report | None = None
-    ) -> Receipt:
+    def _send(self, source: Source, orders: Orders, *, require_base: bool, report: Report | None = None) -> Receipt:
         if self.place.host is None:
             path = Volume(self.place.name).path
             for name in (source.data.name if isinstance(source.data, Device) else None, source.origin):
@@ -168,10 +174,8 @@ class Delivery:
                         f"{name} and the target {path} are the same: the copy would be itself; name another target",
                         device=path,
                     )
-        arguments = [*orders.arguments(), *(["--require-base"] if require_base else [])]
-        sudo = self._way.sudo and self.place.host is not None
-        peer = self._connect(far_words(self._command, arguments, self.place.name, sudo=sudo))
-        return sync(source, peer, self._options, report or self._report, dry_run=dry_run)
+        wanted = {**orders.options(), "require_base": require_base}
+        return self.agent.receive(self.place.name, source, self._options, report or self._report, orders=wanted)
 
     def outlet(self, word: str) -> Outlet:
         """Return this as the way to the copy of a device, for a job that chooses by itself what is sent.
@@ -188,20 +192,16 @@ class Delivery:
             is_new=self._orders.create,
         )
 
-    @property
-    def _command(self) -> list[str]:
-        """The words that are lvmsync on the target's machine; on this one there is no need for any."""
-        return shlex.split(self._way.remote_command) if self.place.host else []
-
-    def _connect(self, words: list[str]) -> Peer:
+    def _open_agent(self) -> Agent:
         peer = Peer(str(self.place))
         way, host = self._way, self.place.host
         transport = open_transport(
             host,
-            words,
+            agent_words(way, self.place, self._orders),
             rsh=shlex.split(way.rsh) if way.rsh and host else None,
             ssh=Ssh(port=way.port, identity=way.identity),
+            stall_timeout=STALL_TIMEOUT,
             on_stderr=lambda line: render.hear(peer, line),
         )
-        peer.transport = self._stack.enter_context(transport)
-        return peer
+        peer.connect(self._stack.enter_context(transport))
+        return open_agent(peer)

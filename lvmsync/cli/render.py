@@ -17,8 +17,8 @@ import numpy.typing as npt
 from lvmsync.cli.files import print_text
 from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
+from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
-from lvmsync.jobs.sync import Peer
 from lvmsync.sources.source import Source
 
 _SHADES = "·░▒▓█"

@@ -2,7 +2,7 @@
 
 The far side says ``lvmsync LEAVES {"size": S}`` on a line, and then, without being asked, the digests of all
 its leaves (1 MiB each) in order. Then it answers requests: u32 count, and so many u64 leaf numbers (all
-little-endian), ascending; the answer is the digests of their blocks of 4 KiB. The end of its input ends it.
+little-endian), ascending; the answer is the digests of their blocks of 4 KiB. A count of 0 ends it.
 
 A digest is XXH3, 128 bits, with a random seed that our side has chosen for this comparison alone, so that
 nobody can prepare two blocks with the same digest.
@@ -10,15 +10,15 @@ nobody can prepare two blocks with the same digest.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import local
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,10 @@ import xxhash
 
 from lvmsync.errors import StreamError, TransportError
 from lvmsync.extents import ChangeMap, Offsets
+from lvmsync.jobs.agent.peer import Peer
+from lvmsync.jobs.agent.protocol import ANSWER, encode
 from lvmsync.jobs.background import in_background
 from lvmsync.jobs.progress import Progress, Report
-from lvmsync.jobs.sync import Peer
 from lvmsync.names import Comparison
 from lvmsync.sources.compare import build_source
 from lvmsync.sources.difference import BLOCK, common_size, join_maps
@@ -38,7 +39,7 @@ from lvmsync.stream.frames import Buffer
 from lvmsync.system.device import Device, aligned_buffer, open_device
 from lvmsync.system.holes import find_holes
 
-LEAVES = "lvmsync LEAVES "
+LEAVES = "lvmsync LEAVES"
 LEAF = 1 << 20
 """Bytes of a leaf; the last one of a device may be shorter."""
 DIGEST = 16
@@ -67,7 +68,7 @@ def answer(
         size: bytes of the other side.
         seed: of the digests.
         send: takes what is said.
-        receive: fills a buffer with what is asked; returns how many bytes, 0 at the end.
+        receive: fills a buffer with what is asked; returns how many bytes, 0 if the line is cut.
 
     Raises:
         StreamError: what is asked makes no sense.
@@ -76,7 +77,7 @@ def answer(
     with open_device(target, exclusive=True) as device:
         watch = Watch(device)
         limit = common_size(size, device.size)
-        send([f"{LEAVES}{json.dumps({'size': device.size})}\n".encode()])
+        send([encode(LEAVES, {"size": device.size})])
         for digests in hash_leaves(device, limit, seed):
             send([digests.tobytes()])
         data = find_data(device, limit)
@@ -88,11 +89,13 @@ def answer(
 
 def _receive_request(receive: Callable[[memoryview], int], limit: int) -> list[int] | None:
     head = _receive_exactly(receive, _COUNT.size)
-    if not head:
+    if len(head) != _COUNT.size:
+        raise StreamError("the other side was cut off before it had asked for all it wanted")
+    count = _COUNT.unpack(head)[0]
+    if not count:
         return None
-    count = _COUNT.unpack(head)[0] if len(head) == _COUNT.size else 0
-    if not 0 < count <= MOST_ASKED:
-        raise StreamError(f"the other side asks for {count} leaves at once; 1 to {MOST_ASKED} are possible")
+    if count > MOST_ASKED:
+        raise StreamError(f"the other side asks for {count} leaves at once; {MOST_ASKED} are possible")
     body = _receive_exactly(receive, count * 8)
     asked = np.frombuffer(body[: len(body) // 8 * 8], "<u8")
     if len(asked) != count or int(asked.max()) >= -(-limit // LEAF) or (asked[1:] <= asked[:-1]).any():
@@ -135,21 +138,16 @@ def ask(device: Device, size: int, seed: int, peer: Peer, report: Report) -> tup
     found = _find_blocks(device, limit, seed, numbers, peer, report)
     past = ChangeMap.from_extents([(limit, size - limit)])
     differing = join_maps(found) | past
-    peer.transport.send_eof()
-    status = peer.transport.aclose()
-    if status:
-        peer.fail("it failed after its last answer")
+    peer.send([_COUNT.pack(0)])
+    peer.expect(ANSWER)  # it stands by what it said
     return differing, far_size
 
 
-def _parse_size(text: str, place: str) -> int:
-    try:
-        size = json.loads(text)["size"]
-        if type(size) is int and 0 <= size < 1 << 63:
-            return size
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    raise TransportError(f"{place}: its size is not readable: '{text[:80]!a}'")
+def _parse_size(values: Mapping[str, Any], place: str) -> int:
+    size = values.get("size")
+    if type(size) is int and 0 <= size < 1 << 63:
+        return size
+    raise TransportError(f"{place}: its size is not readable: '{str(size)[:80]!a}'")
 
 
 def _find_leaves(device: Device, limit: int, seed: int, peer: Peer, report: Report) -> Offsets:
@@ -187,7 +185,7 @@ def _find_blocks(
 
 
 def _receive_digests(peer: Peer, count: int) -> Digests:
-    received = _receive_exactly(peer.transport.receive_some, count * DIGEST)
+    received = _receive_exactly(peer.receive_some, count * DIGEST)
     if len(received) != count * DIGEST:
         peer.fail("it ended in the middle of its answer")
     return np.frombuffer(received, np.uint8).reshape(-1, DIGEST)

@@ -14,6 +14,8 @@ from tests.cow_store import CHUNK, build_store
 from tests.sshd import Sshd
 
 CHUNKS = 64
+GREETING = """echo 'lvmsync AGENT {"protocol": 1, "version": "9", "host": "far"}'"""
+READY = 'echo "lvmsync READY"'
 OLD = bytes(range(256)) * (CHUNK * CHUNKS // 256)
 CHANGED = (5, 6, 40, 63)  # chunks
 NEW = bytearray(OLD)
@@ -114,7 +116,7 @@ def test_a_far_side_that_ends_well_without_a_word_is_no_success(site: Site) -> N
 @over_ssh
 def test_a_far_side_that_confirms_something_else_is_no_success(site: Site) -> None:
     liar = site.program(
-        "liar", 'echo "lvmsync READY"; cat > /dev/null; echo \'lvmsync RECEIPT {"bytes": 1, "extents": 1}\''
+        "liar", f'{GREETING}; {READY}; echo \'lvmsync RECEIPT {{"bytes": 1, "extents": 1}}\'; cat > /dev/null'
     )
     done = site.sync(STORE, "--remote-command", liar)
     assert done.returncode == 9
@@ -123,7 +125,7 @@ def test_a_far_side_that_confirms_something_else_is_no_success(site: Site) -> No
 
 @over_ssh
 def test_a_far_side_that_is_killed_ends_with_a_failed_line(site: Site) -> None:
-    done = site.sync(STORE, "--remote-command", site.program("killed", 'echo "lvmsync READY"; kill -9 $$'))
+    done = site.sync(STORE, "--remote-command", site.program("killed", f"{GREETING}; {READY}; kill -9 $$"))
     assert done.returncode == 7
     error(done)
 

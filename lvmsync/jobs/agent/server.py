@@ -1,0 +1,357 @@
+"""The side that serves: one request after the other, until its line ends.
+
+What a request may name and ask for is the `Policy`'s to say. Nothing here runs a command of the other side.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lvmsync import __version__
+from lvmsync.errors import LvmsyncError, StreamError, TransportError, UsageError
+from lvmsync.interfaces import Transport
+from lvmsync.jobs.agent.policy import Policy
+from lvmsync.jobs.agent.protocol import (
+    AGENT,
+    ANSWER,
+    BEAT,
+    LONGEST_REQUEST,
+    PROTOCOL,
+    READY,
+    RECEIPT,
+    REFUSAL,
+    REQUEST,
+    WAIT,
+    Line,
+    is_group,
+    parse,
+    refusal_of,
+    show,
+)
+from lvmsync.jobs.progress import Report
+from lvmsync.stream.frames import Buffer
+from lvmsync.transport import STALL_TIMEOUT
+
+Request = Mapping[str, Any]
+
+_TEXT = b"lvmsync "
+_MOST_TARGETS = 256
+_SHORTEST_STALL, _LONGEST_STALL = 10.0, 3600.0  # seconds; a line that is gone must not hold a target for ever
+
+
+def serve(
+    line: Transport | Line,
+    policy: Policy,
+    state: Path,
+    report: Report,
+    *,
+    beat: float = BEAT,
+    on_lost: Callable[[], None] = lambda: None,
+) -> None:
+    """Greet, and serve requests until the line ends.
+
+    Args:
+        line: to the side that asks.
+        policy: what it may.
+        state: the state folder.
+        report: takes the progress of what is received.
+        beat: seconds between two signs of life.
+        on_lost: called from another thread when the line is found to be gone while there is work: ends it.
+
+    Raises:
+        LvmsyncError: a stream failed; the other side was told.
+        StreamError: what came is no request.
+    """
+    session = Session(line, policy, state, report, beat=beat, on_lost=on_lost)
+    session.greet()
+    session.run()
+
+
+class Session:
+    """One conversation, as the side that serves has it."""
+
+    def __init__(
+        self,
+        line: Transport | Line,
+        policy: Policy,
+        state: Path,
+        report: Report,
+        *,
+        beat: float = BEAT,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare; nothing is said before `greet`."""
+        self._line = line if isinstance(line, Line) else Line(line)
+        self._voice = _Voice(self._line, beat, on_lost)
+        self._policy = policy
+        self._state = state
+        self._report = report
+
+    def greet(self) -> None:
+        """Say who we are."""
+        self._voice.say(AGENT, {"protocol": PROTOCOL, "version": __version__, "host": os.uname().nodename})
+
+    def run(self, *ends: str) -> tuple[str, dict[str, Any]] | None:
+        """Serve requests until the line ends, or until a line comes that begins with one of ``ends``: return that.
+
+        Raises:
+            LvmsyncError: a stream failed; the other side was told.
+            StreamError: what came is no request.
+        """
+        with self._voice.beating():
+            while (text := self._line.read_line(LONGEST_REQUEST)) is not None:
+                for end in ends:
+                    values = parse(text, end)
+                    if values is not None:
+                        return end, values
+                request = parse(text, REQUEST)
+                if request is None or not isinstance(request.get("verb"), str):
+                    error = StreamError(f"this is no request of an lvmsync: '{show(text)}'")
+                    self._voice.say(REFUSAL, refusal_of(error))
+                    raise error
+                self._serve(request)
+        return None
+
+    def _serve(self, request: Request) -> None:
+        """Carry out one request, and answer it."""
+        verb = request["verb"]
+        with self._voice.working(_bound_stall(request.get("stall", STALL_TIMEOUT))):
+            try:
+                answer = _find_verb(verb)(self, request)
+            except TransportError:
+                raise  # there is nobody to tell
+            except LvmsyncError as error:
+                if not self._voice.is_raw:
+                    self._voice.say(REFUSAL, refusal_of(error))
+                if self._voice.is_raw or verb in _STREAMS:
+                    raise  # what comes next on the line is not known
+            else:
+                if answer is not None:
+                    self._voice.say(ANSWER, answer)
+
+    # The verbs
+
+    def _standing(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.standing import standing
+
+        place = self._policy.find_target(_take(request, target=_is_word)["target"])
+        answer: dict[str, Any] = standing(place.path, self._state).to_json()
+        return answer
+
+    def _receive(self, request: Request) -> None:
+        from lvmsync.jobs.receive import ReceiveOptions, receive
+
+        asked = _take(request, target=_is_word, options=_is_object)
+        options = _take({"verb": "receive", **asked["options"]}, **_OPTIONS)
+        self._policy.require_options(options)
+        place = self._policy.find_target(asked["target"])
+        wanted: dict[str, Any] = {key: value for key, value in options.items() if value}
+        if wanted.pop("no_undo", False):
+            wanted["undo"] = False
+        if "snapback" in wanted:
+            wanted["snapback"] = Path(wanted["snapback"])
+        receipt = receive(
+            self._voice.receive_some,
+            ReceiveOptions(target=place.path, state=self._state, **wanted),
+            self._report,
+            lambda: self._voice.say(READY),
+        )
+        self._voice.say(RECEIPT, asdict(receipt))
+
+    def _leaves(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.leaves import answer
+
+        asked = _take(request, target=_is_word, size=_is_size, seed=_is_seed)
+        place = self._policy.find_target(asked["target"])
+        self._policy.require(self._policy.may_compare, "compares nothing", "--allow-compare")
+        answer(place.path, asked["size"], asked["seed"], self._voice.send_all, self._voice.receive_some)
+        self._voice.is_raw = False
+        return {}
+
+    def _create(self, request: Request) -> dict[str, Any]:
+        asked = _take(request, target=_is_word, size=_is_size, pool=_is_word)
+        place = self._policy.find_target(asked["target"])
+        self._policy.require(self._policy.may_create, "makes no targets", "--allow-create")
+        pool = self._policy.find_target(asked["pool"]).name if asked["pool"] else None
+        if not place.is_volume:
+            from lvmsync.targets.block import open_target
+
+            if pool:
+                raise UsageError(f"{place.path} is a file, and a thin pool is for volumes")
+            with open_target(place.path, create=True) as target:
+                target.resize(asked["size"])
+                target.sync()
+            return {}
+        from lvmsync.system.lvm_commands import create_volume
+
+        create_volume(place.name, asked["size"], pool=pool)
+        return {}
+
+    def _recover(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.recover import recover
+
+        asked = _take(request, target=_is_word, back=_is_flag, accept=_is_flag)
+        place = self._policy.find_target(asked["target"])
+        if asked["accept"]:
+            self._policy.require_risk("accept")
+        return asdict(
+            recover(place.path, self._state, self._report, accept=bool(asked["accept"]), back=bool(asked["back"]))
+        )
+
+
+def _find_verb(verb: str) -> Callable[[Session, Request], dict[str, Any] | None]:
+    if verb not in _VERBS:
+        raise UsageError(f"no such request: '{show(verb)}'; is one of the two an older lvmsync?")
+    return _VERBS[verb]
+
+
+_VERBS: dict[str, Callable[[Session, Request], dict[str, Any] | None]] = {
+    "standing": Session._standing,
+    "receive": Session._receive,
+    "leaves": Session._leaves,
+    "create": Session._create,
+    "recover": Session._recover,
+}
+
+_STREAMS = ("receive",)
+"""Verbs that a stream follows: when they fail, it may still be on the line."""
+
+
+class _Voice:
+    """What the side that serves says: a line at a time, and signs of life while it works."""
+
+    def __init__(self, line: Line, beat: float, on_lost: Callable[[], None]) -> None:
+        self._line = line
+        self._beat = beat
+        self._on_lost = on_lost
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        # From here on: under the lock
+        self._is_working = False
+        self._hears_end = False  # who reads the line knows that it has ended, and needs no signal
+        self.is_raw = False
+
+    def say(self, word: str, values: Mapping[str, Any] | None = None) -> None:
+        """Say a line."""
+        with self._lock:
+            self._line.say(word, values)
+
+    def send_all(self, buffers: Sequence[Buffer]) -> None:
+        """Send lines or raw bytes; after raw ones there are no signs of life until ``is_raw`` is taken back."""
+        with self._lock:
+            self.is_raw |= any(bytes(memoryview(buffer)[: len(_TEXT)]) != _TEXT for buffer in buffers[:1])
+            self._line.send_all(buffers)
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Receive raw bytes, and take note of the end."""
+        count = 0
+        try:
+            count = self._line.receive_some(buffer)
+        finally:
+            if not count:
+                with self._lock:
+                    self._hears_end = True
+        return count
+
+    @contextmanager
+    def working(self, stall_timeout: float) -> Iterator[None]:
+        """Give signs of life in the ``with``, and wait no longer than so many seconds for those of the other side."""
+        with self._lock:
+            self._is_working, self.is_raw = True, False
+        self._line.transport.stall_timeout = stall_timeout
+        try:
+            yield
+        finally:
+            self._line.transport.stall_timeout = None  # who has no question may take any time
+            with self._lock:
+                self._is_working = False
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Run the thread that gives them."""
+        self._ended.clear()
+        thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._beat):
+            with self._lock:
+                if self._ended.is_set() or self.is_raw or not self._is_working:
+                    continue
+                try:
+                    self._line.say(WAIT)
+                except LvmsyncError:
+                    if not self._hears_end:
+                        self._on_lost()
+                    return
+
+
+def _bound_stall(seconds: object) -> float:
+    """Return how long to wait for a byte of the other side, which may ask for more or less than the usual."""
+    if seconds is None:
+        return _LONGEST_STALL
+    if not isinstance(seconds, int | float):
+        return STALL_TIMEOUT
+    return min(max(float(seconds), _SHORTEST_STALL), _LONGEST_STALL)
+
+
+# What may be in a request
+
+
+def _take(request: Request, **checks: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return the values of a request, those that are not given as None; what it must not have is refused."""
+    for key, value in request.items():
+        if key in ("verb", "stall"):
+            continue
+        if key not in checks:
+            raise UsageError(f"request '{request['verb']}' has no '{show(key)}': is one of the two an older lvmsync?")
+        if value is not None and not checks[key](value):
+            raise UsageError(f"request '{request['verb']}': what '{key}' says makes no sense")
+    for key in ("target", "source", "size", "seed", "options"):
+        if key in checks and request.get(key) is None:
+            raise UsageError(f"request '{request['verb']}' lacks '{key}'")
+    return {key: request.get(key) for key in checks}
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 64
+
+
+_OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "snapback": _is_word,
+    "group": is_group,
+    **dict.fromkeys(
+        (
+            "no_undo", "create", "atomic", "allow_smaller", "ignore_base", "require_base", "dry_run", "resumable",
+            "restart", "prepare",
+        ),
+        _is_flag,
+    ),
+}  # fmt: skip
+"""Options of a receive, as they may stand in a request."""
