@@ -27,6 +27,7 @@ LAYERS = {
     "names": 1,
     "extents": 1,
     "history": 1,
+    "units": 1,
     "formats": 1,
     "stream": 1,
     "": 0,  # lvmsync itself: only the version

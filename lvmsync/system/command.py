@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 
 from lvmsync.errors import CommandError
+from lvmsync.system.signals import signals_deferred
 
 _SAYS_NOTHING = ("Command failed", "Command failed.")
 
@@ -21,25 +23,72 @@ def run(argv: Sequence[str], *, timeout: float = 60) -> str:
     Raises:
         CommandError: it is not there, failed, or took too long.
     """
-    program = argv[0]
-    called = " ".join(argv[:1] if argv[1:2] == [] or argv[1].startswith("-") else argv[:2])
     try:
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=os.environ | {"LC_ALL": "C"},
+            env=_environment(),
             timeout=timeout,
             check=False,
         )
     except OSError as error:
-        raise CommandError(f"cannot run '{program}': {error.strerror}; is it installed, and in PATH?") from error
+        raise _cannot_run(argv, error) from error
     except subprocess.TimeoutExpired as error:
         raise CommandError(
-            f"'{called}' did not end within {timeout:g} s; does a device or a lock hang? Try it by hand"
+            f"'{_called(argv)}' did not end within {timeout:g} s; does a device or a lock hang? Try it by hand"
         ) from error
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        told = [line for line in lines if line not in _SAYS_NOTHING] or lines or ["it gave no reason"]
-        raise CommandError(f"'{called}' failed with status {done.returncode}: {told[-1]}")
+    _require_success(argv, done.returncode, done.stderr)
     return done.stdout.decode(errors="replace")
+
+
+def run_to_end(argv: Sequence[str], *, timeout: float) -> str:
+    """Run a program that must not be killed in the middle, and return its standard output.
+
+    Signals that would end us, and the program with us, wait until it has ended.
+
+    Args:
+        argv: program and arguments; no shell sees them.
+        timeout: seconds after which we go on without it; it is left to run.
+
+    Raises:
+        CommandError: it is not there, failed, or takes too long.
+    """
+    # Files, not pipes: a program that is left to run must not die of a reader that has gone.
+    with signals_deferred(), tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment())
+        except OSError as error:
+            raise _cannot_run(argv, error) from error
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(
+                f"'{_called(argv)}' did not end within {timeout:g} s and still runs as process {process.pid}; does a"
+                " device or a lock hang? It was not killed, since that may leave a volume suspended"
+            ) from error
+        out.seek(0)
+        err.seek(0)
+        _require_success(argv, status, err.read())
+        return out.read().decode(errors="replace")
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
+
+
+def _called(argv: Sequence[str]) -> str:
+    """Return the program and, if it has one, its command: "dmsetup table"."""
+    return " ".join(argv[:1] if argv[1:2] == [] or argv[1].startswith("-") else argv[:2])
+
+
+def _cannot_run(argv: Sequence[str], error: OSError) -> CommandError:
+    return CommandError(f"cannot run '{argv[0]}': {error.strerror}; is it installed, and in PATH?")
+
+
+def _require_success(argv: Sequence[str], status: int, stderr: bytes) -> None:
+    if not status:
+        return
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if line not in _SAYS_NOTHING] or lines or ["it gave no reason"]
+    raise CommandError(f"'{_called(argv)}' failed with status {status}: {told[-1]}")

@@ -133,6 +133,31 @@ def list_volumes(group: str | None = None) -> list[LogicalVolume]:
     return parse_report(text)
 
 
+@dataclass(frozen=True)
+class Group:
+    """A volume group: its name, and in bytes what no volume has taken and what space is given out in."""
+
+    name: str
+    free: int
+    extent_size: int
+
+
+def read_group(name: str) -> Group:
+    """Return what LVM knows of a volume group now.
+
+    Raises:
+        CommandError: vgs is missing or failed, or there is no such group.
+    """
+    argv = ["vgs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", "vg_name,vg_free,vg_extent_size", name]
+    try:
+        row = json.loads(run(argv))["report"][0]["vg"][0]
+        return Group(row["vg_name"], int(row["vg_free"]), int(row["vg_extent_size"]))
+    except CommandError as error:
+        raise CommandError(f"{error}; is there a volume group '{name}'? See 'vgs'") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise CommandError(f"cannot read the report of vgs: {error!r}; is it LVM 2.02.158 or newer?") from error
+
+
 def parse_report(text: str) -> list[LogicalVolume]:
     """Read what ``lvs --reportformat json --units b --nosuffix`` printed.
 
@@ -180,6 +205,15 @@ def _percent(text: str) -> float | None:
 
 def _join(group_id: str, volume_id: str) -> str:
     return (group_id + volume_id).replace("-", "")
+
+
+def hyphenate(part: str) -> str:
+    """Return 32 letters of an id (as in `LogicalVolume`) as LVM writes them: 6-4-4-4-4-4-6."""
+    pieces, at = [], 0
+    for length in (6, 4, 4, 4, 4, 4, 6):
+        pieces.append(part[at : at + length])
+        at += length
+    return "-".join(pieces)
 
 
 def find_volume(word: str) -> LogicalVolume:

@@ -1,17 +1,27 @@
 """What lvmsync changes in LVM: snapshots of its own, tags, volumes that it was asked to make.
 
 One command at a time (a lock of ours), each to its end: a signal waits, and a command that takes too long is left
-to run, since a killed lvcreate may leave an origin suspended. What is removed is named by its LVM id and its tag
-in the very command, so that another volume which has got the name meanwhile is not touched.
+to run, since a killed lvcreate may leave an origin suspended. What is removed or tagged is named by its LVM id in
+the very command, so that another volume which has got the name meanwhile is not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from lvmsync.errors import CommandError, ConflictError, DeviceError, UsageError
 from lvmsync.system import lvm
+from lvmsync.system.command import run_to_end
+from lvmsync.system.holds import run_folder
+from lvmsync.system.ledger import make_folders
 from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.snapshot_advice import advise_snapshot, require_room, round_up
 
 TAG = "lvmsync"
 """What every snapshot of ours carries."""
@@ -19,8 +29,15 @@ TAG = "lvmsync"
 CREATED_TAG = "lvmsync.created"
 """What a volume carries that was made by `create_volume`, until its maker takes the tag off."""
 
-TIMEOUT = 300.0
+TIMEOUT = 120.0
 """Seconds that one command may take, and that the lock is waited for."""
+
+TRIES, WAIT = 50, 0.2
+"""How often, and how many seconds apart, a command is tried whose device is open: udev opens devices for a moment."""
+
+_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}")
+_TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.\-/=!:&#]{0,1023}")
+_BUSY = re.compile(r"in use|busy|open failed|can't get lock|cannot get lock|unable to deactivate", re.IGNORECASE)
 
 
 def replica_tag(replica: str) -> str:
@@ -33,6 +50,11 @@ def role_tag(role: str) -> str:
     return f"{TAG}.role={role}"
 
 
+def is_ours(volume: LogicalVolume) -> bool:
+    """Tell whether a volume is a snapshot with our tag."""
+    return TAG in volume.tags and "snapshot" in volume.role
+
+
 def list_ours(group: str | None = None) -> list[LogicalVolume]:
     """Return all snapshots that carry our tag, of one volume group or of all.
 
@@ -40,11 +62,6 @@ def list_ours(group: str | None = None) -> list[LogicalVolume]:
         CommandError: lvs failed, or there is no such group.
     """
     return [volume for volume in lvm.list_volumes(group) if is_ours(volume)]
-
-
-def is_ours(volume: LogicalVolume) -> bool:
-    """Tell whether a volume is a snapshot with our tag."""
-    return TAG in volume.tags and "snapshot" in volume.role
 
 
 def take_snapshot(
@@ -55,17 +72,30 @@ def take_snapshot(
     A thin volume gets a thin snapshot, which is not activated; another volume gets a classic one, which is.
 
     Args:
-        volume: of which; active, unless it is thin.
+        volume: of which.
         name: of the snapshot, in the same group.
         tags: besides `TAG`.
-        size: bytes of a classic snapshot's store; None: as `advise_snapshot` says.
+        size: bytes of a classic snapshot's store; None: as `advise_snapshot` says. LVM makes it no larger than needed.
         chunk: bytes that a classic snapshot keeps at a time, a power of two from 4 KiB to 512 KiB; None: advised.
 
     Raises:
-        DeviceError: the volume group has too little room, or the volume is not one that can have a snapshot.
+        UsageError: a name or tag that LVM does not take.
+        ConflictError: there is a volume of that name already.
+        DeviceError: the volume group has too little room.
         CommandError: lvcreate failed; nothing was made.
     """
-    raise NotImplementedError
+    argv = ["lvcreate", "-y", "-s", "-pr", "-n", _checked(name, _NAME, "name")]
+    all_tags = {TAG, *tags}
+    for tag in sorted(all_tags):
+        argv += ["--addtag", _checked(tag, _TAG, "tag")]
+    if volume.is_thin:
+        argv += ["-ky"]
+    else:
+        if size is None or chunk is None:
+            advice = advise_snapshot(volume, size=size, chunk=chunk)
+            size, chunk = advice.size, advice.chunk
+        argv += ["-c", f"{chunk}b", "-L", f"{round_up(size, 512)}b"]
+    return _create([*argv, volume.full_name], f"{volume.group}/{name}", all_tags)
 
 
 def remove_snapshot(volume: LogicalVolume) -> None:
@@ -73,19 +103,37 @@ def remove_snapshot(volume: LogicalVolume) -> None:
 
     Raises:
         ConflictError: it is not ours, or no snapshot.
-        CommandError: lvremove failed, or the snapshot stayed in use for `TIMEOUT` seconds.
+        CommandError: lvremove failed, or the snapshot stayed in use for `TRIES` times `WAIT` seconds.
     """
-    raise NotImplementedError
+    if not is_ours(volume):
+        raise ConflictError(
+            f"{volume.full_name} is not a snapshot with the tag '{TAG}', so lvmsync does not remove it",
+            device=volume.full_name,
+        )
+    _remove(volume, TAG)
 
 
 def change_tags(volume: LogicalVolume, add: Iterable[str] = (), drop: Iterable[str] = ()) -> LogicalVolume:
     """Add and take off tags in one step, which a crash leaves undone or done; return the volume as it is then.
 
     Raises:
+        UsageError: a tag that LVM does not take.
         DeviceError: the volume is gone.
         CommandError: lvchange failed.
     """
-    raise NotImplementedError
+    added, dropped = {_checked(tag, _TAG, "tag") for tag in add}, {_checked(tag, _TAG, "tag") for tag in drop}
+    words = [word for tag in sorted(added) for word in ("--addtag", tag)]
+    words += [word for tag in sorted(dropped - added) for word in ("--deltag", tag)]
+    if words:
+        _change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
+    found = lvm.find_volume_by_id(volume.id)
+    if found is None or not added <= found.tags or (dropped - added) & found.tags:
+        what = "is gone" if found is None else f"has the tags {', '.join(sorted(found.tags)) or '(none)'} now"
+        raise DeviceError(
+            f"{volume.full_name} was not tagged as wanted: it {what}; another program changes it at the same time",
+            device=volume.full_name,
+        )
+    return found
 
 
 def create_volume(name: str, size: int, *, pool: str | None = None) -> LogicalVolume:
@@ -97,11 +145,22 @@ def create_volume(name: str, size: int, *, pool: str | None = None) -> LogicalVo
         pool: ``VG/POOL`` or the pool's name, for a thin volume; None: a linear one.
 
     Raises:
+        UsageError: a name that LVM does not take.
         ConflictError: there is a volume of that name already.
-        DeviceError: the volume group has too little room, or the pool is none.
-        CommandError: lvcreate failed.
+        DeviceError: the volume group has too little room.
+        CommandError: lvcreate failed; nothing was made.
     """
-    raise NotImplementedError
+    group, _, short = name.partition("/")
+    argv = ["lvcreate", "-y", "-n", _checked(short, _NAME, "name"), "--addtag", CREATED_TAG]
+    if pool is None:
+        require_room(_checked(group, _NAME, "group"), size, f"the volume '{short}'")
+        argv += ["-L", f"{round_up(size, 512)}b", group]
+    else:
+        in_group, _, pool_name = pool.rpartition("/")
+        if in_group not in ("", group):
+            raise UsageError(f"the pool {pool} is not in the group of {name}; name one of '{group}'")
+        argv += ["-V", f"{round_up(size, 512)}b", "--thinpool", f"{group}/{_checked(pool_name, _NAME, 'pool')}"]
+    return _create(argv, name, {CREATED_TAG})
 
 
 def remove_volume(volume: LogicalVolume) -> None:
@@ -109,48 +168,130 @@ def remove_volume(volume: LogicalVolume) -> None:
 
     Raises:
         ConflictError: it does not.
-        CommandError: lvremove failed.
+        CommandError: lvremove failed, or the volume stayed in use for `TRIES` times `WAIT` seconds.
     """
-    raise NotImplementedError
+    if CREATED_TAG not in volume.tags:
+        raise ConflictError(
+            f"{volume.full_name} has no tag '{CREATED_TAG}', so lvmsync does not remove it", device=volume.full_name
+        )
+    _remove(volume, CREATED_TAG)
 
 
 def extend_volume(volume: LogicalVolume, by: int) -> LogicalVolume:
     """Make a volume, or the store of a snapshot, larger by ``by`` bytes at least; return it as it is then.
 
-    Raises:
-        DeviceError: the volume group has too little room.
-        CommandError: lvextend failed.
-    """
-    raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SnapshotAdvice:
-    """How large the store of a classic snapshot should be.
-
-    Attributes:
-        size: bytes.
-        chunk: bytes.
-        never_full: whether it holds everything, so that it cannot overflow.
-        reason: one sentence for people.
-    """
-
-    size: int
-    chunk: int
-    never_full: bool
-    reason: str
-
-
-def advise_snapshot(origin: LogicalVolume, *, expected: int | None = None, chunk: int | None = None) -> SnapshotAdvice:
-    """Advise on the store of a classic snapshot of ``origin``, within what its volume group has free.
-
-    Args:
-        origin: a volume that is not thin.
-        expected: bytes that will be written to the origin while the snapshot is there; None: not known.
-        chunk: bytes, where the user has chosen; None: advised, too.
+    LVM makes a store no larger than what its origin can ever need.
 
     Raises:
-        DeviceError: the volume group has too little room.
-        CommandError: vgs failed.
+        DeviceError: the volume group has too little room, or the volume is gone.
+        CommandError: lvextend failed, or the store is as large as it can be.
     """
-    raise NotImplementedError
+    require_room(volume.group, by, f"{volume.full_name}, which is to grow")
+    _change(["lvextend", "-y", "-L", f"+{round_up(by, 512)}b", volume.full_name])
+    found = lvm.find_volume_by_id(volume.id)
+    if found is None:
+        raise DeviceError(f"{volume.full_name} is gone", device=volume.full_name)
+    return found
+
+
+def _create(argv: list[str], name: str, tags: Iterable[str]) -> LogicalVolume:
+    """Run lvcreate; what it left half made is removed."""
+    with _lvm_locked():
+        before = _find(name)
+        if before:
+            raise ConflictError(f"there is a volume {name} already; choose another name", device=name)
+        for tries_left in reversed(range(3)):
+            try:
+                run_to_end(argv, timeout=TIMEOUT)
+                break
+            except CommandError as error:
+                rest = _find(name)
+                if rest and set(tags) <= rest.tags:
+                    _run_remove(rest, next(iter(tags)))
+                if not tries_left or not _BUSY.search(str(error)):
+                    raise
+                time.sleep(WAIT)
+        return lvm.find_volume(name)
+
+
+def _find(name: str) -> LogicalVolume | None:
+    group, _, short = name.partition("/")
+    return next((one for one in lvm.list_volumes(group) if one.name == short), None)
+
+
+def _remove(volume: LogicalVolume, tag: str) -> None:
+    with _lvm_locked():
+        found = lvm.find_volume_by_id(volume.id)
+        if found:
+            _run_remove(found, tag)
+
+
+def _run_remove(volume: LogicalVolume, tag: str) -> None:
+    """Run lvremove until the volume is gone; the lock is held."""
+    for tries_left in reversed(range(TRIES)):
+        failure: CommandError | None = None
+        try:
+            run_to_end(
+                ["lvremove", "-y", "-S", f"{_with_id(volume)} && lv_tags={{{tag}}}", volume.full_name], timeout=TIMEOUT
+            )
+        except CommandError as error:
+            failure = error
+        left = lvm.find_volume_by_id(volume.id)
+        if left is None:
+            return
+        if tag not in left.tags:
+            raise ConflictError(
+                f"{left.full_name} has lost its tag '{tag}' meanwhile, so lvmsync does not remove it",
+                device=left.full_name,
+            )
+        if failure and (not tries_left or not _BUSY.search(str(failure))):
+            raise failure
+        volume = left  # it may have got another name
+        time.sleep(WAIT)
+    raise CommandError(f"lvremove says that it removed {volume.full_name}, and it is there; try it by hand")
+
+
+def _change(argv: list[str]) -> None:
+    with _lvm_locked():
+        run_to_end(argv, timeout=TIMEOUT)
+
+
+def _with_id(volume: LogicalVolume) -> str:
+    """Return the words of LVM's selection that mean this very volume."""
+    return f"lv_uuid={lvm.hyphenate(volume.id[32:])} && vg_uuid={lvm.hyphenate(volume.id[:32])}"
+
+
+def _checked(word: str, grammar: re.Pattern[str], what: str) -> str:
+    if not grammar.fullmatch(word) or word in (".", ".."):
+        raise UsageError(f"'{word}' is no {what} that LVM takes")
+    return word
+
+
+@contextmanager
+def _lvm_locked() -> Iterator[None]:
+    """Let one run of ours at a time change LVM."""
+    path = run_folder() / "lvm.lock"
+    fd = _open(path)
+    try:
+        over = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= over:
+                    raise ConflictError(
+                        f"another run of lvmsync has changed LVM for {TIMEOUT:g} s ({path} is locked); does lvm hang?"
+                    ) from error
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        make_folders(path.parent)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError(f"cannot open {path}: {error.strerror}", device=str(path)) from error
