@@ -46,10 +46,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _interrupt(number: int, _: object) -> None:
-    for other in _SIGNALS:  # the first is enough: what follows brings things back, and says so in one line
-        # Not SIG_IGN: Python complains if it is set while such a signal is on its way.
-        signal.signal(other, lambda *_: None)
+    _ignore_signals()  # the first is enough: what follows brings things back, and says so in one line
     raise _Interrupted(f"ended by {signal.Signals(number).name}" if number != signal.SIGINT else "interrupted")
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        # Not SIG_IGN: Python complains if it is set while such a signal is on its way.
+        signal.signal(number, lambda *_: None)
 
 
 def run(words: Sequence[str]) -> int:
@@ -90,6 +94,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _complain(error: BaseException, message: str, status: int, words: Sequence[str]) -> int:
+    _ignore_signals()  # it ends already
     if "-d" in words or "--debug" in words:
         import traceback
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ class Agent:
             sender.begin()
             self.peer.expect(READY)
             if wanted.get("dry_run"):
-                self.peer.is_over = True  # nobody sends what it waits for
+                self.close()  # nobody sends what it waits for
                 return sender.call_off(self.place)
             receipt = sender.run()
             self._end_stream(stream)
@@ -146,11 +146,12 @@ class Agent:
         self.ask("abort_group", group=group, targets=list(targets))
 
     def close(self) -> None:
-        """End the session, and wait for the agent's end."""
+        """End the session, and wait for the agent's end; how that was is of no interest any more."""
         if not self.peer.is_over:
             self.peer.is_over = True
-            self.peer.line.transport.send_eof()
-            self.peer.line.transport.aclose()
+            with suppress(TransportError):
+                self.peer.line.transport.send_eof()
+                self.peer.line.transport.aclose()
 
     def ask(self, verb: str, **values: Any) -> dict[str, Any]:
         """Send a request that has one answer, and return that; values that are None are not given."""
@@ -169,10 +170,10 @@ class Agent:
             self.peer.line.transport.send_eof()
 
     def _break_off(self, error: BaseException) -> None:
-        """End the session; wait until a receiver that was told of a failure has brought its target back."""
-        was_told = isinstance(error, LvmsyncError) and not isinstance(error, (TransportError, PeerError, VerifyError))
-        if was_told and not self.peer.is_over:
-            self.peer.line.transport.send_eof()
+        """End the session; wait until a receiver that failed, or was told of a failure, has brought its target back."""
+        if isinstance(error, PeerError):
+            self.close()
+        elif isinstance(error, LvmsyncError) and not isinstance(error, TransportError) and not self.is_over:
             try:
                 self.peer.expect(RECEIPT)
             except PeerError as refused:
@@ -180,6 +181,7 @@ class Agent:
                     error.add_note(f"{self.place}: {note}")
             except TransportError as lost:
                 error.add_note(str(lost))
+            self.close()
         self.peer.is_over = True
 
     def _confirm(self, receipt: Receipt, answer: dict[str, Any]) -> Receipt:
