@@ -1,0 +1,197 @@
+"""The journal of a migration: what it was doing, for whoever comes after it was cut off.
+
+    STATE/migrations/ID/lock       held by the migration while it runs
+                       journal.json    replaced by rename at each step, before the step is taken
+
+ID is a name made of the volume's id and the target's word, so a pair has one journal. It is removed when the
+migration is over: one that is there, and is not locked, was cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.system.ledger import file_name, is_locked, open_lock, remove_file, replace_file
+
+VERSION = 1
+
+PASSES = "passes"  # the source is in use, as ever
+STOPPING = "stopping"  # the stop command is running
+STOPPED = "stopped"  # it has returned
+FENCED = "fenced"  # the source is read-only, too
+SENT = "sent"  # the target is at the cut
+STARTING = "starting"  # the start command may have begun
+STARTED = "started"  # it has returned: the target is in use now
+
+STEPS = (PASSES, STOPPING, STOPPED, FENCED, SENT, STARTING, STARTED)
+"""In the order of a migration."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a journal holds.
+
+    Attributes:
+        source: VG/LV, as it was named.
+        volume_id: its LVM id.
+        target: as it was named.
+        step: one of `STEPS`.
+        is_fenced: whether the source may be read-only by our hand.
+        stop: the command that stops the source's user, in words for people.
+        restart: the command that starts it again; empty if none was given.
+        domain: name of the libvirt domain; empty if none.
+        uri: where libvirt has it; empty for its default.
+        start: the command on the target's side; empty if none.
+        times: step -> when it was begun, UTC.
+        downtime: seconds, once it is over.
+        predicted: seconds, from right before the stop.
+    """
+
+    source: str
+    volume_id: str
+    target: str
+    step: str = PASSES
+    is_fenced: bool = False
+    stop: str = ""
+    restart: str = ""
+    domain: str = ""
+    uri: str = ""
+    start: str = ""
+    times: dict[str, str] = field(default_factory=dict)
+    downtime: float | None = None
+    predicted: float | None = None
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the source's user may be stopped."""
+        return STEPS.index(self.step) >= STEPS.index(STOPPING)
+
+    @property
+    def may_run_there(self) -> bool:
+        """Whether the target may be in use by now."""
+        return STEPS.index(self.step) >= STEPS.index(STARTING)
+
+
+class Journal:
+    """The journal of one migration, locked; made by `open_journal`.
+
+    Attributes:
+        before: what a migration of the same pair that was cut off has left; None if it left nothing.
+        note: as last written.
+    """
+
+    def __init__(self, folder: Path, note: Note, before: Note | None) -> None:
+        self._path = folder / "journal.json"
+        self.note = note
+        self.before = before
+
+    def enter(self, step: str, **facts: Any) -> None:
+        """Write down, durably, that a step is about to be taken.
+
+        Raises:
+            DeviceError: it cannot be written.
+        """
+        times = {**self.note.times, step: datetime.now(UTC).isoformat(timespec="seconds")}
+        self.note = replace(self.note, step=step, times=times, **facts)
+        try:
+            replace_file(self._path, json.dumps({"version": VERSION, **asdict(self.note)}, indent=1))
+        except OSError as error:
+            raise DeviceError(
+                f"cannot write the migration's journal {self._path}: {error.strerror}", device=str(self._path)
+            ) from error
+
+    def close(self) -> None:
+        """Remove the journal: there is nothing left to tell."""
+        remove_file(self._path)
+
+
+@contextlib.contextmanager
+def open_journal(state: Path, note: Note) -> Iterator[Journal]:
+    """Lock the journal of a pair and yield it. What an earlier migration left stays until something is written.
+
+    Args:
+        state: the state folder.
+        note: of the migration that begins; not written yet.
+
+    Raises:
+        ConflictError: such a migration is running.
+        FormatError: the journal that was left cannot be read.
+    """
+    folder = state / "migrations" / file_name(f"{note.volume_id} {note.target}")
+    lock = open_lock(folder, state)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(
+                f"{note.source} is being migrated to {note.target} by another lvmsync; wait for it to end"
+            ) from error
+        yield Journal(folder, note, _read(folder / "journal.json"))
+    finally:
+        os.close(lock)
+
+
+def list_cut_off(state: Path) -> list[Note]:
+    """Return the journals of migrations that do not run any more; nothing is changed.
+
+    Raises:
+        FormatError: one of them cannot be read.
+    """
+    found = []
+    for path in sorted((state / "migrations").glob("*/journal.json")):
+        if not is_locked(path.with_name("lock")):
+            note = _read(path)
+            if note:
+                found.append(note)
+    return found
+
+
+def describe(note: Note) -> str:
+    """Return what a migration that was cut off has left, and what is to be done, in one sentence."""
+    which = f"a migration of {note.source} to {note.target}"
+    pair = f"{note.source} {note.target}"
+    if not note.has_stopped:
+        return (
+            f"{which} ended in its passes ({note.times.get(PASSES, 'time unknown')}): its source was never stopped; run"
+            " it again to go on"
+        )
+    fenced = f" {note.source} may have been made read-only." if note.is_fenced else ""
+    if note.may_run_there:
+        return (
+            f"{which} was cut off at {note.times.get(note.step)} (step '{note.step}'), when the start command may have"
+            f" run: look there.{fenced} If it runs on the target, run 'lvmsync migrate --finish {pair}'; if you are"
+            f" sure that it does not, 'lvmsync migrate --abort --force {pair}'"
+        )
+    how = note.restart or (f"virsh start {note.domain}" if note.domain else "")
+    words = f"starts it again ({how})" if how else "tells how to start it again"
+    return (
+        f"{which} was cut off at {note.times.get(note.step)} (step '{note.step}'), with its source stopped; the start"
+        f" command had not run.{fenced} 'lvmsync migrate --abort {pair}' makes {note.source} writable and {words}"
+    )
+
+
+def _read(path: Path) -> Note | None:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"journal {path} cannot be read ({error}); move it away to go on without it") from error
+    try:
+        if values.pop("version") != VERSION:
+            raise ValueError("written by another version")
+        note = Note(**values)
+        if note.step not in STEPS:
+            raise ValueError(f"no step is called {note.step!r}")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FormatError(f"journal {path} is not understood ({error}); move it away to go on without it") from error
+    return note
