@@ -36,6 +36,12 @@ class ReceiveOptions:
         require_base: refuse a delta unless the ledger knows the target to hold what it starts from: its sender
             remembers that it was, and the user said nothing.
         dry_run: read and check everything, and change nothing.
+        resumable: a stream that is cut leaves the transaction open, to be gone on with; PROTO[4] only.
+        restart: a first full copy that is unfinished, and has no undo, may be begun anew by another one.
+        prepare: apply everything and make it durable, but leave the commit to `jobs.prepared`.
+        group: id of the group that it is prepared for.
+        pool_limit: percent of a thin pool, or of an image's file system, at which the receive stops; 100: it is not
+            looked at.
     """
 
     target: str
@@ -48,6 +54,11 @@ class ReceiveOptions:
     ignore_base: bool = False
     require_base: bool = False
     dry_run: bool = False
+    resumable: bool = False
+    restart: bool = False
+    prepare: bool = False
+    group: str | None = None
+    pool_limit: float = 95.0
 
 
 def receive(
@@ -55,6 +66,8 @@ def receive(
     options: ReceiveOptions,
     report: Report,
     on_ready: Callable[[], None] = lambda: None,
+    *,
+    line_goes_on: bool = False,
 ) -> Receipt:
     """Apply the stream that ``receive_some`` gives to a target, whole or not at all.
 
@@ -63,6 +76,7 @@ def receive(
         options: what to apply it to, and how.
         report: takes the progress.
         on_ready: called when the target is claimed and fits, before any change is read.
+        line_goes_on: more follows on this line behind the END: nothing behind it is asked for.
 
     Raises:
         StreamError: the stream is damaged or cut; the target is as it was (or dirty, without an undo).
@@ -72,7 +86,7 @@ def receive(
     session = Receiver()
     if options.snapback and options.snapback.exists():
         raise DeviceError(f"{options.snapback} is there already and is never overwritten; choose another name")
-    with in_background(read_stream(receive_some, session), _AHEAD) as frames:
+    with in_background(read_stream(receive_some, session, line_goes_on=line_goes_on), _AHEAD) as frames:
         header = next(frames)
         assert isinstance(header, Header)
         if options.create and header.size is None:
@@ -303,8 +317,15 @@ class _Job:
         )
 
 
-def read_stream(receive_some: Callable[[memoryview], int], session: Receiver) -> Iterator[Frame]:
+def read_stream(
+    receive_some: Callable[[memoryview], int], session: Receiver, *, line_goes_on: bool = False
+) -> Iterator[Frame]:
     """Yield the frames of a stream, up to its END or ABORT; nothing may come behind that.
+
+    Args:
+        receive_some: as of `receive`.
+        session: takes the bytes.
+        line_goes_on: what comes behind the END or ABORT is another's: it is not asked for. (PROTO[3] has no END.)
 
     Raises:
         StreamError: it is damaged, cut short, or no stream.
@@ -315,10 +336,12 @@ def read_stream(receive_some: Callable[[memoryview], int], session: Receiver) ->
         if count:
             session.received(count)
         for frame in session.frames() if count else session.receive_eof():
-            if isinstance(frame, End):
+            if isinstance(frame, End) and not line_goes_on:
                 end = frame  # held back until the input ends: bytes behind an END are an error
-            else:
-                yield frame
+                continue
+            yield frame
+            if line_goes_on and isinstance(frame, (End, Abort)):
+                return
         if not count:
             if end:
                 yield end

@@ -21,7 +21,7 @@ from lvmsync.interfaces import Readable
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
 from lvmsync.sources.source import Source
 from lvmsync.stream import v3, v4
-from lvmsync.stream.frames import DELTA, FULL, Abort, Buffer, Changes, Data, End, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import DELTA, FULL, Abort, Buffer, Changes, Data, End, Header, Hole, Mark, Sample, Zero
 from lvmsync.system.device import Device, aligned_buffer
 
 BATCH = 1 << 20
@@ -47,21 +47,62 @@ class StreamOptions:
     Attributes:
         format: 3 or 4.
         level: zstd level, 1-19; 0: no compression.
+        resumable: the receiver keeps what has arrived when the line is cut: frames and the distance of marks follow the
+            amount, so that little of it is sent twice. PROTO[4] only.
     """
 
     format: int = 4
     level: int = 0
+    resumable: bool = False
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where an unfinished transaction of the receiver is gone on with, as `jobs.standing` tells it.
+
+    Attributes:
+        offset: byte of the device; all changes below it have been applied.
+        transaction: its id.
+    """
+
+    offset: int
+    transaction: str
 
 
 class Sender:
     """One stream on its way out: header, changes, and an END or an ABORT."""
 
-    def __init__(self, source: Source, send: Send, options: StreamOptions, report: Report) -> None:
-        """Prepare; nothing is sent before `begin`."""
+    def __init__(
+        self,
+        source: Source,
+        send: Send,
+        options: StreamOptions,
+        report: Report,
+        *,
+        resume: Resume | None = None,
+        samples: Sequence[Sample] = (),
+        group: str | None = None,
+    ) -> None:
+        """Prepare; nothing is sent before `begin`.
+
+        Args:
+            source: what changed.
+            send: takes the bytes.
+            options: how the stream is written.
+            report: takes the progress.
+            resume: send only what an unfinished transaction lacks.
+            samples: what the base holds at some places; see `jobs.samples`.
+            group: id of the group that the stream belongs to.
+        """
+        if resume:
+            source = clip_source(source, resume.offset)
         self._source = source
         self._send = send
         self._options = options
         self._report = report
+        self._resume = resume
+        self._samples = tuple(samples)
+        self._group = group
         self._watch = Stopwatch()
         self._encoder = v4.Encoder() if options.format == 4 else v3.Encoder()
         self._extents = 0
@@ -88,6 +129,11 @@ class Sender:
                     intent=FULL if source.is_full else DELTA,
                     stream=uuid.uuid4().hex,
                     minimal=source.is_minimal,
+                    data_bytes=source.changes.total_bytes - (source.changes & source.holes).total_bytes,
+                    resume=self._resume.offset if self._resume else None,
+                    transaction=self._resume.transaction if self._resume else None,
+                    samples=self._samples,
+                    group=self._group,
                 )
             )
         )
@@ -118,15 +164,18 @@ class Sender:
 
     def _send_changes(self) -> None:
         total = self._source.changes.total_bytes
+        is_resumable = self._options.resumable
+        batch = batch_for(total) if is_resumable else BATCH
+        distance = mark_distance(total) if is_resumable else MARK_EVERY
         marked = 0
-        for frame, packed in read_frames(self._source, self._options.level):
+        for frame, packed in read_frames(self._source, self._options.level, batch):
             if packed is not None and isinstance(self._encoder, v4.Encoder):
                 self._put(self._encoder.encode(frame, packed))
             else:
                 self._put(self._encoder.encode(frame))
             self._extents += len(frame.table)
             self._changed_bytes += frame.changed_bytes
-            if self._changed_bytes - marked >= MARK_EVERY:
+            if self._changed_bytes - marked >= distance:
                 marked = self._changed_bytes
                 self._put(self._encoder.encode(Mark(self._extents, self._changed_bytes)))
             self._report(Progress("sending", self._changed_bytes, total))
@@ -163,16 +212,36 @@ class Sender:
         )
 
 
-def read_frames(source: Source, level: int) -> Iterator[tuple[Changes, bytes | None]]:
+def batch_for(total: int) -> int:
+    """Return how many bytes of changes go into a frame of a resumable stream that carries ``total`` bytes.
+
+    A cut loses a frame at the most: fifty cuts of one transfer must not cost a twentieth of it.
+    """
+    return min(max(1 << (total >> 12).bit_length(), 64 << 10), BATCH)
+
+
+def mark_distance(total: int) -> int:
+    """Return how many bytes of changes are between two marks of a resumable stream that carries ``total`` bytes."""
+    return min(max(total // 64, 8 << 20), MARK_EVERY)
+
+
+def clip_source(source: Source, offset: int) -> Source:
+    """Return the part of a source that lies at ``offset`` and behind it."""
+    behind = ChangeMap.from_extents([(offset, source.size - offset)] if offset < source.size else [])
+    return replace(source, changes=source.changes & behind, holes=source.holes & behind)
+
+
+def read_frames(source: Source, level: int, batch: int = BATCH) -> Iterator[tuple[Changes, bytes | None]]:
     """Yield the source's changes as frames in order, each with its compressed body where that is worth it.
 
-    A frame's payload is good until the next frame is asked for: its buffer is used again.
+    A frame's payload is good until the next frame is asked for: its buffer is used again. No frame holds more than
+    ``batch`` bytes of data, `BATCH` at the most.
 
     A device has many reads under way at a time, in threads. A file is read by one, while the kernel is
     told what will come next. Compression has threads of its own in either case. Holes are not read.
     """
     depth = source.data.depth if isinstance(source.data, Device) else 1
-    batches = cut_batches(source)
+    batches = cut_batches(source, batch)
     read = _read_sparse if source.is_full else _read_frame
     if depth == 1 and not level:
         yield from _read_inline(source.data, batches, read)
@@ -181,10 +250,10 @@ def read_frames(source: Source, level: int) -> Iterator[tuple[Changes, bytes | N
     yield from _read_in_threads(source.data, batches, read, level, workers)
 
 
-def cut_batches(source: Source) -> Iterator[Batch | Hole]:
+def cut_batches(source: Source, batch: int = BATCH) -> Iterator[Batch | Hole]:
     """Yield what is to be read in batches, and frames of the holes, in the order of their offsets."""
     if not len(source.holes):
-        yield from source.changes.batches(BATCH, BATCH_EXTENTS)
+        yield from source.changes.batches(batch, BATCH_EXTENTS)
         return
     holes = source.changes & source.holes
     data = source.changes - holes
@@ -195,7 +264,7 @@ def cut_batches(source: Source) -> Iterator[Batch | Hole]:
     at = 0
     for start, stop, first in zip(starts.tolist(), stops.tolist(), before[starts].tolist(), strict=True):
         yield from _hole_frames(holes, at, first)
-        yield from _part(data, start, stop).batches(BATCH, BATCH_EXTENTS)
+        yield from _part(data, start, stop).batches(batch, BATCH_EXTENTS)
         at = first
     yield from _hole_frames(holes, at, len(holes))
 

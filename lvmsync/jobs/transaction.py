@@ -20,6 +20,7 @@ from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
 from lvmsync.system import ledger as ledgers
+from lvmsync.system.applied import read_applied
 from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile, read_durable
@@ -209,6 +210,21 @@ class Transaction:
 def can_go_back(note: ledgers.Transaction) -> bool:
     """Tell whether an open transaction can be undone: it has an undo, made its target, or did not touch it yet."""
     return note.phase != "applying" or note.created or note.undo is not None
+
+
+def find_offset(record: ledgers.Record, folder: Path, life: str) -> int:
+    """Return up to which byte of the device all changes of the open transaction have been applied to the target.
+
+    Args:
+        record: of the target.
+        folder: of its ledger entry.
+        life: of the target (see `system.seen.life`); empty where it is not there.
+    """
+    note = record.transaction
+    assert note is not None
+    if record.dirty:  # a sync failed: only what an earlier one has made durable counts
+        return note.offset
+    return max(note.offset, read_applied(folder / f"{note.id}.progress", life))
 
 
 def go_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:

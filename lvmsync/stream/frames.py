@@ -7,6 +7,7 @@ and holes are three different things, told by the sender and never guessed by th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,20 @@ from lvmsync.history import Point
 DELTA = "delta"
 FULL = "full"
 SNAPBACK = "snapback"
+
+
+MAX_SAMPLES = 1024
+"""Most samples in a header."""
+MAX_SAMPLE = 64 << 10
+"""Bytes that a sample is about, at the most."""
+
+
+class Sample(NamedTuple):
+    """What the base holds at one place, so that a receiver can see whether its target holds that, too."""
+
+    offset: int  # bytes
+    length: int  # bytes, 1 to MAX_SAMPLE
+    digest: str  # XXH3 (128 bit) of those bytes, hex
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,11 @@ class Header:
         intent: ``DELTA``, ``FULL`` for everything, or ``SNAPBACK`` for what a receive overwrote.
         stream: a random word, so that no two streams are alike.
         minimal: the changes were held against the base: they fit that very state only, and not a later one.
+        data_bytes: how many of ``changed_bytes`` are no holes: what the target may need room for.
+        resume: the stream goes on with an unfinished transaction: only changes from this byte of the device on.
+        transaction: id of that transaction, as the receiver told it.
+        samples: what the base holds at some places.
+        group: id of the group of streams that are committed together.
     """
 
     size: int | None = None
@@ -53,6 +73,11 @@ class Header:
     intent: str = DELTA
     stream: str | None = None
     minimal: bool = False
+    data_bytes: int | None = None
+    resume: int | None = None
+    transaction: str | None = None
+    samples: tuple[Sample, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

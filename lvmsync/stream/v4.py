@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -29,7 +30,21 @@ import zstandard
 
 from lvmsync.errors import StreamError
 from lvmsync.history import Point
-from lvmsync.stream.frames import Abort, Buffer, Changes, Data, End, Frame, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import (
+    MAX_SAMPLE,
+    MAX_SAMPLES,
+    Abort,
+    Buffer,
+    Changes,
+    Data,
+    End,
+    Frame,
+    Header,
+    Hole,
+    Mark,
+    Sample,
+    Zero,
+)
 
 MAGIC = b"lvmsync PROTO[4]\n"
 MAX_BODY = 4 << 20
@@ -291,13 +306,16 @@ def _body(frame: Changes) -> list[Buffer]:
 
 def _dump_header(header: Header) -> bytes:
     values = {
-        key: value for key, value in dataclasses.asdict(header).items() if value is not None and value is not False
+        key: value
+        for key, value in dataclasses.asdict(header).items()
+        if value is not None and value is not False and value != ()
     }
     return json.dumps(values).encode()
 
 
-_INTEGERS = ("size", "extents", "changed_bytes")
-_STRINGS = ("map_digest", "source", "name", "host", "time", "version", "stream")
+_INTEGERS = ("size", "extents", "changed_bytes", "data_bytes", "resume")
+_STRINGS = ("map_digest", "source", "name", "host", "time", "version", "stream", "transaction", "group")
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def _parse_header(values: Mapping[str, Any]) -> Header:
@@ -323,7 +341,28 @@ def _parse_header(values: Mapping[str, Any]) -> Header:
             known[key] = _parse_point(key, value)
     if known["size"] is None:
         raise ValueError("'size' is missing")
+    known["samples"] = _parse_samples(values.get("samples", []), known["size"])
+    if (known["resume"] is None) != ("transaction" not in known):
+        raise ValueError("'resume' and 'transaction' do not come without each other")
     return Header(**known)
+
+
+def _parse_samples(values: object, size: int) -> tuple[Sample, ...]:
+    if not isinstance(values, list) or len(values) > MAX_SAMPLES:
+        raise ValueError(f"'samples' is not a list of at most {MAX_SAMPLES}")
+    for value in values:
+        is_sample = (
+            isinstance(value, list)
+            and len(value) == 3
+            and type(value[0]) is type(value[1]) is int
+            and 1 <= value[1] <= MAX_SAMPLE
+            and 0 <= value[0] <= size - value[1]
+            and isinstance(value[2], str)
+            and _DIGEST.fullmatch(value[2])
+        )
+        if not is_sample:
+            raise ValueError("'samples' has one that is no offset, length and digest of bytes of the device")
+    return tuple(Sample(*value) for value in values)
 
 
 def _parse_point(key: str, value: object) -> Point:

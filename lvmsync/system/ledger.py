@@ -6,6 +6,8 @@
                             ID.undo      what transaction ID has overwritten (unless kept as a snapback)
                             ID.spool     the stream of a transaction that is staged first
                             ID.*-check   how much of either counts after a crash, with proof
+                            ID.progress  how far the target is changed, as long as the machine runs
+    STATE/groups/ID.json                 a group that is committed: its prepared members go forward, not back
 
 STATE is ``$LVMSYNC_STATE``, else ``/var/lib/lvmsync`` for root, else ``$XDG_STATE_HOME/lvmsync``.
 """
@@ -29,6 +31,7 @@ from lvmsync.history import Point
 
 VERSION = 1
 _RESERVE = 64 << 10
+_OF_TRANSACTIONS = (".undo", ".spool", ".undo-check", ".spool-check", ".undo-check-new", ".progress")
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,21 @@ class Transaction:
         created: the target is a file that this transaction made: going back means removing it.
         spool: path of the staged stream; None where the stream is applied as it comes.
         phase: "staging": the spool grows, the target is untouched; "staged": the spool is whole and durable,
-            the target is untouched; "applying": the target is being changed; "undone": everything is back
-            as it was, and only files are left to be removed.
+            the target is untouched; "applying": the target is being changed; "prepared": it is wholly new
+            and durable, and is committed together with the others of its group; "undone": everything is back as
+            it was, and only files are left to be removed.
         began: UTC, ISO 8601.
         extents: how many extents are durable on the target (at the last mark).
         changed_bytes: how many bytes those cover.
         point: the point that the target will be at.
+        base: the point that the stream starts from; None where it names none.
+        intent: of the stream.
+        size: bytes of the device that the stream is of; None where it does not tell.
+        resumable: a stream that is cut may be gone on with.
+        offset: all changes below this byte of the device are durable on the target.
+        group: id of the group that it is committed with.
+        held: what the record's ``held`` will be, once it is prepared.
+        is_proved: when it began, the target was known to be untouched since the record's point was committed.
     """
 
     id: str
@@ -60,6 +72,14 @@ class Transaction:
     extents: int = 0
     changed_bytes: int = 0
     point: Point | None = None
+    base: Point | None = None
+    intent: str = "delta"
+    size: int | None = None
+    resumable: bool = False
+    offset: int = 0
+    group: str | None = None
+    held: int | None = None
+    is_proved: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,7 @@ class Record:
         transaction: the one that is open; None at rest.
         dirty: a sync failed, or there is no way back: what the target holds is not known.
         held: bytes of the target that the point is about, where it was smaller than its source; None: all.
+        seen: what the target looked like when we were last done with it (see `system.seen`); None: not known.
     """
 
     target: str
@@ -83,6 +104,7 @@ class Record:
     transaction: Transaction | None = None
     dirty: bool = False
     held: int | None = None
+    seen: dict[str, str] | None = None
 
 
 def state_folder(given: str | None = None) -> Path:
@@ -128,7 +150,7 @@ class Ledger:
             ) from error
 
     def path(self, transaction: str, suffix: str) -> Path:
-        """Return the path of a transaction's file: ``suffix`` is undo, spool, undo-check or spool-check."""
+        """Return the path of a transaction's file: ``suffix`` is undo, spool, undo-check, spool-check or progress."""
         return self.folder / f"{transaction}.{suffix}"
 
     @property
@@ -150,7 +172,7 @@ class Ledger:
         """Remove the files of transactions that are over: a crash may have come before their removal."""
         keep = self.record.transaction.id if self.record.transaction else None
         for path in self.folder.glob("*.*"):
-            if path.suffix in (".undo", ".spool", ".undo-check", ".spool-check") and path.stem != keep:
+            if path.suffix in _OF_TRANSACTIONS and path.stem != keep:
                 with contextlib.suppress(OSError):  # nothing needs it, and the next one tries again
                     path.unlink(missing_ok=True)
 
@@ -180,6 +202,19 @@ def open_ledger(state: Path, target: str, identity: dict[str, str] | None, size:
         yield Ledger(folder, _find_record(folder, Record(target, identity or {}, size)))
     finally:
         os.close(lock)
+
+
+def peek_record(state: Path, target: str, identity: dict[str, str] | None, size: int) -> tuple[Record, Path, bool]:
+    """Return a target's record as it is now, its folder, and whether somebody works on it; nothing is made or locked.
+
+    Args:
+        state, target, identity, size: as of `open_ledger`.
+
+    Raises:
+        ConflictError, FormatError: as `open_ledger`.
+    """
+    folder = state / "targets" / file_name(target)
+    return _find_record(folder, Record(target, identity or {}, size)), folder, is_locked(folder / "lock")
 
 
 def open_lock(folder: Path, state: Path) -> int:
@@ -226,8 +261,10 @@ def _find_record(folder: Path, fresh: Record) -> Record:
             raise ValueError("written by another version")
         values["point"] = values["point"] and Point(**values["point"])
         if values["transaction"]:
-            point = values["transaction"].pop("point")
-            values["transaction"] = Transaction(**values["transaction"], point=point and Point(**point))
+            for key in ("point", "base"):
+                point = values["transaction"].get(key)
+                values["transaction"][key] = point and Point(**point)
+            values["transaction"] = Transaction(**values["transaction"])
         record = Record(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise FormatError(f"ledger {path} is not understood ({error}); move it away to go on without it") from error

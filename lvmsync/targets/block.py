@@ -33,6 +33,9 @@ class BlockTarget:
         canonical: the name that it keeps over reboots.
         identity: what makes it this device and no other.
         created: whether the file was made by us, for this.
+        is_block: whether it is a block device.
+        number: ``(major, minor)`` of a block device; None for a file.
+        fd: the open descriptor.
     """
 
     def __init__(self, name: str, fd: int, reader: Device, *, created: bool) -> None:
@@ -41,7 +44,8 @@ class BlockTarget:
         self.identity = identity.identify(fd)
         self.created = created
         self.is_block = reader.is_block
-        self._fd = fd
+        self.number = reader.number
+        self.fd = fd
         self._reader = reader
 
     @property
@@ -56,12 +60,12 @@ class BlockTarget:
     @property
     def allocated(self) -> int:
         """Bytes that can hold anything but zeros: of a sparse file, those that take up space."""
-        return self.size if self.is_block else os.fstat(self._fd).st_blocks * 512
+        return self.size if self.is_block else os.fstat(self.fd).st_blocks * 512
 
     def resize(self, size: int) -> None:
         """Give a file that we have just made its size."""
         try:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self.fd, size)
         except OSError as error:
             raise self._failed("resized", 0, error) from error
         self._reader.size = size
@@ -100,7 +104,7 @@ class BlockTarget:
     def sync(self) -> None:
         """Make everything written durable; see `Target`."""
         try:
-            os.fsync(self._fd)
+            os.fsync(self.fd)
         except OSError as error:
             # The kernel reports a failed write-back once: a second fsync would succeed and prove nothing.
             raise SyncFailed(
@@ -113,7 +117,7 @@ class BlockTarget:
         """Ask the kernel to begin writing what is dirty, so that the next ``sync`` is short."""
         # Starts write-back without waiting, and lets go of pages that are clean already: their memory serves the next
         # window, which is twice as fast as new memory, and the machine keeps its other caches.
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def remove(self) -> None:
         """Remove a file that we made, durably."""
@@ -128,7 +132,7 @@ class BlockTarget:
         # A signed type for positions in the payload, which is short; uint64 would make floats with ints.
         positions = (np.cumsum(lengths) - lengths)[first].astype(np.int64).tolist()
         views = [payload[at:to] for at, to in zip(positions, [*positions[1:], len(payload)], strict=True)]
-        if sum(map(os.pwrite, repeat(self._fd), views, starts)) == len(payload):
+        if sum(map(os.pwrite, repeat(self.fd), views, starts)) == len(payload):
             return
         for view, offset in zip(views, starts, strict=True):
             self._write_exactly(view, offset)
@@ -136,7 +140,7 @@ class BlockTarget:
     def _write_exactly(self, view: memoryview, offset: int) -> None:
         done = 0
         while done < len(view):
-            count = os.pwrite(self._fd, view[done:], offset + done)
+            count = os.pwrite(self.fd, view[done:], offset + done)
             if count == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             done += count
@@ -157,8 +161,8 @@ class BlockTarget:
         # Of a block device PUNCH_HOLE means: unmap if that is sure to give zeros, else fail
         # (blkdev_fallocate: BLKDEV_ZERO_NOFALLBACK). A plain discard promises nothing.
         mode = ioctl.FALLOC_FL_PUNCH_HOLE | ioctl.FALLOC_FL_KEEP_SIZE
-        if not (unmap and ioctl.fallocate(self._fd, mode, first, last - first)):
-            ioctl.zero_out(self._fd, first, last - first)
+        if not (unmap and ioctl.fallocate(self.fd, mode, first, last - first)):
+            ioctl.zero_out(self.fd, first, last - first)
         self._write_zeros(last, end)
 
     def _unmap_thin(self, offset: int, end: int) -> bool:
@@ -172,7 +176,7 @@ class BlockTarget:
             return False
         first, last = -(-offset // unit) * unit, end // unit * unit
         try:
-            ioctl.discard(self._fd, first, last - first)
+            ioctl.discard(self.fd, first, last - first)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # the pool ignores discards
                 return False
@@ -194,7 +198,7 @@ class BlockTarget:
     def _zero_file(self, offset: int, end: int, *, unmap: bool) -> None:
         mode = ioctl.FALLOC_FL_PUNCH_HOLE if unmap else ioctl.FALLOC_FL_ZERO_RANGE
         for start, stop, has_data in self.data_ranges(offset, end):  # what is a hole stays one
-            if has_data and not ioctl.fallocate(self._fd, mode | ioctl.FALLOC_FL_KEEP_SIZE, start, stop - start):
+            if has_data and not ioctl.fallocate(self.fd, mode | ioctl.FALLOC_FL_KEEP_SIZE, start, stop - start):
                 self._write_zeros(start, stop)
 
     def _write_zeros(self, offset: int, end: int) -> None:
@@ -203,7 +207,7 @@ class BlockTarget:
 
     def _seek(self, offset: int, whence: int) -> int:
         try:
-            return os.lseek(self._fd, offset, whence)
+            return os.lseek(self.fd, offset, whence)
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data behind this offset
                 return MAX_SIZE

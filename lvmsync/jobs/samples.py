@@ -1,0 +1,71 @@
+"""Samples of the base: a few places that show whether a target still holds it, before anything is written."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import numpy as np
+import xxhash
+
+from lvmsync.errors import ConflictError
+from lvmsync.extents import ChangeMap
+from lvmsync.interfaces import Readable
+from lvmsync.stream.frames import MAX_SAMPLE, Sample
+from lvmsync.system.device import aligned_buffer
+
+_BLOCK, _BLOCKS = 4096, 254
+_IN_CHANGES = 64  # of the blocks, how many may lie in what is about to be overwritten
+
+
+def take_samples(base: Readable, changes: ChangeMap, size: int, seed: int | None = None) -> list[Sample]:
+    """Return samples of a base: the first and last 64 KiB, and blocks all over it, mostly where nothing changes.
+
+    Args:
+        base: where it is read.
+        changes: what is about to be sent.
+        size: bytes of the device.
+        seed: of the choice; None: another one each time.
+    """
+    chance = random.Random(seed)
+    unchanged = ChangeMap.whole(size) - changes
+    blocks = {
+        *_choose(chance, unchanged, _BLOCKS - _IN_CHANGES),
+        *_choose(chance, ChangeMap.whole(size), _IN_CHANGES),
+    }
+    places = [(block * _BLOCK, min(_BLOCK, size - block * _BLOCK)) for block in blocks]
+    places += {(0, min(MAX_SAMPLE, size)), (max(size - MAX_SAMPLE, 0), min(MAX_SAMPLE, size))}
+    return [Sample(offset, length, _digest(base, offset, length)) for offset, length in sorted(places) if length]
+
+
+def check_samples(target: Readable, samples: Iterable[Sample]) -> None:
+    """Compare a target with samples of what it should hold.
+
+    Raises:
+        ConflictError: it holds something else at one of them.
+    """
+    for offset, length, digest in samples:
+        if _digest(target, offset, length) != digest:
+            raise ConflictError(
+                f"{target.name} was written to in between: the {length} bytes at {offset} are not those of the base"
+                " that the changes start from. Bring it up to date with 'lvmsync repair' or 'compare:'",
+                device=target.name,
+                offset=offset,
+            )
+
+
+def _choose(chance: random.Random, ranges: ChangeMap, count: int) -> list[int]:
+    """Return numbers of blocks in which bytes of ``ranges`` are, each byte being as likely as any other."""
+    if not len(ranges):
+        return []
+    ends = np.cumsum(ranges.ends - ranges.offsets)
+    picks = np.sort(np.array([chance.randrange(int(ends[-1])) for _ in range(count)], np.uint64))
+    at = np.searchsorted(ends, picks, side="right")
+    found = ranges.ends[at] - (ends[at] - picks)
+    return [block // _BLOCK for block in found.tolist()]
+
+
+def _digest(device: Readable, offset: int, length: int) -> str:
+    view = aligned_buffer(length)
+    device.read([offset], [length], view)
+    return xxhash.xxh3_128_hexdigest(view)

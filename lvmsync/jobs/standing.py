@@ -1,0 +1,254 @@
+"""What a machine knows of a target before anything is sent to it. Asking changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from lvmsync import __version__
+from lvmsync.errors import DeviceError, TransportError
+from lvmsync.history import Point
+from lvmsync.jobs.transaction import can_go_back, find_offset
+from lvmsync.names import Volume, parse_target
+from lvmsync.system import dm, fill, identity, ledger, seen
+from lvmsync.system.device import Device, open_device
+from lvmsync.targets.block import BlockTarget, open_target
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An open transaction of a target.
+
+    Attributes:
+        id: to be named when it is gone on with.
+        phase: as in `system.ledger.Transaction`.
+        base: id of the point that it starts from.
+        head: id of the point that it leads to.
+        offset: all changes below this byte are on the target: where it is gone on with.
+        size: bytes of the device that its stream is of.
+        resumable: whether it can be gone on with.
+        can_go_back: whether ``recover`` can undo it.
+        intent: of its stream.
+        group: that it is to be committed with.
+        began: UTC, ISO 8601.
+    """
+
+    id: str
+    phase: str
+    base: str | None
+    head: str | None
+    offset: int
+    size: int | None
+    resumable: bool
+    can_go_back: bool
+    intent: str
+    group: str | None
+    began: str
+
+
+@dataclass(frozen=True)
+class PoolRoom:
+    """The thin pool that a target takes its space from; sizes in bytes.
+
+    Attributes:
+        name: of its device.
+        size: of its data.
+        free: of its data.
+        chunk: that it allocates at a time.
+        data_percent: used.
+        metadata_percent: used.
+    """
+
+    name: str
+    size: int
+    free: int
+    chunk: int
+    data_percent: float
+    metadata_percent: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a target is, and what is known of it.
+
+    Attributes:
+        target: the word that was asked for.
+        version: of lvmsync there.
+        now: the time there, UTC, ISO 8601.
+        exists: whether it is there; without, nothing below is known but a transaction that had made it.
+        kind: "thin" or "thick" (a logical volume), "file", or another "device".
+        size: bytes.
+        identity: what makes it this device and no other.
+        point: the one that it was last committed at.
+        dirty: a sync failed, or it is half changed without an undo: what it holds is not known.
+        held: bytes that the point is about, where the target was smaller than its source.
+        written: whether it was written to since we were last done with it: "no", "yes" or "unknown".
+        transaction: the one that is open.
+        in_use: why it cannot be claimed now.
+        pool: the thin pool below it.
+        undo_free: bytes that are free in the state folder.
+    """
+
+    target: str
+    version: str
+    now: str
+    exists: bool = False
+    kind: str | None = None
+    size: int | None = None
+    identity: dict[str, str] | None = None
+    point: Point | None = None
+    dirty: bool = False
+    held: int | None = None
+    written: str = "unknown"
+    transaction: Unfinished | None = None
+    in_use: str | None = None
+    pool: PoolRoom | None = None
+    undo_free: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as an object for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave, perhaps on another machine; what is unknown is ignored.
+
+        Raises:
+            TransportError: it is not readable.
+        """
+        try:
+            found = {**_known(cls, values)}
+            for key, kind in (("point", Point), ("transaction", Unfinished), ("pool", PoolRoom)):
+                if found.get(key) is not None:
+                    found[key] = kind(**_known(kind, found[key]))
+            return cls(**found)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TransportError(f"the far side's answer about its target is not readable: {error}") from error
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "bool": (bool,), "float": (float, int),
+    "dict[str, str]": (dict,), "Point": (dict,), "Unfinished": (dict,), "PoolRoom": (dict,), "None": (type(None),),
+}  # fmt: skip
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass's fields, each of its type."""
+    found = {}
+    for field in fields(kind):
+        if field.name not in values:
+            continue
+        value = found[field.name] = values[field.name]
+        allowed = [one for name in str(field.type).split(" | ") for one in _KINDS[name]]
+        if type(value) not in allowed or (type(value) is int and not 0 <= value < 1 << 63):
+            raise ValueError(f"'{field.name}' is not possible")
+        is_text = isinstance(value, dict) and "dict[str, str]" in str(field.type)
+        if is_text and not all(isinstance(text, str) for pair in value.items() for text in pair):
+            raise ValueError(f"'{field.name}' is not text")
+    return found
+
+
+def standing(target: str, state: Path) -> Standing:
+    """Return what is known of a target of this machine.
+
+    Args:
+        target: VG/LV or a path.
+        state: the state folder.
+
+    Raises:
+        UsageError: it is no name of a target of this machine.
+        FormatError, ConflictError: its ledger entry cannot be read, or has an unfinished transaction of another device
+            of the same name.
+    """
+    path = Volume(parse_target(target).name).path
+    found = Standing(target, __version__, datetime.now(UTC).isoformat(timespec="seconds"), undo_free=_free(state))
+    if not Path(path).exists():
+        record, folder, _ = ledger.peek_record(state, str(Path(path).resolve()), None, 0)
+        return replace(found, **_known_of(record, folder, "")) if record.transaction else found
+    try:
+        with open_target(path) as claimed:
+            return _stand(found, claimed, state)
+    except DeviceError as refused:
+        with open_device(path) as device:
+            return _stand(replace(found, in_use=str(refused)), device, state)
+
+
+def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standing:
+    """Add what the open device tells, and what the ledger knows of it."""
+    name = identity.canonical_name(device.name, device.fd)
+    record, folder, is_locked = ledger.peek_record(state, name, identity.identify(device.fd), device.size)
+    if is_locked:
+        found = replace(found, in_use=f"another lvmsync is working on {device.name}; wait for it to end")
+    return replace(
+        found,
+        exists=True,
+        kind=_kind(device.number),
+        size=device.size,
+        identity=record.identity,
+        written=seen.was_written(record.seen, seen.look(device.fd)),
+        pool=_pool(device.number),
+        **_known_of(record, folder, seen.life(device.fd)),
+    )
+
+
+def _known_of(record: ledger.Record, folder: Path, life: str) -> dict[str, Any]:
+    note = record.transaction
+    return {
+        "point": record.point,
+        "held": record.held,
+        "dirty": record.dirty or (note is not None and not can_go_back(note)),
+        "transaction": note and _unfinished(note, record, folder, life),
+    }
+
+
+def _unfinished(note: ledger.Transaction, record: ledger.Record, folder: Path, life: str) -> Unfinished:
+    return Unfinished(
+        id=note.id,
+        phase=note.phase,
+        base=note.base.id if note.base else None,
+        head=note.point.id if note.point else None,
+        offset=find_offset(record, folder, life),
+        size=note.size,
+        resumable=note.resumable and note.phase == "applying",
+        can_go_back=can_go_back(note),
+        intent=note.intent,
+        group=note.group,
+        began=note.began,
+    )
+
+
+def _kind(number: dm.Number | None) -> str:
+    if number is None:
+        return "file"
+    lines = [line for line in dm.list_tables() if line.device.number == number] if dm.is_mapped(number) else []
+    if {line.kind for line in lines} == {"thin"}:
+        return "thin"
+    return "thick" if any(line.device.uuid.startswith("LVM-") for line in lines) else "device"
+
+
+def _pool(number: dm.Number | None) -> PoolRoom | None:
+    pool = fill.pool_fill_of(number) if number else None
+    if pool is None:
+        return None
+    return PoolRoom(
+        pool.device.name,
+        pool.data.total,
+        pool.data.free,
+        pool.chunk,
+        round(pool.data.percent, 2),
+        round(pool.metadata.percent, 2),
+    )
+
+
+def _free(folder: Path) -> int | None:
+    """Return the bytes that are free where a folder is, or would be made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        state = os.statvfs(there)
+    except OSError:
+        return None
+    return state.f_bavail * state.f_frsize
