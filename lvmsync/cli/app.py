@@ -20,6 +20,8 @@ from lvmsync.cli.options import (
     Atomic,
     Audit,
     BaseData,
+    Bwlimit,
+    BwlimitFile,
     Compress,
     Create,
     DataSource,
@@ -40,7 +42,9 @@ from lvmsync.cli.options import (
     Snapback,
     SnapbackName,
     SourceWord,
+    StallTimeout,
     State,
+    Streams,
     Sudo,
     Verbose,
 )
@@ -220,6 +224,10 @@ def sync(
     identity: Identity = None,
     sudo: Sudo = False,
     remote_command: RemoteCommand = "lvmsync",
+    bwlimit: Bwlimit = None,
+    bwlimit_file: BwlimitFile = None,
+    stall_timeout: StallTimeout = 120,
+    streams: Streams = 1,
     no_undo: NoUndo = False,
     create: Create = False,
     atomic: Atomic = False,
@@ -242,7 +250,7 @@ def sync(
     from lvmsync.sources import Reading
     from lvmsync.system.ledger import state_folder
 
-    way = Way(rsh, port, identity, sudo, remote_command)
+    way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
     orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
     refinement = Refinement(minimal, audit, base_data)
     with ExitStack() as stack:

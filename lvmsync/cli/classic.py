@@ -33,6 +33,7 @@ VALUED = frozenset(
         "--remote-command", "--width", "--release", "--audit", "--base-data",
         "--granularity", "--since", "--unit-dir", "--storage", "--limit", "--base",
         "--space", "--cache", "--minor", "--driver", "--cow", "--allow", "--allow-pull", "--permit",
+        "--bwlimit", "--bwlimit-file", "--stall-timeout", "--streams",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -10,7 +10,9 @@ from typing import Any, Self
 
 from lvmsync.cli import render
 from lvmsync.cli.files import stream_options
+from lvmsync.cli.limit import open_limit
 from lvmsync.errors import UsageError
+from lvmsync.interfaces import Transport
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.outlet import Outlet
@@ -20,6 +22,7 @@ from lvmsync.sources import Reading, Source, open_source
 from lvmsync.system.device import Device
 from lvmsync.system.identity import is_same_storage
 from lvmsync.transport import STALL_TIMEOUT, Ssh, open_transport
+from lvmsync.transport.throttle import Limit, Throttled
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Way:
         identity: path of a private key.
         sudo: run lvmsync with sudo there.
         remote_command: lvmsync there, as the user wrote it.
+        bwlimit: a rate, or rates by the time, as the user wrote them; None: no limit.
+        bwlimit_file: path of a file that holds the same and may change.
+        stall_timeout: seconds without a byte after which a line is given up; None: never.
+        streams: connections side by side.
     """
 
     rsh: str | None = None
@@ -39,6 +46,10 @@ class Way:
     identity: str | None = None
     sudo: bool = False
     remote_command: str = "lvmsync"
+    bwlimit: str | None = None
+    bwlimit_file: str | None = None
+    stall_timeout: float | None = STALL_TIMEOUT
+    streams: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,25 +108,29 @@ class Delivery:
             raise UsageError("--state is of this machine; set LVMSYNC_STATE on the far side")
         if orders.snapback and orders.no_undo:
             raise UsageError("--snapback and --no-undo do not go together")
+        if way.streams > 1 and not self.place.host:
+            raise UsageError("--streams is for a target on another machine")
         is_zipped = self.place.host is not None and stream_format == 4
         self._options = stream_options(stream_format, compress or ("zstd:1" if is_zipped else None))
         self._way = way
         self._orders = orders
         self._report = report
-        self._stack = ExitStack()
+        self._stack = ExitStack()  # of the lines
+        self._around = ExitStack()
+        self._limit: Limit | None = None
         self._agent: Agent | None = None
 
     def __enter__(self) -> Self:
+        way = self._way
+        self._limit = self._around.enter_context(open_limit(way.bwlimit, way.bwlimit_file, self._orders.state))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._around, self._stack:
             if self._agent and kind is None:
                 self._agent.close()
-        finally:
-            self._stack.close()
 
     @property
     def agent(self) -> Agent:
@@ -193,6 +208,22 @@ class Delivery:
         )
 
     def _open_agent(self) -> Agent:
+        peer, line = self._open_line()
+        peer.connect(self._limited(line))
+        agent = open_agent(peer)
+        agent.stall = self._way.stall_timeout
+        if self._way.streams > 1:
+            from lvmsync.jobs.agent.streams import widen
+
+            striped = widen(agent, line, self._open_line, self._way.streams)
+            peer.connect(self._limited(striped))
+        return agent
+
+    def _limited(self, line: Transport) -> Transport:
+        return Throttled(line, self._limit) if self._limit else line
+
+    def _open_line(self) -> tuple[Peer, Transport]:
+        """Start an agent, and return it with the line to it."""
         peer = Peer(str(self.place))
         way, host = self._way, self.place.host
         transport = open_transport(
@@ -200,8 +231,9 @@ class Delivery:
             agent_words(way, self.place, self._orders),
             rsh=shlex.split(way.rsh) if way.rsh and host else None,
             ssh=Ssh(port=way.port, identity=way.identity),
-            stall_timeout=STALL_TIMEOUT,
+            stall_timeout=way.stall_timeout,
             on_stderr=lambda line: render.hear(peer, line),
         )
-        peer.connect(self._stack.enter_context(transport))
-        return open_agent(peer)
+        line = self._stack.enter_context(transport)
+        peer.connect(line)
+        return peer, line

@@ -62,3 +62,18 @@ Port = Annotated[int | None, typer.Option("-p", "--port", help="ssh port")]
 Identity = Annotated[str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")]
 Sudo = Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")]
 RemoteCommand = Annotated[str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")]
+Bwlimit = Annotated[
+    str | None,
+    typer.Option("--bwlimit", metavar="RATE", help="bytes a second, as in 10M; or by the time: '08:00,1M 18:00,none'"),
+]
+BwlimitFile = Annotated[
+    str | None,
+    typer.Option("--bwlimit-file", metavar="FILE", help="the same from a file, which may change meanwhile"),
+]
+StallTimeout = Annotated[
+    float,
+    typer.Option("--stall-timeout", metavar="SECONDS", help="give a line up on which no byte moves; 0: never", min=0),
+]
+Streams = Annotated[
+    int, typer.Option("--streams", metavar="N", help="so many connections, where one is slow", min=1, max=16)
+]

@@ -34,6 +34,7 @@ from lvmsync.jobs.agent.protocol import (
     refusal_of,
     show,
 )
+from lvmsync.jobs.agent.streams import accept, finish, join
 from lvmsync.jobs.progress import Report
 from lvmsync.stream.frames import Buffer
 from lvmsync.transport import STALL_TIMEOUT
@@ -69,8 +70,11 @@ def serve(
         StreamError: what came is no request.
     """
     session = Session(line, policy, state, report, beat=beat, on_lost=on_lost)
-    session.greet()
-    session.run()
+    try:
+        session.greet()
+        session.run()
+    finally:
+        session.finish()
 
 
 class Session:
@@ -117,6 +121,10 @@ class Session:
                     raise error
                 self._serve(request)
         return None
+
+    def finish(self) -> None:
+        """Let what was said last get out."""
+        finish(self._line)
 
     def _serve(self, request: Request) -> None:
         """Carry out one request, and answer it."""
@@ -204,6 +212,15 @@ class Session:
             recover(place.path, self._state, self._report, accept=bool(asked["accept"]), back=bool(asked["back"]))
         )
 
+    def _stripe(self, request: Request) -> None:
+        count = _take(request, count=_is_count)["count"]
+        striped = accept(self._line, self._voice.say, count, self._state)
+        self._voice.hand_over(ANSWER, {"lines": count}, striped)
+
+    def _join(self, request: Request) -> None:
+        asked = _take(request, id=_is_word, secret=_is_word)
+        join(self._line, self._voice.hand_over, asked["id"] or "", asked["secret"] or "", self._state)
+
 
 def _find_verb(verb: str) -> Callable[[Session, Request], dict[str, Any] | None]:
     if verb not in _VERBS:
@@ -217,6 +234,8 @@ _VERBS: dict[str, Callable[[Session, Request], dict[str, Any] | None]] = {
     "leaves": Session._leaves,
     "create": Session._create,
     "recover": Session._recover,
+    "stripe": Session._stripe,
+    "join": Session._join,
 }
 
 _STREAMS = ("receive",)
@@ -241,6 +260,15 @@ class _Voice:
         """Say a line."""
         with self._lock:
             self._line.say(word, values)
+
+    def hand_over(self, word: str, values: Mapping[str, Any], transport: Transport | None = None) -> None:
+        """Say a line, and from then on nothing else on this transport: another one takes its place, or raw bytes."""
+        with self._lock:
+            self._line.say(word, values)
+            if transport:
+                self._line.transport = transport
+            else:
+                self.is_raw = True
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
         """Send lines or raw bytes; after raw ones there are no signs of life until ``is_raw`` is taken back."""
@@ -317,7 +345,7 @@ def _take(request: Request, **checks: Callable[[Any], bool]) -> dict[str, Any]:
             raise UsageError(f"request '{request['verb']}' has no '{show(key)}': is one of the two an older lvmsync?")
         if value is not None and not checks[key](value):
             raise UsageError(f"request '{request['verb']}': what '{key}' says makes no sense")
-    for key in ("target", "source", "size", "seed", "options"):
+    for key in ("target", "source", "size", "seed", "count", "options"):
         if key in checks and request.get(key) is None:
             raise UsageError(f"request '{request['verb']}' lacks '{key}'")
     return {key: request.get(key) for key in checks}
@@ -337,6 +365,10 @@ def _is_object(value: object) -> bool:
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 256
 
 
 def _is_seed(value: object) -> bool:
