@@ -52,6 +52,8 @@ class Receipt:
         snapback: path of the snapback file.
         point: id of the point that the target is at now.
         dry_run: nothing was changed: what would have been done.
+        kind: of a managed volume's sync: "first", "delta", "resume", or "nothing" where nothing had changed.
+        snapshot: of a managed volume: the one that the target holds now, VG/LV.
         notes: what the user should know, a sentence each.
     """
 
@@ -73,6 +75,8 @@ class Receipt:
     snapback: str | None = None
     point: str | None = None
     dry_run: bool = False
+    kind: str | None = None
+    snapshot: str | None = None
     notes: list[str] = field(default_factory=list)
 
 

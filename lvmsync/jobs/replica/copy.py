@@ -1,0 +1,361 @@
+"""One run of a replica: the snapshot, the map, the stream, and the new base; cut off anywhere, the next run goes on.
+
+The order is what makes it safe. The head is taken first and tagged, then the old map is read, then data from the
+head. The target commits, and only then the head becomes the base and the old base is removed. Whatever a crash
+leaves, the tags of the snapshots and the target's ledger tell the next run where it was (`choose`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, PeerError
+from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.progress import Progress, Receipt, Report
+from lvmsync.jobs.refine import minimize
+from lvmsync.jobs.replica import snapshots
+from lvmsync.jobs.replica.choose import Kind, Plan, Wish, choose
+from lvmsync.jobs.replica.opening import open_delta, open_first
+from lvmsync.jobs.replica.proof import prove_unchanged
+from lvmsync.jobs.replica.record import Notebook, open_record
+from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
+from lvmsync.jobs.samples import take_samples
+from lvmsync.jobs.send import Resume, StreamOptions
+from lvmsync.jobs.standing import Standing
+from lvmsync.sources.source import Source
+from lvmsync.stream.frames import Sample
+from lvmsync.system import lvm, seen
+from lvmsync.system.device import open_device
+from lvmsync.system.lvm import LogicalVolume
+
+MINIMAL_UP_TO = 64 << 20
+"""Bytes of changes that are compared with the base before they are sent, as long as nobody says otherwise."""
+
+_MOST_STEPS = 4  # that set a replica right before anything is sent: commit, roll back, ...
+_RATE_WORTH = 8 << 20  # bytes of changes from which on a pass tells a rate
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a volume is to be copied.
+
+    Attributes:
+        stream: how the stream is written.
+        create: the target is made if it is not there.
+        thin_pool: VG/POOL of the target that is made; None: a linear volume, or an image file.
+        full: everything is copied, whatever the target holds.
+        minimal: compare changed chunks with the base and send only the blocks that differ; None: where that is quick.
+        store: bytes of a classic snapshot's store; None: advised.
+        chunk: bytes of its chunks; None: advised.
+        limits: of stores and pools on this side.
+        orders: further options of the receive (see `Agent.receive`).
+    """
+
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    create: bool = False
+    thin_pool: str | None = None
+    full: bool = False
+    minimal: bool | None = None
+    store: int | None = None
+    chunk: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    orders: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did.
+
+    Attributes:
+        receipt: of both sides.
+        kind: "first", "delta", "resume" or "nothing".
+        changed_bytes: bytes of changes that were sent.
+        wire_bytes: bytes of the stream.
+        seconds: of each phase: "snapshot", "map", "send", "commit".
+        head_time: when the snapshot that was sent had been taken, on the clock of `time.monotonic`; None of one
+            that an earlier run has taken.
+        snapshot: that snapshot, VG/LV: the base now.
+    """
+
+    receipt: Receipt
+    kind: str
+    changed_bytes: int
+    wire_bytes: int
+    seconds: dict[str, float]
+    head_time: float | None
+    snapshot: str
+
+
+class Replica:
+    """A volume here and its target, locked; made by `open_replica`.
+
+    Attributes:
+        notebook: what is remembered of it.
+        target: VG/LV or path, on the agent's machine.
+    """
+
+    def __init__(self, notebook: Notebook, target: str) -> None:
+        self.notebook = notebook
+        self.target = target
+
+    @property
+    def id(self) -> str:
+        """What its snapshots are tagged with."""
+        return self.notebook.record.id
+
+    def find_volume(self) -> LogicalVolume:
+        """Return the source as it is now: by its LVM id, whatever it is called.
+
+        Raises:
+            DeviceError: it is gone, or not active.
+        """
+        record = self.notebook.record
+        volume = lvm.find_volume_by_id(record.source_id)
+        if volume is None:
+            raise DeviceError(f"{record.source} is gone", device=record.source)
+        if volume.number is None:
+            raise DeviceError(
+                f"{volume.full_name} is not active; run 'lvchange -ay {volume.full_name}'", device=volume.full_name
+            )
+        return volume
+
+    def list_snapshots(self) -> list[LogicalVolume]:
+        """Return its snapshots, oldest first."""
+        return snapshots.list_kept(self.find_volume(), self.id)
+
+
+@contextmanager
+def open_replica(agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path) -> Iterator[Replica]:
+    """Find the replica of a volume and a target by its snapshots or by what is remembered, and lock it.
+
+    Args:
+        agent: on the target's machine.
+        volume: the source.
+        target: VG/LV or path there.
+        place: the target as its user named it, host and all.
+        state: the state folder of this machine.
+
+    Raises:
+        ConflictError: another run works on it.
+        FormatError: its record cannot be read.
+    """
+    found = snapshots.find_replica(volume, snapshots.points_of(agent.standing(target)))
+    with open_record(state, volume.id, volume.full_name, place, found) as notebook:
+        yield Replica(notebook, target)
+
+
+def run_pass(replica: Replica, agent: Agent, options: PassOptions, report: Report) -> PassResult:
+    """Bring the target to the state of the volume now, or finish what an earlier run has begun ("resume").
+
+    Args:
+        replica: which, locked.
+        agent: on the target's machine.
+        options: how.
+        report: takes the progress.
+
+    Raises:
+        LvmsyncError: nothing is lost by that: the next run goes on.
+    """
+    notes: list[str] = []
+    for _ in range(_MOST_STEPS):
+        job = _Pass(replica, agent, options, report, notes)
+        if job.is_ready():
+            return job.run()
+    raise ConflictError(f"{replica.notebook.record.target} does not come to rest: does something else work on it?")
+
+
+def plan_pass(replica: Replica, agent: Agent, options: PassOptions) -> tuple[Plan, Standing]:
+    """Return what `run_pass` would do first, and what the target's side says; nothing is changed by that.
+
+    Raises:
+        LvmsyncError: it would refuse.
+    """
+    job = _Pass(replica, agent, options, lambda _: None, [])
+    return job.plan, job.standing
+
+
+class _Pass:
+    """One look at how things are, and what follows from it."""
+
+    def __init__(self, replica: Replica, agent: Agent, options: PassOptions, report: Report, notes: list[str]) -> None:
+        self._replica = replica
+        self._agent = agent
+        self._options = options
+        self._report = report
+        self._notes = notes
+        self._volume = replica.find_volume()
+        self._kept = {one.id: one for one in snapshots.list_kept(self._volume, replica.id)}
+        self.standing = agent.standing(replica.target)
+        self.plan = choose(
+            replica.notebook.record,
+            [snapshots.describe(one) for one in self._kept.values()],
+            self.standing,
+            self._volume.size,
+            Wish(options.create, options.full),
+        )
+        self._seconds: dict[str, float] = {}
+        self._is_begun = False
+        self._is_read = False
+
+    def is_ready(self) -> bool:
+        """Set right what must be before anything is sent; tell whether it was right already."""
+        plan, record = self.plan, self._replica.notebook.record
+        self._notes.extend(plan.notes)
+        if plan.kind is Kind.COMMITTED:
+            assert plan.head is not None
+            self._notes.append(f"{record.target} was at {plan.head.name} already: only its receipt had been lost")
+            self._promote(self._kept[plan.head.id])
+            return False
+        if plan.kind is Kind.ROLL_BACK:
+            self._report(Progress("bringing the target back", 0, None))
+            self._agent.recover(self._replica.target, back=True)
+            return False
+        return True
+
+    def run(self) -> PassResult:
+        """Carry out the plan."""
+        plan, options = self.plan, self._options
+        self._notes += snapshots.remove(self._kept.pop(one.id) for one in plan.drop)
+        if not self.standing.exists:
+            self._agent.create(self._replica.target, self._volume.size, pool=options.thin_pool)
+        head, head_time = self._find_head()
+        try:
+            receipt = self._carry(head)
+        except BaseException as error:
+            self._let_go(head, error)
+            raise
+        self._promote(head)
+        kind = plan.kind.value
+        if plan.kind is Kind.DELTA and not receipt.bytes:
+            kind = "nothing"
+        receipt = replace(
+            receipt, source=self._volume.full_name, kind=kind, snapshot=head.full_name,
+            notes=[*self._notes, *receipt.notes],
+        )  # fmt: skip
+        wire_bytes = receipt.wire_bytes or 0
+        return PassResult(receipt, kind, receipt.bytes, wire_bytes, self._seconds, head_time, head.full_name)
+
+    def _find_head(self) -> tuple[LogicalVolume, float | None]:
+        """Return the snapshot to be sent, and when it was taken if that was now."""
+        if self.plan.head:
+            return self._kept[self.plan.head.id], None
+        self._report(Progress("making the snapshot", 0, None))
+        began = time.monotonic()
+        look = _look(self._volume)
+        head = snapshots.take_head(self._volume, self._replica.id, store=self._options.store, chunk=self._options.chunk)
+        taken = time.monotonic()
+        self._seconds["snapshot"] = taken - began
+        self._kept[head.id] = head
+        self._replica.notebook.write(head=head.id, head_look=look)
+        return head, taken
+
+    def _carry(self, head: LogicalVolume) -> Receipt:
+        """Send, and return the receipt."""
+        plan, options = self.plan, self._options
+        base = self._kept[plan.base.id] if plan.base else None
+        needed = [one for one in (base, head) if one]
+        watch = watch_fill(self._volume, needed, options.limits)
+        report = watching(watch, self._report)
+        began = time.monotonic()
+        report(Progress("reading the map", 0, None))
+        opened = open_delta(self._volume, base, head) if base else open_first(self._volume, head)
+        with opened as source:
+            samples: list[Sample] = []
+            if base:
+                source, samples = self._prepare(source, report)
+            source = replace(source, confirm=self._confirming(source))
+            sending = time.monotonic()
+            self._seconds["map"] = sending - began
+            receipt = self._agent.receive(
+                self._replica.target,
+                source,
+                replace(options.stream, resumable=True),
+                lambda progress: self._tell(progress, report),
+                orders={
+                    **options.orders,
+                    "resumable": True,
+                    "require_base": base is not None,
+                    "restart": plan.restart,
+                },
+                resume=self._resume(),
+                samples=samples,
+            )
+        ended = time.monotonic()
+        read = self._seconds.pop("read", ended)
+        self._seconds["send"], self._seconds["commit"] = read - sending, ended - read
+        if receipt.bytes >= _RATE_WORTH:
+            self._replica.notebook.write(rate=round(receipt.bytes / max(ended - sending, 1e-3)))
+        self._notes.extend(watch.notes)
+        return receipt
+
+    def _prepare(self, source: Source, report: Report) -> tuple[Source, list[Sample]]:
+        """Hold a delta against the base where that is worth it; return it with samples of the base."""
+        options, base_data = self._options, source.base_data
+        assert base_data is not None
+        size = min(source.size, base_data.size)
+        if self.plan.kind is Kind.DELTA:
+            source = prove_unchanged(source, self._replica.notebook.record.base_look, _look(self._volume), report)
+            is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
+            if options.minimal or (options.minimal is None and is_quick):
+                source = replace(minimize(source, report), notes=source.notes)
+        return source, take_samples(base_data, source.changes.clip(size), size)
+
+    def _resume(self) -> Resume | None:
+        open_one = self.standing.transaction
+        if self.plan.kind is not Kind.RESUME or open_one is None:
+            return None
+        return Resume(open_one.offset, open_one.id)
+
+    def _confirming(self, source: Source) -> Any:
+        def confirm() -> None:
+            source.confirm()
+            self._is_read = True  # the end of the stream is sent next
+            self._seconds["read"] = time.monotonic()
+
+        return confirm
+
+    def _tell(self, progress: Progress, report: Report) -> None:
+        self._is_begun |= progress.phase == "sending"
+        report(progress)
+
+    def _promote(self, head: LogicalVolume) -> None:
+        """Make a head that the target holds the base, and remove what was there before."""
+        notebook = self._replica.notebook
+        snapshots.promote(head)
+        look = notebook.record.head_look if notebook.record.head == head.id else None
+        identity = self.standing.identity or notebook.record.identity
+        notebook.write(
+            base=head.id,
+            base_look=look,
+            head=None,
+            head_look=None,
+            identity=identity,
+            committed=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        old = [one for one in self._kept.values() if one.id != head.id and snapshots.role_of(one) in ("base", "head")]
+        self._notes += snapshots.remove(old)
+
+    def _let_go(self, head: LogicalVolume, error: BaseException) -> None:
+        """Remove a head that nothing will go on with; add to the error if it cannot be.
+
+        Once its stream may have ended, the target may hold it: then only the next run can tell. While the target may
+        be in the middle of it, it is what the next run goes on with.
+        """
+        is_ours = isinstance(error, LvmsyncError) and not error.transient and not isinstance(error, PeerError)
+        is_kept = self._is_read or (self._is_begun and not (is_ours and self.plan.base))
+        if is_kept or self.plan.head:
+            return
+        for note in snapshots.remove([head]):
+            error.add_note(note)
+
+
+def _look(volume: LogicalVolume) -> dict[str, str] | None:
+    """Return what the kernel has counted on a volume."""
+    with open_device(f"/dev/{volume.full_name}") as device:
+        return seen.look(device.fd)

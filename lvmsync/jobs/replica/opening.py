@@ -1,0 +1,103 @@
+"""The source of one pass: what a head holds, or how it differs from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from lvmsync.errors import ConflictError
+from lvmsync.extents import ChangeMap
+from lvmsync.history import Point
+from lvmsync.jobs.replica.choose import POINT
+from lvmsync.jobs.replica.proof import guard_zeros
+from lvmsync.jobs.replica.snapshots import describe
+from lvmsync.names import Volume, WholeDevice
+from lvmsync.sources import Reading, Source, open_source
+from lvmsync.system import dm, lvm
+from lvmsync.system.device import open_device
+from lvmsync.system.lvm import LogicalVolume
+
+
+@contextmanager
+def open_first(volume: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
+    """Open all that a head holds, as a source whose point is that head.
+
+    Args:
+        volume: what it is a snapshot of.
+        head: the snapshot.
+
+    Raises:
+        DeviceError, CommandError: it cannot be read.
+        ChangesLost: it has overflowed.
+    """
+    with lvm.activated(head) as active, open_source(WholeDevice(Volume(active.full_name), None), Reading()) as source:
+
+        def confirm() -> None:
+            source.confirm()
+            kept = dm.find_snapshot(active.number)
+            if kept:
+                kept.read_usage()  # raises if it overflowed while it was read
+
+        yield replace(
+            source,
+            name=volume.full_name,
+            head=Point(f"{POINT}{head.id}", None, head.time),
+            confirm=confirm,
+            origin=f"/dev/{volume.full_name}",
+        )
+
+
+@contextmanager
+def open_delta(volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
+    """Open what changed from a base to a head, with the data of both.
+
+    Args:
+        volume: what both are snapshots of.
+        base: the older one.
+        head: the newer one, which is there already: the map is read after it was taken.
+
+    Raises:
+        DeviceError, CommandError, FormatError: they cannot be read.
+        ChangesLost: one of them has overflowed.
+    """
+    reading = Reading(data_source=head.full_name, with_base=True)
+    with ExitStack() as stack:
+        # Kept active for both: for its map, and for its data.
+        active_base = stack.enter_context(lvm.activated(base))
+        active_head = stack.enter_context(lvm.activated(head))
+        source = stack.enter_context(open_source(Volume(active_base.full_name), reading))
+        points = source.base and source.base.id, source.head and source.head.id
+        if points != (f"{POINT}{base.id}", f"{POINT}{head.id}"):
+            raise ConflictError(
+                f"{base.full_name} and {head.full_name} are not the snapshots that they were a moment ago; does"
+                " something else make and remove snapshots of this volume? Run it again",
+                device=volume.full_name,
+            )
+        source = _with_growth(source, base, active_head)
+        yield guard_zeros(
+            replace(source, name=volume.full_name, origin=f"/dev/{volume.full_name}"),
+            lambda: open_device(f"/dev/{volume.full_name}"),
+            lambda: _changed_since(active_head),
+        )
+
+
+def _with_growth(source: Source, base: LogicalVolume, head: LogicalVolume) -> Source:
+    """Return the source with all that lies behind the end that the volume had when the base was taken.
+
+    A volume that grows gets space that may hold anything, and nothing tells a snapshot of that.
+    """
+    was = describe(base).size
+    end = source.size if was is None else min(was, source.size)
+    if source.base_data is not None:
+        end = min(end, source.base_data.size)
+    size = max(source.size, source.data.size if head.is_classic_snapshot else source.size)
+    if end >= size:
+        return source
+    return replace(source, size=size, changes=source.changes | ChangeMap.from_extents([(end, size - end)]))
+
+
+def _changed_since(head: LogicalVolume) -> ChangeMap:
+    """Return where a volume was written to after a snapshot of it was taken."""
+    with open_source(Volume(head.full_name), Reading(with_data=False, frozen=True)) as source:
+        return source.changes

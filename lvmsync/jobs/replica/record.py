@@ -1,0 +1,191 @@
+"""What the source's machine remembers of its replicas.
+
+    STATE/replicas/lock            held while a replica is looked for or made
+                   ID/lock         held by whoever works on the replica
+                      record.json  the record; replaced by rename
+
+A record only helps: it says which snapshots belong to which target, and what was being done. What the snapshots
+hold, their tags and LVM ids say; what the target holds, its own ledger. So a lost record is found again by those.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.system.ledger import is_locked, open_lock, replace_file
+
+VERSION = 1
+
+_ID = re.compile("[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A replica, as the source's machine remembers it.
+
+    Attributes:
+        id: 16 hex digits; in the tags of its snapshots.
+        source_id: LVM id of the volume (64 letters), which stays when it is renamed.
+        source: its name when it was last used, VG/LV.
+        target: word of the target, as its user wrote it.
+        identity: what made the target's device this one and no other, when it was last brought up to date.
+        base: LVM id of the snapshot that the target holds, as far as we know.
+        base_look: what the kernel had counted on the source right before it was taken (see `system.seen`); None: not
+            known.
+        head: LVM id of the snapshot that was being sent; None: none is.
+        head_look: the same for that.
+        committed: when the target was last brought up to date: UTC, ISO 8601.
+        rate: bytes of changes a second, in the last pass that was large enough to tell.
+    """
+
+    id: str
+    source_id: str
+    source: str
+    target: str
+    identity: dict[str, str] | None = None
+    base: str | None = None
+    base_look: dict[str, str] | None = None
+    head: str | None = None
+    head_look: dict[str, str] | None = None
+    committed: str | None = None
+    rate: float | None = None
+
+
+class Notebook:
+    """The record of one replica, locked; made by `open_record`.
+
+    Attributes:
+        folder: where it is.
+        record: as last read or written.
+    """
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder = folder
+        self.record = record
+
+    def write(self, **changes: Any) -> None:
+        """Replace fields of the record, durably and at once.
+
+        Raises:
+            DeviceError: the state folder cannot be written.
+        """
+        self.record = replace(self.record, **changes)
+        _write(self.folder, self.record)
+
+    def forget(self) -> None:
+        """Remove the record: the replica is no more. Its lock is kept until the end."""
+        try:
+            (self.folder / "record.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise DeviceError(f"cannot remove {self.folder}: {error.strerror}", device=str(self.folder)) from error
+
+
+def list_records(state: Path) -> list[Record]:
+    """Return what is remembered of all replicas.
+
+    Args:
+        state: the state folder.
+
+    Raises:
+        FormatError: a record cannot be read.
+    """
+    records = (_read(folder) for folder in sorted((state / "replicas").glob("*")) if _ID.fullmatch(folder.name))
+    return [record for record in records if record]
+
+
+def find_record(state: Path, source_id: str, target: str) -> Record | None:
+    """Return the record of a volume (by its LVM id) and a target (by its word); None if there is none."""
+    found = [one for one in list_records(state) if (one.source_id, one.target) == (source_id, target)]
+    return max(found, key=lambda one: one.committed or "", default=None)
+
+
+def is_busy(state: Path, replica: str) -> bool:
+    """Tell whether a run works on a replica at this moment."""
+    return is_locked(state / "replicas" / replica / "lock")
+
+
+@contextmanager
+def open_record(
+    state: Path, source_id: str, source: str, target: str, replica: str | None = None
+) -> Iterator[Notebook]:
+    """Lock the record of a replica and yield it; one that has none gets a new record (not yet written).
+
+    Args:
+        state: the state folder.
+        source_id: LVM id of the volume.
+        source: its name, VG/LV.
+        target: word of the target.
+        replica: id that the tags of snapshots tell; None: the one that is remembered, or a new one.
+
+    Raises:
+        ConflictError: another run works on the replica.
+        FormatError: a record cannot be read.
+    """
+    root = state / "replicas"
+    looking = open_lock(root, state)
+    try:
+        fcntl.flock(looking, fcntl.LOCK_EX)  # for moments only
+        known = find_record(state, source_id, target)
+        chosen = replica or (known.id if known else secrets.token_hex(8))
+        fresh = Record(chosen, source_id, source, target)
+        lock = open_lock(root / chosen, state)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            record = _read(root / chosen) or fresh
+            if record.source_id != source_id:
+                record = fresh  # the id comes from the tags of this volume's snapshots
+            record = replace(record, source=source, target=target)
+            if known is None or known.id != chosen:  # so that another run of the same finds this one, and its lock
+                _write(root / chosen, record)
+        except BaseException as error:
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                raise ConflictError(
+                    f"another lvmsync works on {source} and its copy {target}; wait for it to end", device=source
+                ) from error
+            raise
+    finally:
+        os.close(looking)
+    try:
+        yield Notebook(root / chosen, record)
+    finally:
+        os.close(lock)
+
+
+def _write(folder: Path, record: Record) -> None:
+    try:
+        replace_file(folder / "record.json", json.dumps({"version": VERSION, **asdict(record)}, indent=1))
+    except OSError as error:
+        raise DeviceError(f"cannot write the record in {folder}: {error.strerror}", device=str(folder)) from error
+
+
+def _read(folder: Path) -> Record | None:
+    path = folder / "record.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            f"the replica's record {path} cannot be read ({error}); move it away: it is found again by the tags of the"
+            " snapshots"
+        ) from error
+    try:
+        if values.pop("version") != VERSION:
+            raise ValueError("written by another version")
+        return Record(**values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FormatError(
+            f"the replica's record {path} is not understood ({error}); move it away: it is found again by the tags of"
+            " the snapshots"
+        ) from error

@@ -1,0 +1,169 @@
+"""The snapshots that a replica keeps on the source's machine: found by tag and LVM id, never by name.
+
+Tags say whose a snapshot is (`replica_tag`), what it is for (`role_tag`) and how large its volume was then.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from lvmsync.errors import CommandError, LvmsyncError, UsageError
+from lvmsync.jobs.replica.choose import POINT, Kept
+from lvmsync.jobs.standing import Standing
+from lvmsync.system import lvm, lvm_commands
+from lvmsync.system.fill import store_fill
+from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.lvm_commands import replica_tag, role_tag
+
+BASE, HEAD = "base", "head"
+"""What a snapshot is for: the target holds it; it is being sent."""
+
+_REPLICA, _ROLE, _SIZE = replica_tag(""), role_tag(""), "lvmsync.size="
+_LONGEST = 100  # letters of a volume's name that go into its snapshot's
+
+
+def find_source(word: str) -> LogicalVolume:
+    """Return the volume that is to be copied.
+
+    Args:
+        word: VG/LV, or its path under /dev.
+
+    Raises:
+        UsageError: it is no volume of LVM, or one that has no snapshots.
+        DeviceError, CommandError: there is none, or lvs failed.
+    """
+    from lvmsync.names import parse_volume
+
+    volume = lvm.find_named(parse_volume(word))
+    if volume is None:
+        raise UsageError(f"{word} is no volume of LVM, so no snapshot of it can be taken; use full:{word} or compare:")
+    why = refusal(volume)
+    if why:
+        raise UsageError(f"{volume.full_name} {why}", device=volume.full_name)
+    return volume
+
+
+def refusal(volume: LogicalVolume) -> str:
+    """Return why no snapshots of a volume can be taken; empty if they can."""
+    if "pool" in volume.layout:
+        return "is a pool, and no volume with data of its own; name a volume in it"
+    if "private" in volume.role:
+        return "is a part of another volume; name that"
+    if volume.is_classic_snapshot:
+        return "is a classic snapshot, and there are no snapshots of snapshots; name its origin to have it managed"
+    if volume.is_merging:
+        return "is being merged; wait for that to end"
+    if "cow" in volume.role or "vorigin" in volume.role:
+        return "is a sparse volume, of which LVM takes no snapshot"
+    return ""
+
+
+def points_of(standing: Standing) -> set[str]:
+    """Return the points by which a target may be known as a copy of ours."""
+    open_one = standing.transaction
+    found = [standing.point.id if standing.point else None]
+    if open_one:
+        found += [open_one.base, open_one.head]
+    return {point for point in found if point is not None}
+
+
+def is_managed(volume: LogicalVolume) -> bool:
+    """Tell whether ``sync`` makes the snapshots of a volume: it is none itself."""
+    return not volume.is_classic_snapshot and "thinsnapshot" not in volume.role
+
+
+def list_kept(volume: LogicalVolume, replica: str) -> list[LogicalVolume]:
+    """Return the snapshots of a volume that carry a replica's tag, oldest first."""
+    ours = lvm_commands.list_ours(volume.group)
+    kept = [one for one in ours if one.origin_id == volume.id and replica_tag(replica) in one.tags]
+    return sorted(kept, key=lambda one: one.created or 0)
+
+
+def find_replica(volume: LogicalVolume, points: Iterable[str]) -> str | None:
+    """Return the id of the replica whose snapshot holds one of these points; None if none of ours does."""
+    wanted = set(points)
+    for one in lvm_commands.list_ours(volume.group):
+        if one.origin_id == volume.id and f"{POINT}{one.id}" in wanted and role_of(one) in (BASE, HEAD):
+            return replica_of(one)
+    return None
+
+
+def replica_of(volume: LogicalVolume) -> str | None:
+    """Return the id of the replica that a snapshot belongs to."""
+    return _tagged(volume, _REPLICA)
+
+
+def role_of(volume: LogicalVolume) -> str:
+    """Return what a snapshot is for."""
+    return _tagged(volume, _ROLE) or ""
+
+
+def describe(volume: LogicalVolume) -> Kept:
+    """Return a snapshot as `choose` needs it, with what is wrong with it."""
+    size = _tagged(volume, _SIZE)
+    return Kept(
+        volume.id,
+        volume.full_name,
+        role_of(volume),
+        int(size) if size and size.isdecimal() else None,
+        _trouble(volume),
+    )
+
+
+def take_head(
+    volume: LogicalVolume, replica: str, *, store: int | None = None, chunk: int | None = None
+) -> LogicalVolume:
+    """Take the snapshot that will be sent.
+
+    Args:
+        volume: of which.
+        replica: whose it is.
+        store: bytes of a classic snapshot's store; None: advised.
+        chunk: bytes of its chunks; None: advised.
+
+    Raises:
+        DeviceError: the volume group has too little room.
+        CommandError: lvcreate failed; nothing was made.
+    """
+    return lvm_commands.take_snapshot(
+        volume,
+        f"{volume.name[:_LONGEST]}.lvmsync.{secrets.token_hex(4)}",
+        tags=(replica_tag(replica), role_tag(HEAD), f"{_SIZE}{volume.size}"),
+        size=store,
+        chunk=chunk,
+    )
+
+
+def promote(head: LogicalVolume) -> LogicalVolume:
+    """Make a head the base, in one step: the target holds it now."""
+    return lvm_commands.change_tags(head, [role_tag(BASE)], [role_tag(HEAD)])
+
+
+def remove(volumes: Iterable[LogicalVolume]) -> list[str]:
+    """Remove snapshots that nothing needs; return what could not be removed, a sentence each."""
+    notes = []
+    for volume in volumes:
+        try:
+            lvm_commands.remove_snapshot(volume)
+        except LvmsyncError as error:
+            notes.append(f"{volume.full_name} is not needed any more and could not be removed ({error})")
+    return notes
+
+
+def _trouble(volume: LogicalVolume) -> str:
+    """Return why the changes since a snapshot was taken cannot be had; empty if they can."""
+    if not volume.is_classic_snapshot:
+        return ""
+    try:
+        lvm.require_usable_snapshot(volume)
+        store_fill(volume)  # raises if it has overflowed
+    except CommandError:
+        raise
+    except LvmsyncError as error:
+        return str(error)
+    return ""
+
+
+def _tagged(volume: LogicalVolume, beginning: str) -> str | None:
+    return next((tag.removeprefix(beginning) for tag in sorted(volume.tags) if tag.startswith(beginning)), None)
