@@ -105,10 +105,14 @@ class CutOver:
             LvmsyncError: it failed, and the source is as its notes say. With ``budget.is_spent``: it would have
                 taken too long, and the source runs again.
         """
-        move = self._move
+        move, journal = self._move, self._journal
         try:
             carried = self._move_over()
             way_back = move.keep_way_back() if move.keep_way_back else None
+            if move.seal:
+                self._may_be_fenced = True
+                journal.enter(state.SENT, is_fenced=True)
+                move.seal()
             self._mark("back")
         except BaseException as error:
             self._bring_back(error)

@@ -77,6 +77,7 @@ class Move:
         verify_last: compares on the target what the last pass has changed.
         keep_way_back: makes what ``migrate --back`` needs; returns what it is called.
         start: starts the user on the target's side.
+        seal: takes the source away altogether, right before the start; ``unfence`` undoes that, too.
         finish: tidies up on the source's side when the target is in use; returns what the user should know.
         how_to_stop, how_to_restart, how_to_start: the commands in words, empty where there is none.
         known_dirty: bytes changed since the last snapshot; None where that is not known.
@@ -96,6 +97,7 @@ class Move:
     verify_whole: Callable[[Report], None] | None = None
     verify_last: Callable[[], None] | None = None
     keep_way_back: Callable[[], str] | None = None
+    seal: Callable[[], None] | None = None
     start: Callable[[], Ended] | None = None
     finish: Callable[[Cut], list[str]] = lambda _: []
     how_to_stop: str = ""

@@ -1,0 +1,58 @@
+"""What is done about a migration that was cut off in its downtime, once somebody has looked."""
+
+from __future__ import annotations
+
+from lvmsync.errors import ConflictError, LvmsyncError
+from lvmsync.jobs.migrate.state import Journal, describe
+from lvmsync.jobs.migrate.users import Users
+from lvmsync.jobs.migrate.volume import unfence
+from lvmsync.system.lvm import LogicalVolume
+
+
+def abort(journal: Journal, volume: LogicalVolume, users: Users | None, *, is_forced: bool) -> str:
+    """Let the source be used again: writable, and its user started; return what was done.
+
+    Args:
+        journal: of the pair, locked; it was left by a migration that was cut off.
+        volume: the source.
+        users: how its user is started again; None: no way is known.
+        is_forced: somebody has looked, and nothing runs on the target.
+
+    Raises:
+        ConflictError: the target may be in use.
+        LvmsyncError: a step failed; the journal stays.
+    """
+    note = journal.before
+    assert note
+    if note.may_run_there and not is_forced:
+        raise ConflictError(describe(note), device=note.source)
+    done = []
+    if note.is_fenced:
+        unfence(volume)
+        done.append("is writable again")
+    if note.has_stopped and users and users.restart:
+        try:
+            users.restart()
+        except LvmsyncError as error:
+            error.add_note(f"{note.source} {' and '.join(done) or 'was never made read-only'}; run this again")
+            raise
+        done.append(f"its user was started again ({users.how_to_restart})")
+    elif note.has_stopped:
+        done.append("its user has to be started by you")
+    journal.close()
+    return f"{note.source}: {' and '.join(done) or 'it was never stopped'}; what {note.target} got so far is kept"
+
+
+def finish(journal: Journal, volume: LogicalVolume) -> str:
+    """Leave it where it runs now, on the target; return what was done.
+
+    Raises:
+        ConflictError: the start command had not run, so it cannot run there.
+    """
+    note = journal.before
+    assert note
+    if not note.may_run_there:
+        raise ConflictError(describe(note), device=note.source)
+    journal.close()
+    kept = "read-only" if note.is_fenced else "as it is"
+    return f"{note.target} is in use now; {volume.full_name} stays {kept}, 'lvmsync cleanup' removes its snapshots"

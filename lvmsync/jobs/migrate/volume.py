@@ -1,0 +1,229 @@
+"""A logical volume of this machine, made ready to be moved: each step of a migration as a function on real things."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
+from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.migrate.move import Carried, Cut, Move
+from lvmsync.jobs.migrate.state import Note
+from lvmsync.jobs.migrate.users import Users
+from lvmsync.jobs.progress import Report
+from lvmsync.jobs.replica import snapshots
+from lvmsync.jobs.replica.copy import PassOptions, PassResult, Replica, open_replica, run_pass
+from lvmsync.names import Comparison, Volume
+from lvmsync.sources import Reading
+from lvmsync.system import dm, lvm
+from lvmsync.system.fill import store_fill
+from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.lvm_commands import set_active, set_writable
+
+RETRIES = 3
+"""How often a pass is begun again when its line failed, while the source runs."""
+
+_LOOK = 1.0  # seconds between two looks at the stores
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be moved, and how.
+
+    Attributes:
+        volume: the source.
+        target: VG/LV or path, on the agent's machine.
+        place: the target as its user named it, host and all.
+        state: the state folder of this machine.
+        options: of each pass.
+        connect: returns an agent on the target's machine, another one if the last one's session is over.
+        users: of the volume, here and there.
+        fence: "none", "readonly" or "deactivate".
+        verify: whether the target is compared.
+        way_back: whether ``migrate --back`` is made possible.
+    """
+
+    volume: LogicalVolume
+    target: str
+    place: str
+    state: Path
+    options: PassOptions
+    connect: Callable[[], Agent]
+    users: Users
+    fence: str = "readonly"
+    verify: bool = False
+    way_back: bool = True
+
+    @property
+    def note(self) -> Note:
+        """What the journal begins with."""
+        users = self.users
+        return Note(
+            self.volume.full_name,
+            self.volume.id,
+            self.place,
+            stop=users.how_to_stop,
+            restart="" if users.domain else users.how_to_restart,
+            domain=users.domain,
+            uri=users.uri,
+            start=users.how_to_start,
+        )
+
+
+@contextmanager
+def open_move(job: Job) -> Iterator[Move]:
+    """Lock the replica of a volume and its target, and yield the steps of its migration."""
+    if job.volume.number is None:
+        raise DeviceError(
+            f"{job.volume.full_name} is not active; run 'lvchange -ay {job.volume.full_name}'",
+            device=job.volume.full_name,
+        )
+    agent = job.connect()
+    with open_replica(agent, job.volume, job.target, job.place, job.state) as replica:
+        yield _Steps(job, replica).move()
+
+
+def unfence(volume: LogicalVolume) -> None:
+    """Make a volume usable again, however it was fenced."""
+    set_writable(volume, is_writable=True)
+    found = lvm.find_volume_by_id(volume.id)
+    if found and found.number is None:
+        set_active(found, is_active=True)
+
+
+class _Steps:
+    """The steps, and what they remember of each other."""
+
+    def __init__(self, job: Job, replica: Replica) -> None:
+        self._job = job
+        self._replica = replica
+        self._last: PassResult | None = None
+        self._has_stopped = False
+        self._looked = float("-inf")
+        self._snapshot: LogicalVolume | None = None  # of the last pass
+        self._store_fill: float | None = None
+        self._pool_fill: float | None = None
+        self._way_back = ""
+        self._options = job.options
+
+    def move(self) -> Move:
+        """Return the steps."""
+        job, users = self._job, self._job.users
+        return Move(
+            source=job.volume.full_name,
+            target=job.place,
+            run_pass=self._run_pass,
+            prepare=self._prepare,
+            stop=self._stop,
+            find_user=self._find_user,
+            restart=None if users.restart is None else self._restart,
+            fence=None if job.fence == "none" else lambda: set_writable(job.volume, is_writable=False),
+            unfence=None if job.fence == "none" else lambda: unfence(job.volume),
+            verify_whole=self._verify if job.verify else None,
+            verify_last=None,
+            keep_way_back=self._keep_way_back if job.way_back and self._is_volume() else None,
+            seal=(lambda: set_active(job.volume, is_active=False)) if job.fence == "deactivate" else None,
+            start=users.start,
+            finish=self._finish,
+            how_to_stop=users.how_to_stop,
+            how_to_restart=users.how_to_restart,
+            how_to_start=users.how_to_start,
+            known_dirty=self._find_dirty,
+            fill=self._look_at_fill,
+        )
+
+    def _run_pass(self, report: Report) -> Carried:
+        tries = 0
+        while True:
+            try:
+                result = run_pass(self._replica, self._job.connect(), self._options, report)
+                break
+            except LvmsyncError as error:
+                tries += 1
+                # In the downtime there is no time for it, and a pass that went on with an old snapshot is no use.
+                if not error.transient or tries > RETRIES or self._has_stopped:
+                    raise
+        self._last = result
+        if not self._has_stopped:
+            self._snapshot = lvm.find_volume(result.snapshot)
+        return Carried(result.receipt, result.kind, result.seconds, result.head_time)
+
+    def _prepare(self) -> float:
+        """Make sure of everything that the downtime needs; return how long the snapshot of the target will take."""
+        self._job.users.ready()
+        self._job.connect()
+        took = self._last.seconds.get("snapshot", 0.0) if self._last else 0.0
+        return took if self._job.way_back and self._is_volume() else 0.0
+
+    def _stop(self) -> None:
+        self._has_stopped = True
+        self._job.users.stop()
+
+    def _restart(self) -> None:
+        assert self._job.users.restart
+        self._job.users.restart()
+        self._has_stopped = False
+
+    def _is_volume(self) -> bool:
+        """Tell whether the target is a volume of LVM, of which a snapshot can be kept."""
+        return Volume(self._job.target).is_lvm_name or self._job.target.startswith("/dev/")
+
+    def _verify(self, report: Report) -> None:
+        """Compare the target with the snapshot that it was brought to."""
+        assert self._last
+        name = self._last.snapshot
+        with lvm.activated(lvm.find_volume(name)) as snapshot:
+            new = Volume(snapshot.full_name)
+            compared = self._job.connect().compare(self._job.target, Comparison(new), Reading(frozen=True), report)
+            with compared as found:
+                if len(found.changes):
+                    raise VerifyError(
+                        f"{self._job.place} differs from {name}, which it was brought to, in"
+                        f" {found.changes.total_bytes} bytes, the first at {int(found.changes.offsets[0])}: do not use"
+                        f" it; run 'lvmsync repair {self._job.volume.full_name} {self._job.place}'",
+                        device=self._job.place,
+                        offset=int(found.changes.offsets[0]),
+                    )
+
+    def _keep_way_back(self) -> str:
+        """Take a snapshot of the target as it is now, and remember here that this is what the source holds."""
+        made = self._job.connect().snapshot(self._job.target, self._replica.id)
+        self._way_back = str(made["id"])
+        return str(made["name"])
+
+    def _finish(self, cut: Cut) -> list[str]:
+        """Remove our snapshots of the source: nothing will change there any more."""
+        notes = snapshots.remove(self._replica.list_snapshots())
+        if not notes:
+            self._replica.notebook.forget()
+        if self._job.fence != "none":
+            how = "read-only" if self._job.fence == "readonly" else "not active"
+            notes.append(f"{self._job.volume.full_name} is {how} now, so that nothing uses it by mistake")
+        return notes
+
+    def _find_user(self) -> str | None:
+        """Say that somebody has the source open; udev, which does for moments, is waited for."""
+        found = lvm.find_volume_by_id(self._job.volume.id)
+        if found is None or found.number is None or dm.wait_until_closed(found.number):
+            return None
+        return "the kernel counts it as open"
+
+    def _find_dirty(self) -> int | None:
+        """Return how many bytes changed since the last snapshot: a classic one counts what it keeps."""
+        with suppress(LvmsyncError):
+            if self._snapshot is not None and self._snapshot.is_classic_snapshot:
+                return store_fill(self._snapshot).used
+        return None
+
+    def _look_at_fill(self) -> tuple[float | None, float | None]:
+        """Return how full our snapshot's store and the target's pool are, as of a second ago at most."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK and not self._has_stopped:
+            self._looked = now
+            with suppress(LvmsyncError):
+                if self._snapshot is not None and self._snapshot.is_classic_snapshot:
+                    self._store_fill = store_fill(self._snapshot).percent / 100
+        return self._store_fill, self._pool_fill
