@@ -21,7 +21,7 @@ from lvmsync.names import Comparison, TargetName, Volume, parse_target
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.system.device import Device
 from lvmsync.system.identity import is_same_storage
-from lvmsync.transport import STALL_TIMEOUT, Ssh, open_transport
+from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT, Ssh, open_transport
 from lvmsync.transport.throttle import Limit, Throttled
 
 
@@ -108,6 +108,10 @@ class Delivery:
             raise UsageError("--state is of this machine; set LVMSYNC_STATE on the far side")
         if orders.snapback and orders.no_undo:
             raise UsageError("--snapback and --no-undo do not go together")
+        if way.stall_timeout is not None and way.stall_timeout < SHORTEST_STALL:
+            raise UsageError(
+                f"--stall-timeout {way.stall_timeout:g} is out of range: {SHORTEST_STALL:g} at least, or 0"
+            )
         if way.streams > 1 and not self.place.host:
             raise UsageError("--streams is for a target on another machine")
         is_zipped = self.place.host is not None and stream_format == 4

@@ -34,6 +34,8 @@ _DEFAULTS = Ssh()
 
 STALL_TIMEOUT = 120.0
 """Seconds without a byte after which a line counts as dead."""
+SHORTEST_STALL = 3.0
+"""The fewest such seconds: who works shows a sign of life three times in them."""
 
 
 def open_transport(

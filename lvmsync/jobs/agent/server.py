@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,12 +22,14 @@ from lvmsync.jobs.agent.protocol import (
     AGENT,
     ANSWER,
     BEAT,
+    DONE,
     LONGEST_REQUEST,
     PROTOCOL,
     READY,
     RECEIPT,
     REFUSAL,
     REQUEST,
+    TURN,
     WAIT,
     Line,
     is_group,
@@ -37,13 +40,13 @@ from lvmsync.jobs.agent.protocol import (
 from lvmsync.jobs.agent.streams import accept, finish, join
 from lvmsync.jobs.progress import Report
 from lvmsync.stream.frames import Buffer
-from lvmsync.transport import STALL_TIMEOUT
+from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT
 
 Request = Mapping[str, Any]
 
-_TEXT = b"lvmsync "
-_MOST_TARGETS = 256
-_SHORTEST_STALL, _LONGEST_STALL = 10.0, 3600.0  # seconds; a line that is gone must not hold a target for ever
+_LONGEST_PREFIX = 80  # letters of a volume's name in that of its snapshot; LVM allows 127 in all
+_LONGEST_STALL = 3600.0  # seconds; a line that is gone must not hold a target for ever
+_TICK = 0.5  # seconds between two looks whether a sign of life is due
 
 
 def serve(
@@ -117,7 +120,7 @@ class Session:
                 request = parse(text, REQUEST)
                 if request is None or not isinstance(request.get("verb"), str):
                     error = StreamError(f"this is no request of an lvmsync: '{show(text)}'")
-                    self._voice.say(REFUSAL, refusal_of(error))
+                    self._voice.say(REFUSAL, {**refusal_of(error), "over": True})
                     raise error
                 self._serve(request)
         return None
@@ -135,10 +138,10 @@ class Session:
             except TransportError:
                 raise  # there is nobody to tell
             except LvmsyncError as error:
-                if not self._voice.is_raw:
-                    self._voice.say(REFUSAL, refusal_of(error))
-                if self._voice.is_raw or verb in _STREAMS:
-                    raise  # what comes next on the line is not known
+                is_over = verb in _STREAMS  # what comes next on the line is not known
+                self._voice.say(REFUSAL, {**refusal_of(error), "over": is_over})
+                if is_over:
+                    raise
             else:
                 if answer is not None:
                     self._voice.say(ANSWER, answer)
@@ -179,7 +182,6 @@ class Session:
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_compare, "compares nothing", "--allow-compare")
         answer(place.path, asked["size"], asked["seed"], self._voice.send_all, self._voice.receive_some)
-        self._voice.is_raw = False
         return {}
 
     def _create(self, request: Request) -> dict[str, Any]:
@@ -212,6 +214,46 @@ class Session:
             recover(place.path, self._state, self._report, accept=bool(asked["accept"]), back=bool(asked["back"]))
         )
 
+    def _snapshot(self, request: Request) -> dict[str, Any]:
+        asked = _take(request, target=_is_word, replica=is_group)
+        place = self._policy.find_target(asked["target"])
+        self._policy.require(self._policy.may_snapshot, "makes no snapshots", "--allow-snapshot")
+        if not place.is_volume:
+            raise UsageError(f"{place.name} is no volume of LVM: there are no snapshots of it")
+        if not asked["replica"]:
+            raise UsageError("request 'snapshot' lacks 'replica'")
+        from lvmsync.jobs.replica import snapshots
+        from lvmsync.system.lvm_commands import replica_tag, role_tag, take_snapshot
+
+        volume = snapshots.find_source(place.name)
+        made = take_snapshot(
+            volume,
+            f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{asked['replica'][:8]}",
+            tags=[replica_tag(asked["replica"]), role_tag("back")],
+        )
+        return {"name": made.full_name, "id": made.id}
+
+    def _push(self, request: Request) -> None:
+        """Copy a volume of this machine to a target of the other side, which serves us until we are done."""
+        asked = _take(request, source=_is_word, target=_is_word, place=_is_word, options=_is_object)
+        options = _take({"verb": "push", **asked["options"]}, **PUSH_OPTIONS)
+        source = self._policy.find_source(asked["source"])
+        from lvmsync.jobs.agent.pushing import push
+
+        self._voice.say(TURN)
+        self._voice.rest()
+        receipt = push(
+            self._line,
+            source.name,
+            asked["target"],
+            asked["place"] or asked["target"],
+            self._state,
+            options,
+            self._report,
+            most_copies=self._policy.most_copies,
+        )
+        self._voice.say(DONE, asdict(receipt))
+
     def _stripe(self, request: Request) -> None:
         count = _take(request, count=_is_count)["count"]
         striped = accept(self._line, self._voice.say, count, self._state)
@@ -234,16 +276,22 @@ _VERBS: dict[str, Callable[[Session, Request], dict[str, Any] | None]] = {
     "leaves": Session._leaves,
     "create": Session._create,
     "recover": Session._recover,
+    "snapshot": Session._snapshot,
+    "push": Session._push,
     "stripe": Session._stripe,
     "join": Session._join,
 }
 
-_STREAMS = ("receive",)
-"""Verbs that a stream follows: when they fail, it may still be on the line."""
+_STREAMS = ("receive", "leaves", "push")
+"""Verbs that more than an answer belongs to: when they fail, some of it may still be on the line."""
 
 
 class _Voice:
-    """What the side that serves says: a line at a time, and signs of life while it works."""
+    """What the side that serves says: a line at a time, and signs of life while it works.
+
+    There is no such sign while it waits for bytes or has just got some: the other side does not read in
+    mid-stream, and what it leaves must not fill the line. And a wait that we ourselves break would never end.
+    """
 
     def __init__(self, line: Line, beat: float, on_lost: Callable[[], None]) -> None:
         self._line = line
@@ -251,10 +299,13 @@ class _Voice:
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._is_receiving = False
+        self._moved_at = time.monotonic()
+        self._patience = STALL_TIMEOUT  # the other side's
         # From here on: under the lock
         self._is_working = False
         self._hears_end = False  # who reads the line knows that it has ended, and needs no signal
-        self.is_raw = False
+        self.is_silent = False
 
     def say(self, word: str, values: Mapping[str, Any] | None = None) -> None:
         """Say a line."""
@@ -268,20 +319,28 @@ class _Voice:
             if transport:
                 self._line.transport = transport
             else:
-                self.is_raw = True
+                self.is_silent = True
+
+    def rest(self) -> None:
+        """Give no signs of life for the rest of this request."""
+        with self._lock:
+            self._is_working = False
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
-        """Send lines or raw bytes; after raw ones there are no signs of life until ``is_raw`` is taken back."""
+        """Send lines and what belongs to them, at once."""
         with self._lock:
-            self.is_raw |= any(bytes(memoryview(buffer)[: len(_TEXT)]) != _TEXT for buffer in buffers[:1])
             self._line.send_all(buffers)
+            self._moved_at = time.monotonic()
 
     def receive_some(self, buffer: memoryview) -> int:
         """Receive raw bytes, and take note of the end."""
         count = 0
+        self._is_receiving = True
         try:
             count = self._line.receive_some(buffer)
         finally:
+            self._moved_at = time.monotonic()
+            self._is_receiving = False
             if not count:
                 with self._lock:
                     self._hears_end = True
@@ -290,8 +349,9 @@ class _Voice:
     @contextmanager
     def working(self, stall_timeout: float) -> Iterator[None]:
         """Give signs of life in the ``with``, and wait no longer than so many seconds for those of the other side."""
+        self._patience, self._moved_at = stall_timeout, time.monotonic()
         with self._lock:
-            self._is_working, self.is_raw = True, False
+            self._is_working, self.is_silent = True, False
         self._line.transport.stall_timeout = stall_timeout
         try:
             yield
@@ -312,10 +372,13 @@ class _Voice:
             self._ended.set()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._beat):
+        while not self._ended.wait(min(self._beat, _TICK)):
             with self._lock:
-                if self._ended.is_set() or self.is_raw or not self._is_working:
+                if self._ended.is_set() or self.is_silent or not self._is_working or self._is_receiving:
                     continue
+                if time.monotonic() - self._moved_at < min(self._beat, self._patience / 3):
+                    continue
+                self._moved_at = time.monotonic()
                 try:
                     self._line.say(WAIT)
                 except LvmsyncError:
@@ -330,7 +393,7 @@ def _bound_stall(seconds: object) -> float:
         return _LONGEST_STALL
     if not isinstance(seconds, int | float):
         return STALL_TIMEOUT
-    return min(max(float(seconds), _SHORTEST_STALL), _LONGEST_STALL)
+    return min(max(float(seconds), SHORTEST_STALL), _LONGEST_STALL)
 
 
 # What may be in a request
@@ -375,6 +438,10 @@ def _is_seed(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 64
 
 
+def _is_level(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 19
+
+
 _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "snapback": _is_word,
     "group": is_group,
@@ -387,3 +454,15 @@ _OPTIONS: dict[str, Callable[[Any], bool]] = {
     ),
 }  # fmt: skip
 """Options of a receive, as they may stand in a request."""
+
+PUSH_OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "level": _is_level,
+    "thin_pool": _is_word,
+    "store": _is_size,
+    "chunk": _is_size,
+    "create": _is_flag,
+    "full": _is_flag,
+    "minimal": _is_flag,
+    "orders": _is_object,
+}
+"""What the side that pulls may say of how its copy is made: never a command."""
