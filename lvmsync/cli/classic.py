@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from lvmsync.errors import LvmsyncError, UsageError
 
 VERBS = (
-    "send", "receive", "apply", "sync", "changes", "inspect", "recover", "cleanup", "serve", "era", "blksnap", "dattobd",
+    "send", "receive", "apply", "sync", "migrate", "changes", "inspect", "recover", "cleanup", "serve", "era",
+    "blksnap", "dattobd",
 )  # fmt: skip
 
 HIDDEN = ("agent",)
@@ -32,8 +33,11 @@ VALUED = frozenset(
         "-p", "--port", "-I", "--identity", "--format", "--compress", "--svg", "--state", "--progress",
         "--remote-command", "--width", "--release", "--audit", "--base-data",
         "--granularity", "--since", "--unit-dir", "--storage", "--limit", "--base",
-        "--space", "--cache", "--minor", "--driver", "--cow", "--allow", "--allow-pull", "--permit",
+        "--space", "--cache", "--minor", "--driver", "--cow", "--allow", "--allow-pull", "--permit", "--most-copies",
         "--bwlimit", "--bwlimit-file", "--stall-timeout", "--streams",
+        "--max-downtime", "--stop-cmd", "--restart-cmd", "--start-cmd", "--libvirt", "--libvirt-uri", "--stop-time",
+        "--start-time", "--command-timeout", "--max-passes", "--max-stops", "--on-no-convergence", "--on-overrun",
+        "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""
