@@ -12,16 +12,15 @@ from typing import Annotated
 
 import typer
 
-from lvmsync.cli import blksnap, dattobd, era, serve
+from lvmsync.cli import blksnap, dattobd, era, serve, sync
 from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
+from lvmsync.cli.migrate import migrate
 from lvmsync.cli.options import (
     AllowSmaller,
     Atomic,
     Audit,
     BaseData,
-    Bwlimit,
-    BwlimitFile,
     Compress,
     Create,
     DataSource,
@@ -29,27 +28,19 @@ from lvmsync.cli.options import (
     DryRun,
     Format,
     Frozen,
-    Identity,
     IgnoreBase,
     Json,
     Minimal,
     NoUndo,
-    Port,
     ProgressStyle,
     Quiet,
-    RemoteCommand,
-    Rsh,
     Snapback,
-    SnapbackName,
     SourceWord,
-    StallTimeout,
     State,
-    Streams,
-    Sudo,
     Verbose,
 )
 from lvmsync.errors import LvmsyncError, UsageError
-from lvmsync.names import BlockMap, Comparison, CowFile, parse_source
+from lvmsync.names import CowFile, parse_source
 
 app = typer.Typer(
     name="lvmsync",
@@ -210,78 +201,6 @@ def apply(
 
 
 @app.command()
-def sync(
-    source: SourceWord,
-    target: Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")],
-    snapback: SnapbackName = None,
-    data_source: DataSource = None,
-    frozen: Frozen = False,
-    minimal: Minimal = False,
-    audit: Audit = None,
-    base_data: BaseData = None,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    bwlimit: Bwlimit = None,
-    bwlimit_file: BwlimitFile = None,
-    stall_timeout: StallTimeout = 120,
-    streams: Streams = 1,
-    no_undo: NoUndo = False,
-    create: Create = False,
-    atomic: Atomic = False,
-    allow_smaller: AllowSmaller = False,
-    ignore_base: IgnoreBase = False,
-    stream_format: Format = 4,
-    compress: Compress = None,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-    state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Bring a copy up to date with one delta, and believe only the receiver's receipt."""
-    from lvmsync.cli import render
-    from lvmsync.cli.delivery import Delivery, Orders, Way
-    from lvmsync.cli.refinement import Refinement
-    from lvmsync.sources import Reading
-    from lvmsync.system.ledger import state_folder
-
-    way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
-    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
-    refinement = Refinement(minimal, audit, base_data)
-    with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
-        delivery = Delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
-        stack.enter_context(delivery)
-        name = parse_source(source)
-        memory: blksnap_points.Memory | era_points.Memory
-        if isinstance(name, BlockMap):
-            from lvmsync.jobs import blksnap_points
-
-            memory = blksnap_points.Memory(state_folder(state), str(delivery.place))
-        else:
-            from lvmsync.jobs import era_points
-
-            memory = era_points.Memory(state_folder(state), str(delivery.place))
-        reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
-        if isinstance(name, Comparison) and name.old is None:
-            opened = delivery.open_compared(name, reading)
-        elif isinstance(name, CowFile):
-            from lvmsync.jobs.dattobd_points import open_recorded
-
-            opened = open_recorded(state_folder(state), name, reading, str(delivery.place))
-        else:
-            opened = memory.open(name, reading)
-        found = refinement.apply(stack.enter_context(opened), report)
-        receipt = memory.remember(delivery.send(found, require_base=memory.is_used))
-    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
-
-
-@app.command()
 def changes(
     source: SourceWord,
     data_source: DataSource = None,
@@ -373,7 +292,9 @@ def recover(
     render.print_receipt(receipt, as_json=as_json, quiet=quiet)
 
 
+app.command()(sync.sync)
 app.command()(cleanup)
+app.command()(migrate)
 app.command(hidden=True)(serve.agent)
 app.command()(serve.serve)
 app.add_typer(era.app)

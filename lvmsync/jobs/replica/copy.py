@@ -131,7 +131,9 @@ class Replica:
 
 
 @contextmanager
-def open_replica(agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path) -> Iterator[Replica]:
+def open_replica(
+    agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, *, is_dry: bool = False
+) -> Iterator[Replica]:
     """Find the replica of a volume and a target by its snapshots or by what is remembered, and lock it.
 
     Args:
@@ -140,13 +142,14 @@ def open_replica(agent: Agent, volume: LogicalVolume, target: str, place: str, s
         target: VG/LV or path there.
         place: the target as its user named it, host and all.
         state: the state folder of this machine.
+        is_dry: nothing is to be remembered.
 
     Raises:
         ConflictError: another run works on it.
         FormatError: its record cannot be read.
     """
     found = snapshots.find_replica(volume, snapshots.points_of(agent.standing(target)))
-    with open_record(state, volume.id, volume.full_name, place, found) as notebook:
+    with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
         yield Replica(notebook, target)
 
 

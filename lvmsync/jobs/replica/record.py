@@ -116,7 +116,7 @@ def is_busy(state: Path, replica: str) -> bool:
 
 @contextmanager
 def open_record(
-    state: Path, source_id: str, source: str, target: str, replica: str | None = None
+    state: Path, source_id: str, source: str, target: str, replica: str | None = None, *, is_dry: bool = False
 ) -> Iterator[Notebook]:
     """Lock the record of a replica and yield it; one that has none gets a new record (not yet written).
 
@@ -126,6 +126,7 @@ def open_record(
         source: its name, VG/LV.
         target: word of the target.
         replica: id that the tags of snapshots tell; None: the one that is remembered, or a new one.
+        is_dry: nothing is to be written.
 
     Raises:
         ConflictError: another run works on the replica.
@@ -145,7 +146,9 @@ def open_record(
             if record.source_id != source_id:
                 record = fresh  # the id comes from the tags of this volume's snapshots
             record = replace(record, source=source, target=target)
-            if known is None or known.id != chosen:  # so that another run of the same finds this one, and its lock
+            if not is_dry and (
+                known is None or known.id != chosen
+            ):  # so that another run of the same finds this one, and its lock
                 _write(root / chosen, record)
         except BaseException as error:
             os.close(lock)

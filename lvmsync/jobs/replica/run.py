@@ -9,8 +9,10 @@ from pathlib import Path
 from lvmsync.errors import LvmsyncError, PeerError, TransportError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Progress, Receipt, Report
-from lvmsync.jobs.replica.choose import TargetBusy
-from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
+from lvmsync.jobs.replica.choose import Kind, TargetBusy
+from lvmsync.jobs.replica.copy import PassOptions, open_replica, plan_pass, run_pass
+from lvmsync.names import Volume
+from lvmsync.sources import Reading, open_source
 from lvmsync.system.lvm import LogicalVolume
 
 RETRIES = 3
@@ -48,6 +50,47 @@ def sync_volume(
     Raises:
         LvmsyncError: the last failure, with how often it was tried.
     """
+
+    def work(agent: Agent) -> Receipt:
+        with open_replica(agent, volume, target, place, state) as replica:
+            return run_pass(replica, agent, options, report).receipt
+
+    return retried(connect, work, report, retries=retries, wait=wait)
+
+
+def foresee(agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, options: PassOptions) -> Receipt:
+    """Return what `sync_volume` would do, as the receipt of a dry run; nothing is changed by that.
+
+    Raises:
+        LvmsyncError: it would refuse.
+    """
+    with open_replica(agent, volume, target, place, state, is_dry=True) as replica:
+        plan, standing = plan_pass(replica, agent, options)
+    notes = list(plan.notes)
+    changed, extents = volume.size, 1
+    if plan.kind in (Kind.DELTA, Kind.COMMITTED):
+        known = plan.base or plan.head
+        assert known is not None
+        with open_source(Volume(known.name), Reading(with_data=False, frozen=True)) as source:
+            changed, extents = source.changes.total_bytes, len(source.changes)
+    elif plan.kind is Kind.RESUME and standing.transaction:
+        changed = max(volume.size - standing.transaction.offset, 0)
+        notes.append(f"{place} is in the middle of a copy, which would be gone on with where it was")
+    return Receipt(
+        job="sync", source=volume.full_name, target=place, bytes=changed, extents=extents, size=volume.size,
+        kind=plan.kind.value, dry_run=True, notes=notes,
+    )  # fmt: skip
+
+
+def retried(
+    connect: Callable[[], Agent],
+    work: Callable[[Agent], Receipt],
+    report: Report,
+    *,
+    retries: int = RETRIES,
+    wait: float = WAIT,
+) -> Receipt:
+    """Do some work with an agent; when its line fails, open another one and do it again."""
     tries = 0
     was_connected = False
     notes: list[str] = []
@@ -55,8 +98,7 @@ def sync_volume(
         try:
             agent = connect()
             was_connected = True
-            with open_replica(agent, volume, target, place, state) as replica:
-                receipt = run_pass(replica, agent, options, report).receipt
+            receipt = work(agent)
             receipt.notes[:0] = notes
             return receipt
         except LvmsyncError as error:

@@ -1,0 +1,222 @@
+"""``sync`` of a volume that lvmsync takes the snapshots of: to another place (push), or from another machine (pull)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.files import stream_options
+from lvmsync.errors import UsageError
+from lvmsync.jobs.progress import Receipt, Report
+from lvmsync.names import KINDS, TargetName, Volume, parse_size, parse_target, parse_volume
+from lvmsync.system.identity import is_same_storage
+from lvmsync.system.ledger import state_folder
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.replica.copy import PassOptions
+    from lvmsync.system.lvm import LogicalVolume
+
+
+@dataclass(frozen=True)
+class Managing:
+    """Options of a sync that makes its own snapshots, as the user wrote them; None where he said nothing.
+
+    Attributes:
+        managed: take snapshots of this volume, though it is a snapshot itself.
+        full: copy everything anew.
+        thin_pool: VG/POOL for a target that is made.
+        store: size of a classic snapshot's store.
+        chunk: size of its chunks.
+        extend_cmd: command that makes more room.
+        extend_at: percent at which it is run.
+        retries: how often a failed line is tried again.
+    """
+
+    managed: bool = False
+    full: bool = False
+    thin_pool: str | None = None
+    store: str | None = None
+    chunk: str | None = None
+    extend_cmd: str | None = None
+    extend_at: float | None = None
+    retries: int | None = None
+
+    def require_none(self, source: str) -> None:
+        """Refuse them for a source of another kind."""
+        words = {
+            "--managed": self.managed,
+            "--full": self.full,
+            "--thin-pool": self.thin_pool,
+            "--cow-size": self.store,
+            "--chunk-size": self.chunk,
+            "--extend-cmd": self.extend_cmd,
+            "--extend-at": self.extend_at is not None,
+            "--retries": self.retries is not None,
+        }
+        for word, value in words.items():
+            if value:
+                raise UsageError(f"{word} is for a volume whose snapshots lvmsync takes; {source} is none")
+
+
+def far_source(word: str) -> TargetName | None:
+    """Return the place of a SOURCE on another machine; None for one of this machine."""
+    if word.startswith(("/", "./", "../")) or word.partition(":")[0] in KINDS:
+        return None
+    place = parse_target(word)
+    return place if place.host else None
+
+
+def find_managed(word: str, managing: Managing) -> LogicalVolume | None:
+    """Return the volume that a SOURCE means, if its snapshots are to be taken; None for a source of another kind.
+
+    Raises:
+        UsageError: --managed was said of what has no snapshots.
+    """
+    from lvmsync.jobs.replica import snapshots
+    from lvmsync.system import lvm
+
+    name = parse_volume(word)
+    if not name.is_lvm_name and not word.startswith("/dev/"):
+        return None
+    if managing.managed:
+        return snapshots.find_source(word)
+    volume = lvm.find_named(name)
+    if volume is None or not snapshots.is_managed(volume) or snapshots.refusal(volume):
+        return None
+    return volume
+
+
+def push(
+    volume: LogicalVolume,
+    target: str,
+    way: Way,
+    orders: Orders,
+    managing: Managing,
+    report: Report,
+    *,
+    minimal: bool,
+    compress: str | None,
+) -> Receipt:
+    """Bring a target up to date with a volume of this machine."""
+    from lvmsync.jobs.replica.run import RETRIES, foresee, sync_volume
+
+    _require_simple(orders)
+    with Delivery(target, way, orders, report, compress=compress) as delivery:
+        place = delivery.place
+        if place.host is None:
+            _require_other(volume, Volume(place.name).path)
+        options = _options(place, orders, managing, minimal=minimal, compress=compress)
+        if orders.dry_run:
+            return foresee(delivery.agent, volume, place.name, str(place), state_folder(orders.state), options)
+        return sync_volume(
+            lambda: delivery.agent,
+            volume,
+            place.name,
+            str(place),
+            state_folder(orders.state),
+            options,
+            report,
+            retries=RETRIES if managing.retries is None else managing.retries,
+        )
+
+
+def pull(
+    source: str,
+    target: str,
+    way: Way,
+    orders: Orders,
+    managing: Managing,
+    report: Report,
+    *,
+    minimal: bool,
+    compress: str | None,
+) -> Receipt:
+    """Bring a target of this machine up to date with a volume of another one."""
+    from lvmsync.jobs.agent.policy import Policy
+    from lvmsync.jobs.replica.run import RETRIES, retried
+
+    _require_simple(orders)
+    to = parse_target(target)
+    if to.host:
+        raise UsageError(f"'{source}' and '{target}' are both on other machines: run lvmsync on one of them")
+    if orders.dry_run:
+        raise UsageError("--dry-run: ask on the source's machine, with 'lvmsync plan'")
+    if managing.extend_cmd:
+        raise UsageError("--extend-cmd runs where the source is: extend its snapshots there, or let LVM do it")
+    far = replace(orders, state=None)
+    with Delivery(source, way, far, report, compress=compress) as delivery:
+        options = _options(delivery.place, far, managing, minimal=minimal, compress=compress)
+        wanted = {
+            "create": options.create,
+            "thin_pool": options.thin_pool,
+            "full": options.full,
+            "minimal": options.minimal,
+            "store": options.store,
+            "chunk": options.chunk,
+            "level": options.stream.level,
+            "orders": dict(options.orders) or None,
+        }
+        words = [to.name, *([options.thin_pool] if options.thin_pool else [])]
+        policy = Policy.of_words(words, may_create=orders.create)
+        return retried(
+            lambda: delivery.agent,
+            lambda agent: agent.pull(
+                delivery.place.name,
+                to.name,
+                f"{os.uname().nodename}:{to.name}",
+                wanted,
+                policy,
+                state_folder(orders.state),
+                report,
+            ),
+            report,
+            retries=RETRIES if managing.retries is None else managing.retries,
+        )
+
+
+def _options(
+    place: TargetName, orders: Orders, managing: Managing, *, minimal: bool, compress: str | None
+) -> PassOptions:
+    from lvmsync.jobs.replica.copy import PassOptions
+    from lvmsync.jobs.replica.watch import Limits
+
+    if managing.thin_pool and not orders.create:
+        raise UsageError("--thin-pool is for a target that is made: give --create as well")
+    limits = Limits(managing.extend_cmd)
+    if managing.extend_at is not None:
+        if not 0 < managing.extend_at < limits.limit:
+            raise UsageError(f"--extend-at {managing.extend_at:g} is out of range: 1 to {limits.limit:g}")
+        limits = replace(limits, extend_at=managing.extend_at)
+    wanted = {"no_undo": orders.no_undo, "snapback": orders.snapback}
+    return PassOptions(
+        stream=stream_options(4, compress or ("zstd:1" if place.host else None)),
+        create=orders.create,
+        thin_pool=managing.thin_pool,
+        full=managing.full,
+        minimal=True if minimal else None,
+        store=parse_size(managing.store) if managing.store else None,
+        chunk=parse_size(managing.chunk) if managing.chunk else None,
+        limits=limits,
+        orders={key: value for key, value in wanted.items() if value},
+    )
+
+
+def _require_simple(orders: Orders) -> None:
+    """Refuse what makes no sense where lvmsync knows both sides."""
+    for word, value in (
+        ("--allow-smaller-target", orders.allow_smaller),
+        ("--ignore-base", orders.ignore_base),
+        ("--atomic", orders.atomic),
+    ):
+        if value:
+            raise UsageError(f"{word} is for sources that are no volume with snapshots of lvmsync's own")
+
+
+def _require_other(volume: LogicalVolume, path: str) -> None:
+    if is_same_storage(f"/dev/{volume.full_name}", path):
+        raise UsageError(
+            f"{volume.full_name} and the target {path} are the same: the copy would be itself; name another target",
+            device=path,
+        )
