@@ -40,6 +40,9 @@ def serve(
         list[str] | None,
         typer.Option("--permit", metavar="OPTION", help="no-undo, ignore-base, allow-smaller or accept; repeat"),
     ] = None,
+    most_copies: Annotated[
+        int, typer.Option("--most-copies", metavar="N", help="copies of one volume that pulls may keep", min=1)
+    ] = 4,
     no_compare: Annotated[bool, typer.Option("--no-compare", help="digests of targets are told to no one")] = False,
     state: State = None,
     debug: Debug = False,
@@ -59,8 +62,9 @@ def serve(
         may_create=allow_create,
         may_snapshot=allow_snapshot,
         may_compare=not no_compare,
-        may_place_files=False,
+        files=frozenset(),
         risks=risks,
+        most_copies=most_copies,
     )
     _serve_stdio(policy, state)
 
@@ -72,9 +76,7 @@ def _serve_stdio(policy: Policy, state: str | None) -> None:
     from lvmsync.transport.pipe import Stdio
 
     if sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError(
-            "standard input is a terminal: this serves another lvmsync, whose 'sync' starts it"
-        )
+        raise UsageError("standard input is a terminal: this serves another lvmsync, whose 'sync' starts it")
     with Stdio() as stdio:
         run(stdio, policy, state_folder(state), ignore, on_lost=_end_work)
 

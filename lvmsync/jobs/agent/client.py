@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvmsync.errors import LvmsyncError, PeerError, TransportError, VerifyError
 from lvmsync.jobs.agent.peer import Peer
-from lvmsync.jobs.agent.protocol import AGENT, ANSWER, PROTOCOL, READY, RECEIPT, REQUEST, encode, tame
+from lvmsync.jobs.agent.protocol import (
+    AGENT,
+    ANSWER,
+    DONE,
+    PROTOCOL,
+    READY,
+    RECEIPT,
+    REFUSAL,
+    REQUEST,
+    TURN,
+    encode,
+    error_of,
+    tame,
+)
 from lvmsync.jobs.progress import Receipt, Report
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.names import Comparison
@@ -17,9 +31,9 @@ from lvmsync.sources.source import Reading, Source
 from lvmsync.transport import STALL_TIMEOUT
 
 if TYPE_CHECKING:
+    from lvmsync.jobs.agent.policy import Policy
     from lvmsync.jobs.standing import Standing
 
-_ENDS_AT_END = False
 _TOO_OLD = 2  # the status of an lvmsync that does not know the verb
 
 
@@ -137,6 +151,41 @@ class Agent:
         """Make a snapshot of a target for the way back, tagged as the replica's; return its "name" and "id"."""
         return self.ask("snapshot", target=target, replica=replica)
 
+    def pull(
+        self, source: str, target: str, options: Mapping[str, Any], policy: Policy, state: Path, report: Report
+    ) -> Receipt:
+        """Let the agent copy a volume of its machine to a target of ours, and return its receipt.
+
+        Args:
+            source: VG/LV, of the agent's machine.
+            target: VG/LV or path, of this machine: what the agent will name.
+            options: of the copy; see `PUSH_OPTIONS` in `jobs.agent.server`. Those that are None are not told.
+            policy: what the agent may ask of us meanwhile: see `Policy.of_word`.
+            state: the state folder of this machine.
+            report: takes the progress of what is received.
+
+        Raises:
+            PeerError: it failed there.
+            LvmsyncError: it failed here.
+        """
+        from lvmsync.jobs.agent.server import Session
+
+        wanted = {key: value for key, value in options.items() if value is not None}
+        self._request("push", source=source, target=target, options=wanted)
+        self.peer.expect(TURN)
+        try:
+            ended = Session(self.peer.line, policy, state, report).run(DONE, REFUSAL)
+        except BaseException:
+            self.peer.is_over = True
+            raise
+        if ended is None:
+            self.peer.fail("it ended before it was done")
+        word, values = ended
+        if word == REFUSAL:
+            self.close()
+            raise error_of(values, self.place)
+        return _read_receipt(values, self.place)
+
     def commit_group(self, group: str, targets: Sequence[str]) -> None:
         """Commit all prepared receives of a group, at one point."""
         self.ask("commit_group", group=group, targets=list(targets))
@@ -165,7 +214,7 @@ class Agent:
 
     def _end_stream(self, stream: StreamOptions) -> None:
         """Say that the stream is whole, in a format that has no word for it."""
-        if stream.format == 3 or not _ENDS_AT_END:
+        if stream.format == 3:
             self.peer.is_over = True
             self.peer.line.transport.send_eof()
 
@@ -231,27 +280,28 @@ def open_agent(peer: Peer) -> Agent:
     return Agent(peer, version, tame(str(greeting.get("host"))))
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "None": (type(None),),
+    "list[list[int]]": (list,), "list[str]": (list,),
+}  # fmt: skip
+
+
 def _read_receipt(values: Mapping[str, Any], place: str) -> Receipt:
-    """Return a receipt as the far side told it: what is of another kind is refused, what is unknown dropped."""
-    dropped, notes = values.get("dropped") or [], values.get("notes") or []
-    point, snapback = values.get("point"), values.get("snapback")
-    is_sound = (
-        isinstance(dropped, list)
-        and all(isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair) for pair in dropped)
-        and isinstance(notes, list)
-        and isinstance(point, str | None)
-        and isinstance(snapback, str | None)
-    )
-    if not is_sound:
-        raise TransportError(f"{place}: its receipt is not readable")
-    return Receipt(
-        job=str(values.get("job")),
-        target=place,
-        size=values.get("size") if type(values.get("size")) is int else None,
-        durable=values.get("durable") is True,
-        dropped=dropped,
-        snapback=tame(snapback) if snapback is not None else None,
-        point=tame(point) if point is not None else None,
-        dry_run=values.get("dry_run") is True,
-        notes=[tame(str(note)) for note in notes],
-    )
+    """Return a receipt as the far side told it; what is unknown is dropped.
+
+    Raises:
+        TransportError: something in it is not of its kind.
+    """
+    found: dict[str, Any] = {"job": "sync"}
+    for field in fields(Receipt):
+        value = values.get(field.name)
+        if value is None:
+            continue
+        if type(value) not in [one for name in str(field.type).split(" | ") for one in _KINDS[name]]:
+            raise TransportError(f"{place}: its receipt is not readable: {field.name} is {tame(str(value))[:80]}")
+        found[field.name] = tame(value) if isinstance(value, str) else value
+    found["notes"] = [tame(str(note)) for note in found.get("notes", ())]
+    dropped = found.setdefault("dropped", [])
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair) for pair in dropped):
+        raise TransportError(f"{place}: its receipt is not readable: what was dropped is no list of ranges")
+    return Receipt(**found)

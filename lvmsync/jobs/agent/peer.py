@@ -58,6 +58,7 @@ class Peer:
             self.fail("it ended without an answer")
         refusal = parse(line, REFUSAL)
         if refusal is not None:
+            self.is_over |= refusal.get("over") is True
             raise error_of(refusal, self.place)
         values = parse(line, word)
         if values is None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lvmsync.errors import UsageError
 from lvmsync.names import Volume, parse_volume
@@ -23,9 +23,10 @@ from lvmsync.system.lvm import parse_dm_uuid
 RISKS = ("no_undo", "ignore_base", "allow_smaller", "accept")
 """Options that give up a safety; `serve` permits each by name."""
 
-_HARMLESS = frozenset(
-    ("create", "atomic", "require_base", "dry_run", "resumable", "restart", "prepare", "group")
-)  # "create" is asked for by itself
+POOL_LIMIT = 95.0
+"""Percent of a thin pool that an enemy may fill."""
+
+_HARMLESS = frozenset(("atomic", "require_base", "dry_run", "resumable", "restart", "prepare", "group"))
 _HIDDEN = re.compile(  # lvm(8): reserved names, which may have a number behind them
     r".*_(cdata|cmeta|cvol|corig|mimage|mlog|rimage|rmeta|tdata|tmeta|vorigin|vdata|imeta|iorig|pmspare)(_\d+)?"
 )
@@ -61,8 +62,9 @@ class Policy:
         may_create: targets may be made.
         may_snapshot: snapshots may be made.
         may_compare: digests of targets may be asked for.
-        may_place_files: a request may say where a file (a snapback) is put.
+        files: where a request may want a file (a snapback) to be put; None: anywhere.
         risks: which of `RISKS` are permitted.
+        most_copies: targets of one source that may be kept up to date by pulls; None: any number.
         root: where /dev and /sys are.
     """
 
@@ -72,9 +74,25 @@ class Policy:
     may_create: bool = True
     may_snapshot: bool = True
     may_compare: bool = True
-    may_place_files: bool = True
+    files: frozenset[str] | None = None
     risks: frozenset[str] = frozenset(RISKS)
+    most_copies: int | None = None
     root: Path = Path("/")
+
+    @classmethod
+    def of_word(
+        cls, word: str, *, may_create: bool = False, risks: Iterable[str] = (), files: Iterable[str] = ()
+    ) -> Self:
+        """Return the policy of one who waits for a push to a target: that is called so, and has what its user said."""
+        return cls(
+            targets=(),
+            sources=(),
+            words=frozenset([word]),
+            may_create=may_create,
+            may_snapshot=False,
+            files=frozenset(files),
+            risks=frozenset(risks),
+        )
 
     def find_target(self, word: str) -> Place:
         """Return what a target's word leads to.
@@ -94,8 +112,12 @@ class Policy:
         """
         return self._find(word, self.sources, "source")
 
-    def require_options(self, options: Mapping[str, Any]) -> None:
+    def require_options(self, options: Mapping[str, Any], *, is_new: Callable[[], bool] = lambda: False) -> None:
         """Refuse options of a receive that are not permitted.
+
+        Args:
+            options: their names and values.
+            is_new: tells whether the target holds no copy yet; then there is nothing that an undo would bring back.
 
         Raises:
             UsageError: one of them is not.
@@ -103,13 +125,18 @@ class Policy:
         for name, value in options.items():
             if not value:
                 continue
-            if name == "create" and not self.may_create:
-                raise UsageError("this server makes no targets: it was started without --allow-create")
-            if name == "snapback" and not self.may_place_files:
-                raise UsageError("this server lets no request say where a file is put: go without --snapback")
-            if name in RISKS:
-                self.require_risk(name)
-            elif name not in _HARMLESS and name != "snapback":
+            if name == "create":
+                self.require(self.may_create, "makes no targets", "--allow-create")
+            elif name == "snapback":
+                if self.files is not None and value not in self.files:
+                    raise UsageError("this server lets no request say where a file is put: go without --snapback")
+            elif name == "pool_limit":
+                if self.targets is not None and value > POOL_LIMIT:
+                    raise UsageError(f"this server lets no pool be filled beyond {POOL_LIMIT:g} %")
+            elif name in RISKS:
+                if name != "no_undo" or name in self.risks or not is_new():
+                    self.require_risk(name)
+            elif name not in _HARMLESS:
                 raise UsageError(f"no such option of a receive: '{name}'")
 
     def require_risk(self, name: str) -> None:
@@ -146,9 +173,7 @@ def parse_pattern(text: str) -> str:
             raise UsageError(f"pattern '{text}': allow volumes as VG/LV, and other devices one by one")
         return text
     if len(parts) != 2 or not all(parts):
-        raise UsageError(
-            f"pattern '{text}' is neither VG/LV nor an absolute path: write 'vg0/*', or '/srv/*.img'"
-        )
+        raise UsageError(f"pattern '{text}' is neither VG/LV nor an absolute path: write 'vg0/*', or '/srv/*.img'")
     return text
 
 

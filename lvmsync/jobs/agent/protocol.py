@@ -134,7 +134,9 @@ def error_of(refusal: Mapping[str, Any], place: str) -> PeerError:
     """Return the error that the far side's REFUSAL tells."""
     code, message, notes = refusal.get("code"), refusal.get("message"), refusal.get("notes")
     words = tame(message) if isinstance(message, str) else "it refused, and does not say why"
-    error = PeerError(words if words.startswith(place) else f"{place}: {words}", code if type(code) is int else TransportError.exit_code)
+    if not words.startswith(place):
+        words = f"{place}: {words}"
+    error = PeerError(words, code if type(code) is int else TransportError.exit_code)
     for note in notes if isinstance(notes, list) else ():
         error.add_note(tame(str(note)))
     return error

@@ -17,7 +17,7 @@ from typing import Any
 from lvmsync import __version__
 from lvmsync.errors import LvmsyncError, StreamError, TransportError, UsageError
 from lvmsync.interfaces import Transport
-from lvmsync.jobs.agent.policy import Policy
+from lvmsync.jobs.agent.policy import Place, Policy
 from lvmsync.jobs.agent.protocol import (
     AGENT,
     ANSWER,
@@ -44,6 +44,7 @@ from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT
 
 Request = Mapping[str, Any]
 
+_MOST_TARGETS = 256  # of a group
 _LONGEST_PREFIX = 80  # letters of a volume's name in that of its snapshot; LVM allows 127 in all
 _LONGEST_STALL = 3600.0  # seconds; a line that is gone must not hold a target for ever
 _TICK = 0.5  # seconds between two looks whether a sign of life is due
@@ -160,8 +161,8 @@ class Session:
 
         asked = _take(request, target=_is_word, options=_is_object)
         options = _take({"verb": "receive", **asked["options"]}, **_OPTIONS)
-        self._policy.require_options(options)
         place = self._policy.find_target(asked["target"])
+        self._policy.require_options(options, is_new=lambda: not self._is_known(place))
         wanted: dict[str, Any] = {key: value for key, value in options.items() if value}
         if wanted.pop("no_undo", False):
             wanted["undo"] = False
@@ -172,8 +173,15 @@ class Session:
             ReceiveOptions(target=place.path, state=self._state, **wanted),
             self._report,
             lambda: self._voice.say(READY),
+            line_goes_on=True,
         )
         self._voice.say(RECEIPT, asdict(receipt))
+
+    def _is_known(self, place: Place) -> bool:
+        """Tell whether a target holds a copy that was committed."""
+        from lvmsync.jobs.standing import standing
+
+        return standing(place.path, self._state).point is not None
 
     def _leaves(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.leaves import answer
@@ -233,9 +241,31 @@ class Session:
         )
         return {"name": made.full_name, "id": made.id}
 
+    def _commit_group(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.prepared import commit_group
+
+        paths, group = self._take_group(request)
+        commit_group(paths, self._state, group)
+        return {}
+
+    def _abort_group(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.recover import recover
+
+        paths, _ = self._take_group(request)
+        for path in paths:  # one that is not prepared any more has nothing to be brought back
+            recover(path, self._state, self._report, back=True)
+        return {}
+
+    def _take_group(self, request: Request) -> tuple[list[str], str]:
+        """Return the paths of a group's targets, and its id."""
+        asked = _take(request, group=is_group, targets=_is_words)
+        if not asked["group"] or not asked["targets"]:
+            raise UsageError(f"request '{request['verb']}' lacks 'group' or 'targets'")
+        return [self._policy.find_target(word).path for word in asked["targets"]], asked["group"]
+
     def _push(self, request: Request) -> None:
         """Copy a volume of this machine to a target of the other side, which serves us until we are done."""
-        asked = _take(request, source=_is_word, target=_is_word, place=_is_word, options=_is_object)
+        asked = _take(request, source=_is_word, target=_is_word, options=_is_object)
         options = _take({"verb": "push", **asked["options"]}, **PUSH_OPTIONS)
         source = self._policy.find_source(asked["source"])
         from lvmsync.jobs.agent.pushing import push
@@ -246,7 +276,6 @@ class Session:
             self._line,
             source.name,
             asked["target"],
-            asked["place"] or asked["target"],
             self._state,
             options,
             self._report,
@@ -277,6 +306,8 @@ _VERBS: dict[str, Callable[[Session, Request], dict[str, Any] | None]] = {
     "create": Session._create,
     "recover": Session._recover,
     "snapshot": Session._snapshot,
+    "commit_group": Session._commit_group,
+    "abort_group": Session._abort_group,
     "push": Session._push,
     "stripe": Session._stripe,
     "join": Session._join,
@@ -418,6 +449,14 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value
 
 
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= _MOST_TARGETS and all(map(_is_word, value))
+
+
+def _is_percent(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and 0 < value <= 100
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -445,6 +484,7 @@ def _is_level(value: object) -> bool:
 _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "snapback": _is_word,
     "group": is_group,
+    "pool_limit": _is_percent,
     **dict.fromkeys(
         (
             "no_undo", "create", "atomic", "allow_smaller", "ignore_base", "require_base", "dry_run", "resumable",
@@ -463,6 +503,11 @@ PUSH_OPTIONS: dict[str, Callable[[Any], bool]] = {
     "create": _is_flag,
     "full": _is_flag,
     "minimal": _is_flag,
-    "orders": _is_object,
+    "place": _is_word,
+    "no_undo": _is_flag,
+    "snapback": _is_word,
 }
-"""What the side that pulls may say of how its copy is made: never a command."""
+"""What the side that pulls may say of how its copy is made: never a command.
+
+"place" is what names its target in our records, the same for every run; the last two are for its own receive.
+"""
