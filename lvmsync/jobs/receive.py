@@ -7,17 +7,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError, SyncFailed, UsageError
-from lvmsync.history import UNNAMED, Point
+from lvmsync.errors import DeviceError, LvmsyncError, StreamError, SyncFailed, UsageError
 from lvmsync.jobs.background import in_background
+from lvmsync.jobs.headroom import require_headroom
+from lvmsync.jobs.prepared import settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
-from lvmsync.jobs.transaction import Transaction, Undo, read_spool
-from lvmsync.stream.frames import DELTA, SNAPBACK, Abort, Data, End, Frame, Header, Hole, Zero, clip
+from lvmsync.jobs.receive_checks import Checks
+from lvmsync.jobs.transaction import Terms, Transaction, Undo, read_spool
+from lvmsync.jobs.way_back import can_go_back
+from lvmsync.stream.frames import Abort, Data, End, Frame, Header, Hole, Zero, clip
 from lvmsync.stream.session import Receiver
+from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
 
 _AHEAD = 6  # frames that are read and checked while others are written
+_RESUMABLE_AHEAD = 2  # the same where a killed receiver would have to be sent them again
 
 
 @dataclass(frozen=True)
@@ -84,34 +89,32 @@ def receive(
     """
     watch = Stopwatch()
     session = Receiver()
-    if options.snapback and options.snapback.exists():
-        raise DeviceError(f"{options.snapback} is there already and is never overwritten; choose another name")
-    with in_background(read_stream(receive_some, session, line_goes_on=line_goes_on), _AHEAD) as frames:
+    ahead = _RESUMABLE_AHEAD if options.resumable else _AHEAD
+    with in_background(read_stream(receive_some, session, line_goes_on=line_goes_on), ahead) as frames:
         header = next(frames)
         assert isinstance(header, Header)
+        is_begun = header.resume is None  # else its target and its snapback are there
+        if is_begun and options.snapback and options.snapback.exists():
+            raise DeviceError(f"{options.snapback} is there already and is never overwritten; choose another name")
         if options.create and header.size is None:
             raise UsageError("--create needs a stream that tells its size, and PROTO[3] does not: make the file first")
-        create = options.create and not options.dry_run
-        if options.dry_run and options.create:
+        create = options.create and not options.dry_run and is_begun
+        if options.dry_run and options.create and is_begun:
             return _dry_run_create(frames, header, session, options, watch, on_ready)
-        with _claim(options, create=create) as (target, ledger):
+        with _claim(options, report, create=create) as (target, ledger):
             job = _Job(options, session, header, target, ledger, report, watch)
             return job.run(frames, on_ready)
 
 
 @contextmanager
-def _claim(options: ReceiveOptions, *, create: bool) -> Iterator[tuple[BlockTarget, Ledger]]:
-    """Claim a target and its ledger entry, in which no transaction may be open: that is not ours to undo."""
+def _claim(options: ReceiveOptions, report: Report, *, create: bool) -> Iterator[tuple[BlockTarget, Ledger]]:
+    """Claim a target and its ledger entry; one that was prepared for a group goes as its group went."""
     with ExitStack() as stack:
         target = stack.enter_context(open_target(options.target, create=create))
         try:
             ledger = stack.enter_context(open_ledger(options.state, target.canonical, target.identity, target.size))
-            if ledger.record.transaction:
-                raise ConflictError(
-                    f"{target.name} has an unfinished transaction of {ledger.record.transaction.began}: run 'lvmsync"
-                    f" recover {target.name}' first",
-                    device=target.name,
-                )
+            if not options.dry_run:
+                settle(target, ledger, options.state, report)
         except BaseException:
             if target.created:
                 target.remove()
@@ -141,16 +144,26 @@ class _Job:
         self._watch = watch
         self._dropped: list[list[int]] = []
         self._notes: list[str] = []
+        self._is_aborted = False
+        # First of all: whatever we do to the target would show as well.
+        self._look = None if target.created else seen.look(target.fd)
+        # What a stream leads to must have a name, or another stream could not be known to go on with it.
+        self._is_resumable = options.resumable and not options.atomic and session.version == 4 and bool(header.head)
 
     def run(self, frames: Iterator[Frame], on_ready: Callable[[], None]) -> Receipt:
-        """Check, apply and commit; on any error bring the target back."""
-        options, target = self._options, self._target
+        """Check, apply and commit; on any error bring the target back, or leave it to be gone on with."""
+        options, target, header = self._options, self._target, self._header
+        written = seen.was_written(self._ledger.record.seen, self._look)
         undo = Undo(options.undo and not (target.created and not options.snapback), options.snapback)
-        transaction = Transaction(target, self._ledger, self._header, self._session.version, undo)
+        terms = Terms(self._is_resumable, options.group, written)
+        transaction = Transaction(target, self._ledger, header, self._session.version, undo, terms)
         try:
-            self._check()
-            if target.created and self._header.size is not None:
-                transaction.make(self._header.size)
+            checks = Checks(options, header, self._session.version, target, self._ledger, written, self._look)
+            self._notes += checks.run()
+            watch = require_headroom(target, header, options.pool_limit)
+            self._ledger.sweep()
+            if target.created and header.size is not None:
+                transaction.make(header.size)
             frames = self._limited(frames)
             if options.dry_run:
                 on_ready()
@@ -162,101 +175,32 @@ class _Job:
                 transaction.stage(frames, self._report)
                 transaction.start()
                 frames = read_spool(transaction.spool, transaction.spool_check)
+            elif header.resume is not None:
+                transaction.go_on(self._report)
+                on_ready()
             else:
                 transaction.start()
                 on_ready()
-            transaction.apply(frames, self._report)
-            transaction.commit()
+            transaction.apply(frames, self._report, watch)
+            if options.prepare:
+                transaction.prepare()
+            else:
+                transaction.commit()
         except SyncFailed:
             self._ledger.write(dirty=True)
             raise
         except BaseException as error:
             if not options.dry_run:
-                self._bring_back(transaction, error)
+                self._end_badly(transaction, error)
             raise
         return self._receipt(transaction)
-
-    def _check(self) -> None:
-        """Refuse, before anything is written, a target that is not fit for this stream."""
-        header, target = self._header, self._target
-        self._ledger.sweep()
-        if header.size is not None and not target.created and target.size < header.size:
-            if not self._options.allow_smaller:
-                raise DeviceError(
-                    f"{target.name} has {target.size} bytes and the source has {header.size}: too small (or the wrong"
-                    " one); extend it, or give --allow-smaller-target to drop what is past its end",
-                    device=target.name,
-                )
-        elif header.size is not None and target.size > header.size:
-            self._notes.append(f"{target.name} is larger than the source; what is past {header.size} is left alone")
-        if target.created and header.intent == DELTA:
-            self._notes.append(f"{target.name} is new: it holds the changes alone, and zeros elsewhere")
-        if self._session.version == 3:
-            self._notes.append(
-                "a PROTO[3] stream has no size, checksums or end mark: whether it is whole cannot be known"
-            )
-        self._check_base()
-
-    def _check_base(self) -> None:
-        """Compare the point that the target is at with the one that the stream starts from."""
-        header, point = self._header, self._ledger.record.point
-        self._require_held()
-        if header.base is None:
-            # A comparison starts from what the target holds, whatever that is.
-            if header.intent == DELTA and header.source not in (None, "compare") and point is not None:
-                self._notes.append(
-                    f"{self._target.name} is at point {point.id}, and the stream does not say what it starts from: that"
-                    " it holds the base is your word"
-                )
-            return
-        if point is None:
-            if self._options.require_base and not self._options.ignore_base:
-                raise self._conflict("no point that is known", header.base)
-            self._notes.append(f"nothing is known of {self._target.name} yet: that it holds the base is your word")
-        elif not _can_take(point, header, header.base):
-            # Where nothing says that it is wrong, the user may know better: it is noted.
-            is_word = header.intent == DELTA and _is_unknown(point, header, header.base)
-            if self._options.ignore_base or (is_word and not self._options.require_base):
-                self._notes.append(
-                    f"{self._target.name} is at point {point.id}, and the stream starts from {header.base.id}: that it"
-                    " holds the base is your word"
-                )
-            else:
-                raise self._conflict(f"point {point.id}", header.base)
-
-    def _require_held(self) -> None:
-        """Refuse a delta for a target that has grown since it was too small for its source."""
-        header, held = self._header, self._ledger.record.held
-        if held is None or self._target.size <= held or header.intent != DELTA or header.source == "compare":
-            return
-        if self._options.ignore_base:
-            self._notes.append(f"{self._target.name}: that it holds the base behind byte {held} is your word")
-            return
-        raise ConflictError(
-            f"{self._target.name} had {held} bytes when what lay behind them was dropped, and has {self._target.size}"
-            " now: its new part was never copied; bring it up to date with 'compare:'",
-            device=self._target.name,
-        )
-
-    def _conflict(self, found: str, base: Point) -> ConflictError:
-        name = self._target.name
-        if self._header.intent == SNAPBACK:
-            step = "this snapback undoes another change; apply the newer snapbacks first"
-        elif self._header.source == "era":
-            step = "it was made anew, brought back, or written from elsewhere; send all of it with since=0"
-        else:
-            step = "bring it up to date with 'compare:', and start the next delta from a snapshot of that state"
-        return ConflictError(
-            f"{name} is at {found}, and the stream starts from {base.id}: {step}, or give --ignore-base if it surely"
-            " holds that base",
-            device=name,
-        )
 
     def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Pass frames on, holding changes to the target's size; an ABORT is an error."""
         size = self._target.size
         for frame in frames:
             if isinstance(frame, Abort):
+                self._is_aborted = True
                 raise StreamError(f"the sender gave up: {frame.reason}")
             if not isinstance(frame, (Data, Zero, Hole)):
                 yield frame
@@ -276,14 +220,33 @@ class _Job:
             if inside is not None:
                 yield inside
 
+    def _end_badly(self, transaction: Transaction, error: BaseException) -> None:
+        """Leave the transaction to be gone on with, or bring the target back; an ABORT means: go back, if you can."""
+        note = self._ledger.record.transaction
+        can_undo = note is None or can_go_back(note)
+        if transaction.is_running and self._is_resumable and not (self._is_aborted and can_undo):
+            self._leave_open(transaction, error, can_undo=can_undo)
+        elif transaction.is_running or self._header.resume is None:
+            self._bring_back(transaction, error)
+
+    def _leave_open(self, transaction: Transaction, error: BaseException, *, can_undo: bool) -> None:
+        name = self._target.name
+        try:
+            transaction.stop()
+        except LvmsyncError as failure:
+            error.add_note(f"stopping failed as well: {failure}")
+        back = f", or 'lvmsync recover {name}' to go back" if can_undo else "; until then it is of no use"
+        error.add_note(f"what has come is kept: run the same sync again to go on with {name}{back}")
+
     def _bring_back(self, transaction: Transaction, error: BaseException) -> None:
         """Undo what was done; add to the error what the target is now."""
         name = self._target.name
-        began = self._ledger.record.transaction is not None
+        note = self._ledger.record.transaction
+        began = note is not None and note.id == transaction.id
         try:
             if not transaction.roll_back(self._report):
                 state = f"{name} is half changed and has no undo: do not use it; see 'lvmsync recover {name}'"
-            elif self._target.created:
+            elif began and note and note.created:
                 state = f"{name} was removed again"
             else:
                 state = f"{name} was rolled back: it is as it was"
@@ -375,53 +338,3 @@ def _dry_run_create(
         digest=session.digest,
         dry_run=True,
     )
-
-
-def _can_take(point: Point, header: Header, base: Point) -> bool:
-    """Tell whether a target at ``point`` becomes the head by a delta that starts from ``base``.
-
-    At that very point it does. Behind it, only if the delta holds all that came since the base as well. A
-    classic snapshot's does: its exceptions only grow. So do changes that are counted, at a later point of
-    the same history, up to the head. That of a thin snapshot does not: what was mapped since, and is
-    unmapped again, is not in it. Neither does what was held against the base, for what came and went since
-    is not in it. At the very head already it stays that, if the head is a snapshot that nobody writes to: a run
-    that was cut short after the target was done is repeated so.
-    """
-    if base.id == point.id:
-        return True
-    if header.intent != DELTA or header.minimal:
-        return False
-    if header.head and point.id == header.head.id and point.id.startswith(_FROZEN):
-        return True
-    if header.source == "snapshot":
-        return base.id == point.parent
-    since, now, head = _counted(base), _counted(point), _counted(header.head)
-    if since is None or now is None or head is None or not since[0] == now[0] == head[0]:
-        return False
-    return since[1] <= now[1] <= head[1]
-
-
-def _is_unknown(point: Point, header: Header, base: Point) -> bool:
-    """Tell whether nothing says that a target at ``point`` does *not* hold ``base``.
-
-    A full copy and a comparison leave a point that only says that nobody named it.
-    """
-    if point.id.startswith(UNNAMED):
-        return True
-    if header.source == "era":
-        since, now = _counted(base), _counted(point)
-        return since is None or now is None or since[0] != now[0]
-    return header.source == "snapshot" and not header.minimal
-
-
-_FROZEN = "dattobd/"
-"""What the ids of points begin with that are one very snapshot, which does not change."""
-
-_COUNTED = ("era:", "dattobd:", "blksnap:")
-"""What the ids of points begin with that end in the number of an era or a snapshot, which only grows."""
-
-
-def _counted(point: Point | None) -> tuple[str, int] | None:
-    """Return history and number of a point that has them; None if it has not."""
-    life, _, number = point.id.rpartition(":") if point else ("", "", "")
-    return (life, int(number)) if life.startswith(_COUNTED) and number.isdecimal() else None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lvmsync.errors import DeviceError
+from lvmsync.errors import DeviceError, VerifyError
+from lvmsync.jobs.prepared import settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
-from lvmsync.jobs.transaction import Transaction, Undo, forget_unnoted, go_back, read_spool, restore
+from lvmsync.jobs.transaction import Transaction, Undo, read_spool
+from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
 from lvmsync.stream.frames import Header
+from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
 from lvmsync.targets.durable import read_durable
@@ -33,18 +36,31 @@ def recover(target_path: str, state: Path, report: Report, *, accept: bool = Fal
         open_target(target_path) as target,
         open_ledger(state, target.canonical, target.identity, target.size) as ledger,
     ):
+        look = seen.look(target.fd)  # before anything of ours shows
         note = ledger.record.transaction
         if note is None:
             ledger.sweep()
             said = "nothing to recover: no transaction is open"
-        elif accept and note.phase == "applying" and not note.undo and not note.created:
-            ledger.write(transaction=None, dirty=False, point=None)
+        elif note.phase == "prepared" and settle(target, ledger, state, report):
+            said = "rolled forward: its group is committed, the target is wholly new"
+        elif ledger.record.transaction is None:  # prepared, and its group was not committed
+            said = "rolled back: the target is as it was"
+        elif accept and note.phase in ("applying", "prepared") and not can_go_back(note):
+            ledger.write(transaction=None, dirty=False, point=None, seen=None)
             said = "taken as good, on your word"
         elif note.spool and note.phase in ("staged", "applying") and not back:
             _go_forward(target, ledger, report)
             said = "rolled forward: the staged stream is applied, the target is wholly new"
+        elif note.resumable and not can_go_back(note):
+            raise VerifyError(
+                f"{target.name} holds a part of a first copy, which was begun {note.began}: run the same sync again to"
+                " go on with it. It is of no use until then"
+                f" ('lvmsync recover --accept {target.name}' takes it as it is)",
+                device=target.name,
+            )
         else:
-            go_back(target, ledger, report)
+            is_untouched = seen.was_written(ledger.record.seen, look) == "no"
+            go_back(target, ledger, report, is_proved=is_untouched)
             said = "rolled back: the target is as it was"
         point = ledger.record.point
         return Receipt(

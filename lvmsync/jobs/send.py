@@ -151,7 +151,9 @@ class Sender:
         except (TransportError, PeerError):
             raise  # there is no one to tell
         except BaseException as error:
-            self._abort(error)
+            # A sender that is told to end leaves what has come with a receiver that keeps it; a failed source does not.
+            if isinstance(error, Exception) or not self._options.resumable:
+                self._abort(error)
             raise
         self._put(self._encoder.encode(End(self._extents, self._changed_bytes)))
         return self._receipt()

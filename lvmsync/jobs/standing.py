@@ -12,7 +12,7 @@ from typing import Any, Self
 from lvmsync import __version__
 from lvmsync.errors import DeviceError, TransportError
 from lvmsync.history import Point
-from lvmsync.jobs.transaction import can_go_back, find_offset
+from lvmsync.jobs.way_back import can_go_back, find_offset
 from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ledger, seen
 from lvmsync.system.device import Device, open_device

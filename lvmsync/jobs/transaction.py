@@ -1,33 +1,37 @@
 """A change of a target that is whole or not at all. docs/crash-safety.md lists every durable write, in order.
 
-`Transaction` is the way forward, `go_back` the way back: the same for an error, for Ctrl-C, and for
-``recover`` after a power cut. The one commit point is the rename of the ledger's record in `commit`.
+`Transaction` is the way forward, `jobs.way_back` the way back: the same for an error, for Ctrl-C, and for ``recover``
+after a power cut. The one commit point is the rename of the ledger's record in `commit` (of a group: that of its file).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lvmsync import __version__
-from lvmsync.errors import DeviceError, VerifyError
+from lvmsync.errors import DeviceError, LvmsyncError, SyncFailed
 from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.progress import Progress, Report
+from lvmsync.jobs.way_back import can_go_back, cut_back, find_offset, go_back
 from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
 from lvmsync.system import ledger as ledgers
-from lvmsync.system.applied import read_applied
-from lvmsync.system.ledger import Ledger, remove_file
+from lvmsync.system import seen
+from lvmsync.system.applied import AppliedNote
+from lvmsync.system.ledger import Ledger
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile, read_durable
 from lvmsync.targets.snapback import Snapback
 
 WINDOW = 32 << 20
-"""Bytes that are saved, made durable and then overwritten together."""
+"""Bytes that are saved, made durable and then overwritten together, at the most."""
+_RESUMABLE_WINDOW = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,63 @@ class Undo:
     snapback: Path | None
 
 
-class Transaction:
-    """One receive's changes of one target, from the first durable note of it to its commit."""
+@dataclass(frozen=True)
+class Terms:
+    """How a transaction may end.
 
-    def __init__(self, target: BlockTarget, ledger: Ledger, header: Header, version: int, undo: Undo) -> None:
-        """Prepare in memory; nothing is written before `stage` or `start`."""
+    Attributes:
+        resumable: a stream that is cut may be gone on with.
+        group: id of the group that it is committed with; None: it is committed alone.
+        written: whether the target was written to since its point was committed; see `system.seen`.
+    """
+
+    resumable: bool = False
+    group: str | None = None
+    written: seen.Written = "unknown"
+
+
+class Transaction:
+    """One receive's changes of one target, from the first durable note of it to its commit.
+
+    Attributes:
+        id: a random word.
+        before: the point that going back leads to.
+        after: the point that the target will be at.
+        is_running: the target may be changed by now.
+    """
+
+    def __init__(
+        self,
+        target: BlockTarget,
+        ledger: Ledger,
+        header: Header,
+        version: int,
+        undo: Undo,
+        terms: Terms = Terms(),  # frozen
+    ) -> None:
+        """Prepare in memory; nothing is written before `stage`, `start` or `go_on`.
+
+        One that is open in the ledger is taken up again, unless ``header`` does not go on with it: then its place
+        is taken.
+        """
         self._target = target
         self._ledger = ledger
         self._header = header
         self._version = version
         self._undo = undo
+        self._terms = terms
         self._file: DurableFile | None = None
         self._out: BlockTarget | Snapback = target
-        staged = ledger.record.transaction  # when a staged stream is taken up again
-        self.id = staged.id if staged else uuid.uuid4().hex
+        self._applied: AppliedNote | None = None
+        self._window: list[Changes] = []  # has come, and is not written yet
+        self._is_writing = False
+        self._end = 0  # byte of the device up to which all changes are written
+        self.is_running = False
+        note = ledger.record.transaction
+        is_staged = note is not None and note.spool is not None
+        self._replaces = None if is_staged or header.resume is not None else note
+        self._note_before = None if self._replaces else note  # that is taken up again
+        self.id = self._note_before.id if self._note_before else uuid.uuid4().hex
         self.before = ledger.record.point or header.base or Point(f"{UNNAMED}{uuid.uuid4().hex}")
         self.after = header.head or Point(f"{UNNAMED}{self.id}", parent=self.before.id, time=_now())
 
@@ -100,35 +147,55 @@ class Transaction:
         path = None
         if self._undo.wanted:
             path = (self._undo.snapback or self._ledger.path(self.id, "undo")).absolute()
-            # A sparse image has nothing to save where it has holes.
-            need = min(self._header.changed_bytes or 0, self._target.allocated) + (self._header.extents or 0) * 16
-            require_space(path.parent, need, "put it elsewhere with --snapback or --state, or go without: --no-undo")
+            self._require_undo_space(path.parent)
             self._file = DurableFile(path, self._ledger.path(self.id, "undo-check"), self._way_back(), self._version)
             self._out = Snapback(self._target, self._file, self._version)
+        self._open_applied()
         # If this fails the note may be there all the same, so the undo must be, too: `roll_back` removes both.
         self._note(phase="applying", undo=str(path) if path else None)
+        self.is_running = True
 
-    def apply(self, frames: Iterator[Frame], report: Report) -> End:
+    def go_on(self, report: Report) -> None:
+        """Take the open transaction up again, at the very place where it stands; the header names that."""
+        note, offset = self._ledger.record.transaction, self._header.resume
+        assert note is not None
+        assert offset is not None
+        assert offset == find_offset(self._ledger.record, self._ledger.folder, seen.life(self._target.fd))
+        if note.undo:
+            self._require_undo_space(Path(note.undo).parent)
+        self._end = offset
+        self._open_applied()
+        # A killed run may have written without a sync. From here on a crash finds the target changed up to `offset`;
+        # what lies past it counts as old, though it is not before it was written back.
+        self._target.sync()
+        is_proved = note.is_proved and self._terms.written == "no"
+        self._ledger.write(transaction=replace(note, offset=offset, is_proved=is_proved), seen=None)
+        if note.undo:
+            self._file = cut_back(self._target, self._ledger, offset, report)
+            self._out = Snapback(self._target, self._file, self._version)
+        self.is_running = True
+
+    def apply(self, frames: Iterator[Frame], report: Report, watch: Callable[[], None] = lambda: None) -> End:
         """Apply frames up to the END, windows of them at a time, each saved before it is overwritten.
 
-        Returns the END; nothing is committed yet.
+        Returns the END; nothing is committed yet. ``watch`` is called before each window, and raises to stop.
         """
-        window: list[Changes] = []
         size = done = flushed = 0
-        limit = WINDOW if self._file else 0
+        limit = self._window_bytes()
         for frame in frames:
             if isinstance(frame, (Data, Zero, Hole)):
-                window.append(frame)
+                self._window.append(frame)
                 size += frame.changed_bytes
                 if size < limit:
                     continue
-            if window:
-                self._out.write(window)
+            if self._window:
+                watch()
+                self._write_window()
                 done += size
                 if done - flushed >= WINDOW:
                     flushed = done
                     self._target.start_writeback()
-                window, size = [], 0
+                size = 0
                 report(Progress("receiving", done, self._header.changed_bytes))
             if isinstance(frame, Mark):
                 self._mark(frame)
@@ -138,16 +205,109 @@ class Transaction:
 
     def commit(self) -> None:
         """Make the target durable, finish the snapback, and commit."""
+        self._finish()
+        # The commit point: before this rename a crash means going back, after it the change stands.
+        self._ledger.write(
+            transaction=None,
+            dirty=False,
+            point=self.after,
+            size=self._target.size,
+            held=self._held_bytes(),
+            seen=seen.look_when_settled(self._target.fd),
+        )
+        self._ledger.sweep()
+
+    def prepare(self) -> None:
+        """Make the target and its way back durable, and leave the commit to `jobs.prepared`."""
+        self._finish()
+        note = self._ledger.record.transaction
+        assert note is not None
+        self._ledger.write(
+            transaction=replace(
+                note, phase="prepared", group=self._terms.group, held=self._held_bytes(), offset=self._end
+            ),
+            seen=seen.look_when_settled(self._target.fd),
+        )
+
+    def stop(self) -> None:
+        """Leave the transaction open, to be gone on with where it stands now: everything that has come is kept.
+
+        Raises:
+            SyncFailed: what has come since the last mark cannot be made durable.
+        """
+        if self._window and not self._is_writing:
+            with contextlib.suppress(LvmsyncError):  # what is written of it has been saved, and will be written back
+                self._write_window()
+        self._close()
+        note = self._ledger.record.transaction
+        assert note is not None
+        try:
+            self._target.sync()
+        except SyncFailed:
+            self._ledger.write(dirty=True)
+            raise
+        self._ledger.write(transaction=replace(note, offset=self._end), seen=seen.look_when_settled(self._target.fd))
+
+    def roll_back(self, report: Report) -> bool:
+        """Bring the target back after an error; return whether that was possible.
+
+        Raises:
+            LvmsyncError: going back failed; the transaction stays open for ``recover``.
+        """
+        self._close()
+        note = self._ledger.record.transaction
+        if note is None or note.id != self.id:  # it had not begun
+            if self._target.created:
+                self._target.remove()
+            return True
+        if not can_go_back(note):
+            return False
+        go_back(self._target, self._ledger, report, is_proved=True)
+        return True
+
+    def _window_bytes(self) -> int:
+        """Return how many bytes are saved together: where a killed run would have to send them again, few."""
+        if not self._file:
+            return 0
+        if not self._terms.resumable:
+            return WINDOW
+        return min(max((self._header.changed_bytes or 0) >> 10, _RESUMABLE_WINDOW), WINDOW)
+
+    def _write_window(self) -> None:
+        self._is_writing = True
+        self._out.write(self._window)
+        self._end = int(self._window[-1].table[-1].sum())
+        if self._applied:
+            self._applied.write(self._end)
+        self._window = []
+        self._is_writing = False
+
+    def _mark(self, mark: Mark) -> None:
+        self._target.sync()
+        self._note(extents=mark.extents, changed_bytes=mark.changed_bytes, offset=self._end)
+
+    def _finish(self) -> None:
         self._target.sync()
         if self._file:
             self._file.finish()
-            self._file.close()
-            self._file = None
-        # The commit point: before this rename a crash means going back, after it the change stands.
-        self._ledger.write(
-            transaction=None, dirty=False, point=self.after, size=self._target.size, held=self._held_bytes()
-        )
-        self._ledger.sweep()
+        self._close()
+
+    def _close(self) -> None:
+        for file in (self._file, self._applied):
+            if file:
+                file.close()
+        self._file = self._applied = None
+
+    def _open_applied(self) -> None:
+        """Open the note of how far the target is changed, which is from now on where this transaction stands."""
+        if self._terms.resumable:
+            self._applied = AppliedNote(self._ledger.path(self.id, "progress"), seen.life(self._target.fd))
+            self._applied.write(self._end)
+
+    def _require_undo_space(self, folder: Path) -> None:
+        # A sparse image has nothing to save where it has holes.
+        need = min(self._header.changed_bytes or 0, self._target.allocated) + (self._header.extents or 0) * 16
+        require_space(folder, need, "put it elsewhere with --snapback or --state, or go without: --no-undo")
 
     def _held_bytes(self) -> int | None:
         """Return how much of the target its new point is about: of a larger source the rest was dropped."""
@@ -158,39 +318,27 @@ class Transaction:
             return held
         return known if held is None else min(held, known)  # a delta does not bring what an earlier one has dropped
 
-    def roll_back(self, report: Report) -> bool:
-        """Bring the target back after an error; return whether that was possible.
-
-        Raises:
-            LvmsyncError: going back failed; the transaction stays open for ``recover``.
-        """
-        if self._file:
-            self._file.close()
-            self._file = None
-        note = self._ledger.record.transaction
-        if note is None:
-            if self._target.created:
-                self._target.remove()
-            return True
-        if not can_go_back(note):
-            return False
-        go_back(self._target, self._ledger, report)
-        return True
-
-    def _mark(self, mark: Mark) -> None:
-        self._target.sync()
-        self._note(extents=mark.extents, changed_bytes=mark.changed_bytes)
-
     def _note(self, **changes: Any) -> None:
         """Write the transaction into the ledger, durably."""
-        note = self._ledger.record.transaction or ledgers.Transaction(
+        note = self._ledger.record.transaction
+        if note is not None and note.id == self.id:
+            self._ledger.write(transaction=replace(note, **changes))
+            return
+        record, header, terms = self._ledger.record, self._header, self._terms
+        first = ledgers.Transaction(
             self.id,
             snapback=str(self._undo.snapback.absolute()) if self._undo.snapback else None,
-            created=self._target.created,
+            created=self._target.created or (self._replaces is not None and self._replaces.created),
             began=_now(),
             point=self.after,
+            base=header.base,
+            intent=header.intent,
+            size=header.size,
+            resumable=terms.resumable,
+            is_proved=terms.written == "no",
+            seen=record.seen,
         )
-        self._ledger.write(transaction=replace(note, **changes))
+        self._ledger.write(transaction=replace(first, **changes), seen=None)
 
     def _way_back(self) -> Header:
         return Header(
@@ -205,83 +353,6 @@ class Transaction:
             intent=SNAPBACK,
             stream=self.id,
         )
-
-
-def can_go_back(note: ledgers.Transaction) -> bool:
-    """Tell whether an open transaction can be undone: it has an undo, made its target, or did not touch it yet."""
-    return note.phase != "applying" or note.created or note.undo is not None
-
-
-def find_offset(record: ledgers.Record, folder: Path, life: str) -> int:
-    """Return up to which byte of the device all changes of the open transaction have been applied to the target.
-
-    Args:
-        record: of the target.
-        folder: of its ledger entry.
-        life: of the target (see `system.seen.life`); empty where it is not there.
-    """
-    note = record.transaction
-    assert note is not None
-    if record.dirty:  # a sync failed: only what an earlier one has made durable counts
-        return note.offset
-    return max(note.offset, read_applied(folder / f"{note.id}.progress", life))
-
-
-def go_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:
-    """Bring the target back to before the open transaction. May be cut off at any moment and done again.
-
-    Raises:
-        VerifyError: there is no way back, or the undo file is damaged.
-    """
-    note = ledger.record.transaction
-    assert note is not None
-    if not can_go_back(note):
-        raise VerifyError(
-            f"{target.name} was being changed without an undo when the transaction of {note.began} broke off: there"
-            f" is no way back. Do not use it; run 'lvmsync recover --accept {target.name}' and send the same changes,"
-            " or the whole, again",
-            device=target.name,
-        )
-    restore(target, ledger, report)
-    if note.created:
-        target.remove()
-    # After this there is no transaction; a crash before it comes back to the lines above.
-    ledger.write(transaction=None, dirty=False)
-    ledger.sweep()
-
-
-def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
-    """Write everything that the open transaction has overwritten back, durably, and drop its undo file."""
-    note = ledger.record.transaction
-    assert note is not None
-    if note.phase == "applying" and note.undo:
-        done = 0
-        # No byte is in it twice, so the order does not matter, nor does a second time.
-        for frame in read_durable(Path(note.undo), ledger.path(note.id, "undo-check")):
-            if not isinstance(frame, Header):
-                target.write([frame])
-                done += frame.changed_bytes
-                report(Progress("rolling back", done, None))
-        target.sync()
-    if note.undo:
-        # First the note, then the file: without a file there must be no note that needs it.
-        ledger.write(transaction=replace(note, phase="undone"))
-        _remove_undo(ledger, note.id, Path(note.undo))
-
-
-def forget_unnoted(ledger: Ledger) -> None:
-    """Remove an undo file that a crash has left of a staged transaction before a note spoke of it: nothing needs it."""
-    note = ledger.record.transaction
-    assert note is not None
-    path = ledger.path(note.id, "undo")
-    if note.snapback and ledger.path(note.id, "undo-check").exists():  # made before the file that it is the check of
-        path = Path(note.snapback)
-    _remove_undo(ledger, note.id, path)
-
-
-def _remove_undo(ledger: Ledger, transaction: str, path: Path) -> None:
-    remove_file(path)  # durably: a snapback that is whole must not come back
-    remove_file(ledger.path(transaction, "undo-check"))
 
 
 def require_space(folder: Path, need: int, instead: str) -> None:

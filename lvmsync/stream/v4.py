@@ -167,6 +167,12 @@ class Decoder:
         """Hex digest over the checksums of all frames so far."""
         return self._digest.hexdigest()
 
+    def encoder(self) -> Encoder:
+        """Return an encoder that goes on with the stream behind the last frame, which was no END."""
+        encoder = Encoder()
+        encoder._sequence, encoder._seed, encoder._digest = self._sequence, self._seed, self._digest.copy()
+        return encoder
+
     def get_buffer(self) -> memoryview:
         """Return where the next bytes are to be put."""
         return (self._head if self._body is None else self._body)[self._filled :]

@@ -60,6 +60,7 @@ class Transaction:
         group: id of the group that it is committed with.
         held: what the record's ``held`` will be, once it is prepared.
         is_proved: when it began, the target was known to be untouched since the record's point was committed.
+        seen: the record's ``seen`` when it began.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Transaction:
     group: str | None = None
     held: int | None = None
     is_proved: bool = False
+    seen: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

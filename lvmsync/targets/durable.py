@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import xxhash
 
@@ -13,6 +15,28 @@ from lvmsync.stream import checks, v3, v4
 from lvmsync.stream.frames import Changes, Data, End, Frame, Header, Hole, Zero
 from lvmsync.stream.session import Receiver
 from lvmsync.system.ledger import sync_folder
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The beginning of a stream file, up to the edge of a frame.
+
+    Attributes:
+        size: its bytes.
+        extents: how many extents are in it.
+        changed_bytes: how many bytes those cover.
+        encoder: makes the frame that comes next.
+    """
+
+    size: int
+    extents: int
+    changed_bytes: int
+    encoder: v4.Encoder
+
+    @classmethod
+    def of(cls, session: Receiver) -> Self:
+        """Return what a session has read so far, of a PROTO[4] stream."""
+        return cls(session.position, session.extents, session.changed_bytes, session.encoder())
 
 
 class DurableFile:
@@ -56,6 +80,40 @@ class DurableFile:
             check.unlink()
             raise
 
+    @classmethod
+    def reopen(cls, path: Path, check: Path, new_check: Path, kept: Kept) -> Self:
+        """Open both files again, cut back to what is to be kept of them, which was proved by `read_durable`.
+
+        A crash leaves the old check or the new one; either counts no byte that is not there.
+
+        Args:
+            path: of the stream file.
+            check: of the check file.
+            new_check: a name beside it, for the moment.
+            kept: what stays of the stream file.
+
+        Raises:
+            DeviceError: a file cannot be written.
+        """
+        file = cls.__new__(cls)
+        file.path = path
+        file.extents, file.changed_bytes = kept.extents, kept.changed_bytes
+        file._encoder, file._size, file._window = kept.encoder, kept.size, xxhash.xxh3_64()
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _write_check(check, new_check, fd, kept.size)
+                os.ftruncate(fd, kept.size)
+                os.lseek(fd, 0, os.SEEK_END)
+                file._check_fd = os.open(check, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            except BaseException:
+                os.close(fd)
+                raise
+        except OSError as error:
+            raise file._failed(error) from error
+        file._fd = fd
+        return file
+
     def save(self, frame: Changes) -> None:
         """Append changes."""
         self.extents += len(frame.table)
@@ -97,11 +155,32 @@ class DurableFile:
         return DeviceError(f"cannot write {self.path}: {error.strerror}", device=str(self.path))
 
 
-def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
+def _write_check(check: Path, new_check: Path, fd: int, size: int) -> None:
+    """Replace a check file by one that counts no more than ``size`` bytes of the stream file, durably and at once."""
+    windows = [window for window in checks.parse_windows(check.read_bytes()) if window.end <= size]
+    at = windows[-1].end if windows else 0
+    if at < size:
+        hasher = xxhash.xxh3_64()
+        for piece in _read_pieces(fd, at, size):
+            hasher.update(piece)
+        windows.append(checks.Window(size, hasher.intdigest()))
+    with new_check.open("wb", buffering=0) as file:
+        file.write(b"".join(window.pack() for window in windows))
+        os.fsync(file.fileno())
+    new_check.rename(check)
+    sync_folder(check.parent)
+
+
+def read_durable(path: Path, check: Path | None, session: Receiver | None = None) -> Iterator[Header | Changes]:
     """Yield header and changes of a stream file that a crash may have cut short: all that were made durable.
 
     Every window is proved before anything is yielded. Without a check file it is every whole
     frame up to the first that is not, which needs a format with checksums.
+
+    Args:
+        path: of the stream file.
+        check: of its check file.
+        session: reads the file; at each frame it is just behind that.
 
     Raises:
         VerifyError: a durable part of the file is damaged; nothing was yielded.
@@ -117,7 +196,7 @@ def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
                 if not windows:  # there is one from the beginning, for the header
                     raise VerifyError(f"{check} is empty: how much of {path} counts cannot be known", device=str(check))
                 size = windows[-1].end
-            session = Receiver()
+            session = session or Receiver()
             yield from _read_changes(file.fileno(), session, size)
             if size is None and session.version != 4:
                 raise StreamError(f"{path} has no checksums, and no check file: what counts of it cannot be known")
@@ -126,17 +205,13 @@ def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
 
 
 def _prove(fd: int, path: Path, windows: Sequence[checks.Window]) -> None:
-    buffer = memoryview(bytearray(1 << 20))
     hasher = xxhash.xxh3_64()
     at = 0
     for window in windows:
         hasher.reset()
-        while at < window.end:
-            count = os.preadv(fd, [buffer[: window.end - at]], at)
-            if not count:
-                break
-            hasher.update(buffer[:count])
-            at += count
+        for piece in _read_pieces(fd, at, window.end):
+            hasher.update(piece)
+            at += len(piece)
         if at < window.end or hasher.intdigest() != window.digest:
             raise VerifyError(
                 f"{path} is damaged before byte {window.end}, in a part that was durable: it cannot bring the target"
@@ -144,6 +219,17 @@ def _prove(fd: int, path: Path, windows: Sequence[checks.Window]) -> None:
                 device=str(path),
                 offset=at,
             )
+
+
+def _read_pieces(fd: int, at: int, end: int) -> Iterator[memoryview]:
+    """Yield the bytes of a range, as far as the file has them; each piece is good until the next."""
+    buffer = memoryview(bytearray(1 << 20))
+    while at < end:
+        count = os.preadv(fd, [buffer[: end - at]], at)
+        if not count:
+            return
+        yield buffer[:count]
+        at += count
 
 
 def _read_changes(fd: int, session: Receiver, size: int | None) -> Iterator[Header | Changes]:

@@ -1,0 +1,86 @@
+"""Room for what will be written: checked before the first write, and looked at while it goes on.
+
+A thin pool that is full gives errors to all that is in it, so the receive stops before that. A file system that is full
+fails the one write, which is undone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lvmsync.errors import DeviceError
+from lvmsync.formats.snapshot import SECTOR
+from lvmsync.stream.frames import DELTA, Header
+from lvmsync.system import dm
+from lvmsync.system.fill import ThinPool, find_pool
+from lvmsync.targets.block import BlockTarget
+
+
+def require_headroom(target: BlockTarget, header: Header, limit: float) -> Callable[[], None]:
+    """Refuse a stream that a target's pool or file system has no room for; return what is to be called while it lasts.
+
+    Args:
+        target: claimed.
+        header: of the stream.
+        limit: percent of the pool, data or metadata, at which to stop; 100: nothing is looked at.
+
+    Raises:
+        DeviceError: there is not enough room; what is returned raises it at the limit.
+    """
+    if limit >= 100:
+        return lambda: None
+    if target.number is None:
+        _require_in_file_system(target, header)
+        return lambda: None
+    pool = find_pool(target.number)
+    if pool is None:
+        return lambda: None
+    from lvmsync.system.fill_watch import FillWatch, pool_gauge  # few targets have a pool
+
+    watch = FillWatch([pool_gauge(pool)], limit=limit)
+    watch.check()
+    _require_in_pool(target, header, pool, limit)
+    return watch.check
+
+
+def _require_in_pool(target: BlockTarget, header: Header, pool: ThinPool, limit: float) -> None:
+    data = pool.read_fill().data
+    room = int(data.total * limit / 100) - data.used
+    # A block that is mapped already needs no other, unless a snapshot shares it: that is seen while it goes on.
+    need = min(max(_data_bytes(header), (header.extents or 0) * pool.chunk), target.size - _mapped(target))
+    if need > room:
+        raise DeviceError(
+            f"thin pool {pool.device.path} has room for {room} bytes up to {limit:g}%, and {target.name} may need"
+            f" {need}; nothing was written. Make it larger with lvextend, or raise --pool-limit (100: do not look)",
+            device=target.name,
+        )
+
+
+def _mapped(target: BlockTarget) -> int:
+    """Return how many bytes of a thin volume are mapped; 0 for what only lies on one."""
+    device = dm.find_device(target.number)
+    lines = dm.read_status(device) if device else []
+    if [line.kind for line in lines] != ["thin"]:
+        return 0
+    sectors = lines[0].text.split(" ")[0]  # MAPPED HIGHEST; "Fail" is found out by the first read
+    return int(sectors) * SECTOR if sectors.isdecimal() else 0
+
+
+def _require_in_file_system(target: BlockTarget, header: Header) -> None:
+    if header.intent != DELTA:
+        return  # how much of a whole device is zeros, which a file keeps as holes, is not known yet
+    need = min(_data_bytes(header), target.size - min(target.allocated, target.size))
+    state = os.statvfs(Path(target.name).resolve().parent)
+    free = state.f_bavail * state.f_frsize
+    if need > free:
+        raise DeviceError(
+            f"the file system of {target.name} has {free} bytes free, and up to {need} are needed; nothing was written."
+            " Make room",
+            device=target.name,
+        )
+
+
+def _data_bytes(header: Header) -> int:
+    return (header.changed_bytes or 0) if header.data_bytes is None else header.data_bytes

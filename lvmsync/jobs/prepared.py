@@ -1,0 +1,116 @@
+"""Receives that are prepared, and committed together: the one commit point of a group is the file that says so.
+
+A prepared target is wholly new and durable, and its undo is whole. As long as STATE/groups/ID.json is not there, it
+goes back; from then on it goes forward. Both happen only under the lock of its ledger entry, and the file is written
+only under the locks of all members: so they all go the same way, whoever is killed when.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.jobs.progress import Report, ignore
+from lvmsync.jobs.way_back import can_go_back, go_back
+from lvmsync.system.ledger import Ledger, file_name, make_folders, open_ledger, remove_file, replace_file
+from lvmsync.targets.block import BlockTarget, open_target
+
+
+def commit_group(targets: Sequence[str], state: Path, group: str) -> None:
+    """Commit all members of a group that are on this machine, or none. Doing it again does no harm.
+
+    Args:
+        targets: paths of all of them.
+        state: the state folder.
+        group: its id.
+
+    Raises:
+        ConflictError: one of them is not prepared for this group; nothing was committed.
+        DeviceError: one cannot be claimed, or the state folder cannot be written.
+    """
+    with ExitStack() as stack:
+        members = [_claim(stack, path, state) for path in sorted(set(targets))]
+        if not is_committed(state, group):
+            for target, ledger in members:
+                note = ledger.record.transaction
+                if note is None or note.phase != "prepared" or note.group != group:
+                    raise ConflictError(
+                        f"{target.name} is not prepared for group {group}: nothing of the group was committed",
+                        device=target.name,
+                    )
+            _write_commit(state, group, [target.canonical for target, _ in members])
+        for target, ledger in members:
+            settle(target, ledger, state, ignore)
+        remove_file(_group_file(state, group))
+
+
+def commit_prepared(path: str, state: Path) -> bool:
+    """Bring one prepared target forward, if its group is committed; tell whether it was.
+
+    Raises:
+        DeviceError, ConflictError: it cannot be claimed.
+    """
+    with ExitStack() as stack:
+        target, ledger = _claim(stack, path, state)
+        note = ledger.record.transaction
+        if note is None or note.phase != "prepared" or note.group is None or not is_committed(state, note.group):
+            return False
+        settle(target, ledger, state, ignore)
+        return True
+
+
+def settle(target: BlockTarget, ledger: Ledger, state: Path, report: Report) -> bool | None:
+    """Bring a prepared target forward or back, as its group went; return whether it went forward.
+
+    None: it is not prepared, or has no way back and is as one whose stream was cut, to be gone on with.
+    """
+    note = ledger.record.transaction
+    if note is None or note.phase != "prepared":
+        return None
+    if note.group is not None and is_committed(state, note.group):
+        ledger.write(transaction=None, dirty=False, point=note.point, size=target.size, held=note.held)
+        ledger.sweep()
+        return True
+    if can_go_back(note):
+        go_back(target, ledger, report)
+        return False
+    ledger.write(transaction=replace(note, phase="applying", group=None))
+    return None
+
+
+def is_committed(state: Path, group: str) -> bool:
+    """Tell whether the members of a group go forward.
+
+    Raises:
+        FormatError: what the state folder says cannot be read.
+    """
+    path = _group_file(state, group)
+    try:
+        return json.loads(path.read_text())["committed"] is True
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} cannot be read ({error}): whether the group is committed is not known") from error
+
+
+def _claim(stack: ExitStack, path: str, state: Path) -> tuple[BlockTarget, Ledger]:
+    target = stack.enter_context(open_target(path))
+    return target, stack.enter_context(open_ledger(state, target.canonical, target.identity, target.size))
+
+
+def _write_commit(state: Path, group: str, members: list[str]) -> None:
+    path = _group_file(state, group)
+    try:
+        make_folders(path.parent)
+        # The commit point of the group: before this rename a crash means going back, after it all members stand.
+        replace_file(path, json.dumps({"group": group, "members": members, "committed": True}))
+    except OSError as error:
+        raise DeviceError(f"cannot write {path}: {error.strerror}", device=str(path)) from error
+
+
+def _group_file(state: Path, group: str) -> Path:
+    return state / "groups" / f"{file_name(group)}.json"

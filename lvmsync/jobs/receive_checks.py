@@ -1,0 +1,270 @@
+"""What is refused of a stream before anything is written: the wrong size, the wrong base, a target that has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lvmsync.errors import ConflictError, DeviceError, UsageError
+from lvmsync.history import UNNAMED, Point
+from lvmsync.jobs.samples import check_samples
+from lvmsync.jobs.way_back import find_offset
+from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Header
+from lvmsync.system import ledger as ledgers
+from lvmsync.system import seen
+from lvmsync.system.ledger import Ledger
+from lvmsync.targets.block import BlockTarget
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.receive import ReceiveOptions
+
+
+@dataclass(frozen=True)
+class Checks:
+    """One stream, held against the target that it is for.
+
+    Attributes:
+        options: of the receive.
+        header: of the stream.
+        version: of its format.
+        target: claimed.
+        ledger: of the target, locked.
+        written: whether the target was written to since its ledger entry was.
+        look: what it looks like now.
+    """
+
+    options: ReceiveOptions
+    header: Header
+    version: int
+    target: BlockTarget
+    ledger: Ledger
+    written: seen.Written
+    look: dict[str, str] | None
+
+    def run(self) -> list[str]:
+        """Check everything, and return what the user should know.
+
+        Raises:
+            DeviceError: the target is too small.
+            ConflictError: it is not what the changes start from, or another transaction is open than this goes on with.
+        """
+        self._check_open()
+        notes = self._check_size()
+        if self.target.created and self.header.intent == DELTA:
+            notes.append(f"{self.target.name} is new: it holds the changes alone, and zeros elsewhere")
+        if self.version == 3:
+            notes.append("a PROTO[3] stream has no size, checksums or end mark: whether it is whole cannot be known")
+        if self.header.resume is None:
+            notes += [*self._check_held(), *self._check_base(), *self._check_written()]
+        self._check_samples()
+        return notes
+
+    def _check_open(self) -> None:
+        """Refuse to begin while a transaction is open, and to go on with another one than that."""
+        note, name = self.ledger.record.transaction, self.target.name
+        if note is None:
+            if self.header.resume is None:
+                return
+            raise self._refuse(
+                f"{name} has no unfinished transaction, and the stream goes on with {self.header.transaction}: it is"
+                " done, or was undone; begin anew"
+            )
+        if self.header.resume is not None:
+            self._check_resumed(note)
+        elif not (self.options.restart and _may_be_begun_anew(note) and self.header.intent == FULL):
+            way = "send the same again to go on with it, or run" if note.resumable else "run"
+            raise self._refuse(
+                f"{name} has an unfinished transaction of {note.began}: {way} 'lvmsync recover {name}' first"
+            )
+
+    def _check_resumed(self, note: ledgers.Transaction) -> None:
+        """Believe nothing of what the stream says about the open transaction: it must say what the ledger does."""
+        header, name = self.header, self.target.name
+        if not note.resumable or note.phase != "applying":
+            raise self._refuse(
+                f"the unfinished transaction of {name} cannot be gone on with: run 'lvmsync recover {name}' first"
+            )
+        snapback = self.options.snapback
+        pairs = {
+            "transaction": (note.id, header.transaction),
+            "base": (_id(note.base), _id(header.base)),
+            "head": (_id(note.point), _id(header.head)),
+            "kind": (note.intent, header.intent),
+            "size": (note.size, header.size),
+            "place": (self._find_offset(), header.resume),
+            "snapback": (note.snapback, str(snapback.absolute()) if snapback else note.snapback),
+        }
+        for what, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise self._refuse(
+                    f"the unfinished transaction of {name} has {what} {ours}, and the stream goes on with {what}"
+                    f" {theirs}: ask where it stands and send that, or run 'lvmsync recover {name}' and begin anew"
+                )
+        if self.options.atomic:
+            raise UsageError(f"{name}: an unfinished transaction cannot be gone on with and be --atomic")
+        if self.written == "yes":
+            raise self._refuse(
+                f"{self._what_was_written()}, and its transaction is unfinished: it cannot be gone on with; run"
+                f" 'lvmsync recover {name}', and begin anew"
+            )
+
+    def _find_offset(self) -> int:
+        return find_offset(self.ledger.record, self.ledger.folder, seen.life(self.target.fd))
+
+    def _check_size(self) -> list[str]:
+        header, target = self.header, self.target
+        if header.size is None or target.created or target.size == header.size:
+            return []
+        if target.size > header.size:
+            return [f"{target.name} is larger than the source; what is past {header.size} is left alone"]
+        if not self.options.allow_smaller:
+            raise DeviceError(
+                f"{target.name} has {target.size} bytes and the source has {header.size}: too small (or the wrong"
+                " one); extend it, or give --allow-smaller-target to drop what is past its end",
+                device=target.name,
+            )
+        return []
+
+    def _check_held(self) -> list[str]:
+        """Refuse a delta for a target that has grown since it was too small for its source."""
+        header, held, target = self.header, self.ledger.record.held, self.target
+        if held is None or target.size <= held or header.intent != DELTA or header.source == "compare":
+            return []
+        if self.options.ignore_base:
+            return [f"{target.name}: that it holds the base behind byte {held} is your word"]
+        raise self._refuse(
+            f"{target.name} had {held} bytes when what lay behind them was dropped, and has {target.size}"
+            " now: its new part was never copied; bring it up to date with 'compare:'"
+        )
+
+    def _check_base(self) -> list[str]:
+        """Compare the point that the target is at with the one that the stream starts from."""
+        header, options, name = self.header, self.options, self.target.name
+        point = self.ledger.record.point
+        if header.base is None:
+            # A comparison starts from what the target holds, whatever that is.
+            if header.intent == DELTA and header.source not in (None, "compare") and point is not None:
+                return [
+                    f"{name} is at point {point.id}, and the stream does not say what it starts from: that"
+                    " it holds the base is your word"
+                ]
+            return []
+        if point is None:
+            if options.require_base and not options.ignore_base:
+                raise self._conflict("no point that is known", header.base)
+            return [f"nothing is known of {name} yet: that it holds the base is your word"]
+        if _can_take(point, header, header.base):
+            return []
+        # Where nothing says that it is wrong, the user may know better: it is noted.
+        is_word = header.intent == DELTA and _is_unknown(point, header, header.base)
+        if options.ignore_base or (is_word and not options.require_base):
+            return [
+                f"{name} is at point {point.id}, and the stream starts from {header.base.id}: that it"
+                " holds the base is your word"
+            ]
+        raise self._conflict(f"point {point.id}", header.base)
+
+    def _check_written(self) -> list[str]:
+        """Refuse, or note, that somebody wrote to a target that should hold the base."""
+        base = self.header.base
+        if self.written != "yes" or base is None or self.ledger.record.point is None:
+            return []
+        if self.options.require_base and not self.options.ignore_base:
+            raise self._refuse(
+                f"{self._what_was_written()}, and the stream starts from {base.id}: what it holds now is not known;"
+                " bring it up to date with 'lvmsync repair' or 'compare:'"
+            )
+        return [f"{self._what_was_written()}: that it still holds the base is your word"]
+
+    def _what_was_written(self) -> str:
+        before = self.ledger.record.seen
+        assert before is not None
+        assert self.look is not None
+        return f"{self.target.name} was written to since (its {seen.describe(before, self.look)})"
+
+    def _check_samples(self) -> None:
+        header = self.header
+        if self.options.ignore_base or self.target.created:
+            return
+        # Below the place where a transaction goes on the target may hold the head by now.
+        first = header.resume or 0
+        size = self.target.size
+        check_samples(
+            self.target,
+            [one for one in header.samples if one.offset >= first and one.offset + one.length <= size],
+        )
+
+    def _refuse(self, message: str) -> ConflictError:
+        return ConflictError(message, device=self.target.name)
+
+    def _conflict(self, found: str, base: Point) -> ConflictError:
+        name = self.target.name
+        if self.header.intent == SNAPBACK:
+            step = "this snapback undoes another change; apply the newer snapbacks first"
+        elif self.header.source == "era":
+            step = "it was made anew, brought back, or written from elsewhere; send all of it with since=0"
+        else:
+            step = "bring it up to date with 'compare:', and start the next delta from a snapshot of that state"
+        return self._refuse(
+            f"{name} is at {found}, and the stream starts from {base.id}: {step}, or give --ignore-base if it surely"
+            " holds that base"
+        )
+
+
+def _may_be_begun_anew(note: ledgers.Transaction) -> bool:
+    """Tell whether nothing is lost by a first copy in the place of the open transaction."""
+    return note.intent == FULL and note.phase == "applying" and note.undo is None
+
+
+def _id(point: Point | None) -> str | None:
+    return point.id if point else None
+
+
+def _can_take(point: Point, header: Header, base: Point) -> bool:
+    """Tell whether a target at ``point`` becomes the head by a delta that starts from ``base``.
+
+    At that very point it does. Behind it, only if the delta holds all that came since the base as well. A
+    classic snapshot's does: its exceptions only grow. So do changes that are counted, at a later point of
+    the same history, up to the head. That of a thin snapshot does not: what was mapped since, and is
+    unmapped again, is not in it. Neither does what was held against the base, for what came and went since
+    is not in it. At the very head already it stays that, if the head is a snapshot that nobody writes to: a run
+    that was cut short after the target was done is repeated so.
+    """
+    if base.id == point.id:
+        return True
+    if header.intent != DELTA or header.minimal:
+        return False
+    if header.head and point.id == header.head.id and point.id.startswith(_FROZEN):
+        return True
+    if header.source == "snapshot":
+        return base.id == point.parent
+    since, now, head = _counted(base), _counted(point), _counted(header.head)
+    if since is None or now is None or head is None or not since[0] == now[0] == head[0]:
+        return False
+    return since[1] <= now[1] <= head[1]
+
+
+def _is_unknown(point: Point, header: Header, base: Point) -> bool:
+    """Tell whether nothing says that a target at ``point`` does *not* hold ``base``.
+
+    A full copy and a comparison leave a point that only says that nobody named it.
+    """
+    if point.id.startswith(UNNAMED):
+        return True
+    if header.source == "era":
+        since, now = _counted(base), _counted(point)
+        return since is None or now is None or since[0] != now[0]
+    return header.source == "snapshot" and not header.minimal
+
+
+_FROZEN = "dattobd/"
+"""What the ids of points begin with that are one very snapshot, which does not change."""
+
+_COUNTED = ("era:", "dattobd:", "blksnap:")
+"""What the ids of points begin with that end in the number of an era or a snapshot, which only grows."""
+
+
+def _counted(point: Point | None) -> tuple[str, int] | None:
+    """Return history and number of a point that has them; None if it has not."""
+    life, _, number = point.id.rpartition(":") if point else ("", "", "")
+    return (life, int(number)) if life.startswith(_COUNTED) and number.isdecimal() else None

@@ -1,0 +1,143 @@
+"""The way back: what a transaction has overwritten is written back, all of it, or what lies past a place.
+
+The same for an error, for Ctrl-C, for ``recover`` after a power cut, and for a stream that goes on.
+docs/crash-safety.md lists every durable write, in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lvmsync.errors import VerifyError
+from lvmsync.jobs.progress import Progress, Report
+from lvmsync.stream.frames import Header
+from lvmsync.stream.session import Receiver
+from lvmsync.system import ledger as ledgers
+from lvmsync.system import seen
+from lvmsync.system.applied import read_applied
+from lvmsync.system.ledger import Ledger, remove_file
+from lvmsync.targets.block import BlockTarget
+from lvmsync.targets.durable import DurableFile, Kept, read_durable
+
+_CHANGED = ("applying", "prepared")
+"""Phases in which the target may not be what it was."""
+
+
+def can_go_back(note: ledgers.Transaction) -> bool:
+    """Tell whether an open transaction can be undone: it has an undo, made its target, or did not touch it yet."""
+    return note.phase not in _CHANGED or note.created or note.undo is not None
+
+
+def find_offset(record: ledgers.Record, folder: Path, life: str) -> int:
+    """Return up to which byte of the device all changes of the open transaction have been applied to the target.
+
+    Args:
+        record: of the target.
+        folder: of its ledger entry.
+        life: of the target (see `system.seen.life`); empty where it is not there.
+    """
+    note = record.transaction
+    assert note is not None
+    if record.dirty:  # a sync failed: only what an earlier one has made durable counts
+        return note.offset
+    return max(note.offset, read_applied(folder / f"{note.id}.progress", life))
+
+
+def go_back(target: BlockTarget, ledger: Ledger, report: Report, *, is_proved: bool = False) -> None:
+    """Bring the target back to before the open transaction. May be cut off at any moment and done again.
+
+    Args:
+        target: claimed.
+        ledger: of the target.
+        report: takes the progress.
+        is_proved: nobody but the transaction has written to the target since it began.
+
+    Raises:
+        VerifyError: there is no way back, or the undo file is damaged.
+    """
+    note = ledger.record.transaction
+    assert note is not None
+    if not can_go_back(note):
+        raise VerifyError(
+            f"{target.name} was being changed without an undo when the transaction of {note.began} broke off: there"
+            f" is no way back. Do not use it; run 'lvmsync recover --accept {target.name}' and send the same changes,"
+            " or the whole, again",
+            device=target.name,
+        )
+    restore(target, ledger, report)
+    if note.created:
+        target.remove()
+    is_known = is_proved and note.is_proved and not note.created
+    look = seen.look_when_settled(target.fd) if is_known else note.seen
+    # After this there is no transaction; a crash before it comes back to the lines above.
+    ledger.write(transaction=None, dirty=False, seen=look)
+    ledger.sweep()
+
+
+def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
+    """Write everything that the open transaction has overwritten back, durably, and drop its undo file."""
+    note = ledger.record.transaction
+    assert note is not None
+    if note.phase in _CHANGED and note.undo:
+        done = 0
+        # No byte is in it twice, so the order does not matter, nor does a second time.
+        for frame in read_durable(Path(note.undo), ledger.path(note.id, "undo-check")):
+            if not isinstance(frame, Header):
+                target.write([frame])
+                done += frame.changed_bytes
+                report(Progress("rolling back", done, None))
+        target.sync()
+    if note.undo:
+        # First the note, then the file: without a file there must be no note that needs it.
+        ledger.write(transaction=replace(note, phase="undone"))
+        _remove_undo(ledger, note.id, Path(note.undo))
+
+
+def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -> DurableFile:
+    """Bring the target and the undo of the open transaction to exactly ``offset``, and return the undo, to go on with.
+
+    What lies past it is old again, and is not in the undo any more. The ledger must say already that the target is
+    changed up to there and no further. May be cut off at any moment and done again.
+
+    Raises:
+        VerifyError: the undo file is damaged.
+    """
+    note = ledger.record.transaction
+    assert note is not None
+    assert note.undo is not None
+    undo, check = Path(note.undo), ledger.path(note.id, "undo-check")
+    session = Receiver()
+    kept = None
+    done = 0
+    for frame in read_durable(undo, check, session):
+        if isinstance(frame, Header) or int(frame.table[-1].sum()) <= offset:
+            kept = Kept.of(session)
+            continue
+        if int(frame.table[0, 0]) < offset:  # they ascend: nothing was written yet
+            raise VerifyError(
+                f"{undo} has saved bytes on both sides of {offset} at once, where the transaction should stand: it"
+                f" cannot go on; run 'lvmsync recover {target.name}'",
+                device=target.name,
+            )
+        target.write([frame])
+        done += frame.changed_bytes
+        report(Progress("rolling back", done, None))
+    target.sync()
+    assert kept is not None
+    return DurableFile.reopen(undo, check, ledger.path(note.id, "undo-check-new"), kept)
+
+
+def forget_unnoted(ledger: Ledger) -> None:
+    """Remove an undo file that a crash has left of a staged transaction before a note spoke of it: nothing needs it."""
+    note = ledger.record.transaction
+    assert note is not None
+    path = ledger.path(note.id, "undo")
+    if note.snapback and ledger.path(note.id, "undo-check").exists():  # made before the file that it is the check of
+        path = Path(note.snapback)
+    _remove_undo(ledger, note.id, path)
+
+
+def _remove_undo(ledger: Ledger, transaction: str, path: Path) -> None:
+    remove_file(path)  # durably: a snapback that is whole must not come back
+    remove_file(ledger.path(transaction, "undo-check"))
