@@ -1,34 +1,51 @@
 """Compare with a device on another machine: each side hashes its own, and only digests travel.
 
-The far side says ``lvmsync LEAVES {"size": S}`` on a line, and then, without being asked, the digests of all
-its leaves (1 MiB each) in order. Then it answers requests: u32 count, and so many u64 leaf numbers (all
-little-endian), ascending; the answer is the digests of their blocks of 4 KiB. A count of 0 ends it.
+The far side says ``lvmsync LEAVES {"size": S}`` on a line. Then it answers requests of two u32, a level of its
+tree (see `jobs.hash_tree`) and a count, and so many u64 numbers of nodes of that level, ascending (all
+little-endian):
 
-A digest is XXH3, 128 bits, with a random seed that our side has chosen for this comparison alone, so that
-nobody can prepare two blocks with the same digest.
+    level ~0, count 0     ``lvmsync ROOT {"root": R}``, once it has hashed the whole device
+    level L, count N      ``lvmsync DIGESTS {"count": C}``, and the C digests of what is below these nodes:
+                          below a leaf (level 0) those are of its blocks of 4 KiB
+    level ~1, count 0     nothing: this side is still there, and hashes
+    level 0, count 0      the end
+
+So devices that are equal cost one root, and of others only the branches that differ are looked into.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import struct
-from collections import deque
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import local
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import xxhash
 
-from lvmsync.errors import StreamError, TransportError
+from lvmsync.errors import DeviceError, StreamError, TransportError, VerifyError
 from lvmsync.extents import ChangeMap, Offsets
 from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.agent.protocol import ANSWER, encode
-from lvmsync.jobs.background import in_background
+from lvmsync.jobs.hash_tree import (
+    DIGEST,
+    FAN_OUT,
+    LEAF,
+    Digests,
+    HashTree,
+    Shape,
+    as_digests,
+    find_data,
+    hash_blocks,
+    hash_node,
+    hash_root,
+    hash_tree,
+    leaves_of,
+    workers,
+)
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.names import Comparison
 from lvmsync.sources.compare import build_source
@@ -36,31 +53,26 @@ from lvmsync.sources.difference import BLOCK, common_size, join_maps
 from lvmsync.sources.head import Watch, choose_size, open_head
 from lvmsync.sources.source import Reading, Source
 from lvmsync.stream.frames import Buffer
-from lvmsync.system.device import Device, aligned_buffer, open_device
-from lvmsync.system.holes import find_holes
+from lvmsync.system.device import Device, open_device
 
-LEAVES = "lvmsync LEAVES"
-LEAF = 1 << 20
-"""Bytes of a leaf; the last one of a device may be shorter."""
-DIGEST = 16
+LEAVES, ROOT, DIGESTS = "lvmsync LEAVES", "lvmsync ROOT", "lvmsync DIGESTS"
 MOST_ASKED = 256
-"""Leaves in a request, at the most."""
+"""Nodes in a request, at the most."""
+BEAT = 10.0
+"""Seconds after which the other side is told that we are still there."""
 
-_GROUP = 64  # leaves that are given out together
-_TOGETHER = 8  # leaves of a file that one task reads
-_COUNT = struct.Struct("<I")
+_REQUEST = struct.Struct("<II")
+_WHOLE, _STILL_THERE, _END = (0xFFFFFFFF, 0), (0xFFFFFFFE, 0), (0, 0)
 _ASKED_AHEAD = 2  # requests under way: they fit into any pipe
 
-Digests = npt.NDArray[np.uint8]
-"""An array of shape ``(n, 16)``."""
+Receive = Callable[[memoryview], int]
+Asked = tuple[int, Offsets]
 
 
 # The far side
 
 
-def answer(
-    target: str, size: int, seed: int, send: Callable[[Sequence[Buffer]], None], receive: Callable[[memoryview], int]
-) -> None:
+def answer(target: str, size: int, seed: int, send: Callable[[Sequence[Buffer]], None], receive: Receive) -> None:
     """Hash a device for the other side, until that has no more questions.
 
     Args:
@@ -71,51 +83,95 @@ def answer(
         receive: fills a buffer with what is asked; returns how many bytes, 0 if the line is cut.
 
     Raises:
-        StreamError: what is asked makes no sense.
+        StreamError: what is asked makes no sense, or the line was cut.
         DeviceError: the device cannot be read, is in use, or was written to meanwhile.
     """
-    with open_device(target, exclusive=True) as device:
+    with open_device(target, exclusive=True) as device, ThreadPoolExecutor(workers(device)) as pool:
         watch = Watch(device)
-        limit = common_size(size, device.size)
+        shape = Shape(common_size(size, device.size))
         send([encode(LEAVES, {"size": device.size})])
-        for digests in hash_leaves(device, limit, seed):
-            send([digests.tobytes()])
-        data = find_data(device, limit)
-        with ThreadPoolExecutor(_workers(device)) as pool:
-            while (asked := _receive_request(receive, limit)) is not None:
-                send([digest.tobytes() for digest in hash_blocks(device, data, asked, limit, seed, pool)])
+        data = find_data(device, shape.limit)
+        tree: HashTree | None = None
+        while (asked := _receive_request(receive, shape, has_tree=tree is not None)) is not None:
+            level, numbers = asked
+            if level == _STILL_THERE[0]:
+                continue
+            if level == _WHOLE[0]:
+                tree = hash_tree(device, shape, seed, lambda _: None)
+                send([encode(ROOT, {"root": tree.root})])
+            elif level == 0:
+                found = hash_blocks(device, data, numbers.tolist(), shape.limit, seed, pool)
+                _send_digests(send, np.concatenate(found))
+            elif tree:
+                _send_digests(send, tree.levels[level - 1][shape.children(level, numbers)])
         watch.confirm()
 
 
-def _receive_request(receive: Callable[[memoryview], int], limit: int) -> list[int] | None:
-    head = _receive_exactly(receive, _COUNT.size)
-    if len(head) != _COUNT.size:
+def _send_digests(send: Callable[[Sequence[Buffer]], None], digests: Digests) -> None:
+    send([encode(DIGESTS, {"count": len(digests)}), digests.tobytes()])
+
+
+def _receive_request(receive: Receive, shape: Shape, *, has_tree: bool) -> Asked | None:
+    """Read one request; None: there are no more."""
+    head = _receive_exactly(receive, _REQUEST.size)
+    if len(head) != _REQUEST.size:
         raise StreamError("the other side was cut off before it had asked for all it wanted")
-    count = _COUNT.unpack(head)[0]
-    if not count:
+    level, count = _REQUEST.unpack(head)
+    if (level, count) == _END:
         return None
-    if count > MOST_ASKED:
-        raise StreamError(f"the other side asks for {count} leaves at once; {MOST_ASKED} are possible")
+    if (level, count) in (_WHOLE, _STILL_THERE):
+        return level, np.empty(0, np.uint64)
+    counts = shape.counts if has_tree else shape.counts[:1]
+    if level >= len(counts) or not 0 < count <= MOST_ASKED:
+        raise StreamError(
+            f"the other side asks for {count} nodes of level {level}; 1 to {MOST_ASKED} of levels below {len(counts)}"
+            " are possible"
+        )
     body = _receive_exactly(receive, count * 8)
-    asked = np.frombuffer(body[: len(body) // 8 * 8], "<u8")
-    if len(asked) != count or int(asked.max()) >= -(-limit // LEAF) or (asked[1:] <= asked[:-1]).any():
-        raise StreamError("the other side asks for leaves that are not there, or not in order, or was cut off")
-    return [int(number) for number in asked]
+    if len(body) != count * 8:
+        raise StreamError("the other side asks for nodes, and was cut off before it had said for which")
+    asked = np.frombuffer(body, "<u8").astype(np.uint64)
+    if int(asked.max()) >= counts[level] or (asked[1:] <= asked[:-1]).any():
+        raise StreamError("the other side asks for nodes that are not there, or not in order")
+    return level, asked
 
 
 # This side
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison with the far side has found.
+
+    Attributes:
+        differing: the blocks of 4 KiB that differ; what the far side lacks is among them.
+        size: bytes of this side that count.
+        place: what messages call the far side.
+        far_size: bytes of it.
+        root: of this side's tree; empty where only some ranges were asked for.
+        far_root: the same of the far side's.
+    """
+
+    differing: ChangeMap
+    size: int
+    place: str
+    far_size: int
+    root: str = ""
+    far_root: str = ""
+
+
+Connect = Callable[[int, int], Peer]
+"""Starts the far side, given our size and the seed, and returns it."""
+
+
 @contextmanager
-def open_far_comparison(
-    name: Comparison, reading: Reading, connect: Callable[[int, int], Peer], report: Report
-) -> Iterator[Source]:
+def open_far_comparison(name: Comparison, reading: Reading, connect: Connect, report: Report) -> Iterator[Source]:
     """Compare a device with the far side's, and yield where they differ, as a source.
 
     Args:
         name: of the comparison; its old side is the far one.
         reading: how its new side is opened.
-        connect: starts the far side, given our size and the seed, and returns it.
+        connect: starts the far side.
         report: takes the progress.
 
     Raises:
@@ -124,23 +180,164 @@ def open_far_comparison(
     """
     with open_head(name.new, reading) as (device, watch):
         size = choose_size(device, name.size)
-        seed = secrets.randbits(64)
-        peer = connect(size, seed)
-        differing, far_size = ask(device, size, seed, peer, report)
-        yield build_source(name, device, size, differing, watch.confirm, old_size=far_size, old_name=peer.place)
+        found = compare_device(device, size, connect, report)
+        yield build_source(
+            name, device, size, found.differing, watch.confirm, old_size=found.far_size, old_name=found.place
+        )
 
 
-def ask(device: Device, size: int, seed: int, peer: Peer, report: Report) -> tuple[ChangeMap, int]:
-    """Return where a device differs from the far side's, in blocks of 4 KiB, and the size of that."""
+def compare_device(
+    device: Device, size: int, connect: Connect, report: Report, within: ChangeMap | None = None
+) -> Compared:
+    """Return where a device differs from the far side's.
+
+    Args:
+        device: this side; nothing writes to it meanwhile.
+        size: bytes of it that count.
+        connect: starts the far side.
+        report: takes the progress.
+        within: look at no other ranges, and not at the roots; None: at everything.
+
+    Raises:
+        PeerError: the far side failed.
+        DeviceError: this side cannot be read.
+        VerifyError: what the far side says does not fit together.
+        TransportError: the line failed, or something else talks on it.
+    """
+    seed = secrets.randbits(64)
+    peer = connect(size, seed)
     far_size = _parse_size(peer.expect(LEAVES), peer.place)
     limit = common_size(size, far_size)
-    numbers = _find_leaves(device, limit, seed, peer, report)
-    found = _find_blocks(device, limit, seed, numbers, peer, report)
+    near = _Near(device, Shape(limit), seed, peer, report)
     past = ChangeMap.from_extents([(limit, size - limit)])
-    differing = join_maps(found) | past
-    peer.send([_COUNT.pack(0)])
+    root = far_root = ""
+    if within is None:
+        root, far_root, leaves = near.find_leaves()
+        inside = near.find_blocks(leaves, must_differ=True)
+    else:
+        inside = near.find_blocks(leaves_of(within.clip(limit)), must_differ=False) & within
+        past &= within
+    peer.send([_REQUEST.pack(*_END)])
     peer.expect(ANSWER)  # it stands by what it said
-    return differing, far_size
+    return Compared(inside | past, size, peer.place, far_size, root, far_root)
+
+
+class _Near:
+    """This side of a comparison."""
+
+    def __init__(self, device: Device, shape: Shape, seed: int, peer: Peer, report: Report) -> None:
+        self._device = device
+        self._shape = shape
+        self._seed = seed
+        self._peer = peer
+        self._report = report
+        self._said = time.monotonic()
+
+    def find_leaves(self) -> tuple[str, str, Offsets]:
+        """Return both roots, and the numbers of the leaves that differ; both sides hash all they hold."""
+        self._peer.send([_REQUEST.pack(*_WHOLE)])
+        tree = hash_tree(self._device, self._shape, self._seed, self._tell)
+        far_root = _parse_root(self._peer.expect(ROOT), self._peer.place)
+        if tree.root == far_root:
+            return tree.root, far_root, np.empty(0, np.uint64)
+        if not self._shape.limit:
+            raise self._contradiction()
+        top = len(tree.levels) - 1
+        numbers, theirs = np.zeros(1, np.uint64), None
+        for level in range(top, 0, -1):
+            numbers, theirs = self._find_children(tree, level, numbers, theirs, far_root)
+        return tree.root, far_root, numbers
+
+    def _find_children(
+        self, tree: HashTree, level: int, numbers: Offsets, theirs: Digests | None, far_root: str
+    ) -> tuple[Offsets, Digests]:
+        """Return the numbers of what differs below nodes that differ, and the far side's digests of it.
+
+        Args:
+            tree: this side's.
+            level: of the nodes.
+            numbers: of the nodes.
+            theirs: the far side's digests of the nodes; None: there is one node, the topmost, under this root.
+            far_root: the far side's.
+        """
+        found, digests = [np.empty(0, np.uint64)], [np.empty((0, DIGEST), np.uint8)]
+        begun = 0
+        for asked, far in self._ask(level, numbers):
+            below = self._shape.children(level, asked)
+            parents = np.searchsorted(asked, below // np.uint64(FAN_OUT))
+            bounds = np.searchsorted(parents, np.arange(len(asked) + 1)).tolist()
+            for index in range(len(asked)):
+                node = hash_node(far[bounds[index] : bounds[index + 1]], self._seed)
+                if theirs is None:
+                    is_sound = hash_root(as_digests(node), self._shape.limit, self._seed) == far_root
+                else:
+                    is_sound = node == theirs[begun + index].tobytes()
+                if not is_sound:
+                    raise self._contradiction()
+            begun += len(asked)
+            differs = (tree.levels[level - 1][below] != far).any(axis=1)
+            found.append(below[differs])
+            digests.append(far[differs])
+        return np.concatenate(found), np.concatenate(digests)
+
+    def find_blocks(self, leaves: Offsets, *, must_differ: bool) -> ChangeMap:
+        """Return the blocks that differ within the given leaves.
+
+        Args:
+            leaves: their numbers.
+            must_differ: whether it is known of each that something in it does.
+        """
+        return join_maps(self._iter_blocks(leaves, must_differ=must_differ))
+
+    def _iter_blocks(self, leaves: Offsets, *, must_differ: bool) -> Iterator[ChangeMap]:
+        limit = self._shape.limit
+        data = find_data(self._device, limit)
+        done = 0
+        with ThreadPoolExecutor(workers(self._device)) as pool:
+            for asked, far in self._ask(0, leaves):
+                blocks = self._shape.children(0, asked)
+                mine = np.concatenate(hash_blocks(self._device, data, asked.tolist(), limit, self._seed, pool))
+                differs = (mine != far).any(axis=1)
+                if must_differ and len(np.unique(blocks[differs] // np.uint64(LEAF // BLOCK))) != len(asked):
+                    raise DeviceError(
+                        f"{self._device.name} or {self._peer.place} was written to while they were compared: what"
+                        " differed at first did not differ later",
+                        device=self._device.name,
+                    )
+                yield ChangeMap.from_chunks(blocks[differs], BLOCK, limit)
+                done += len(asked)
+                self._report(Progress("comparing", done * LEAF, len(leaves) * LEAF))
+
+    def _ask(self, level: int, numbers: Offsets) -> Iterator[tuple[Offsets, Digests]]:
+        """Yield, for some nodes at a time, their numbers and the far side's digests of what is below them."""
+        parts = [numbers[at : at + MOST_ASKED] for at in range(0, len(numbers), MOST_ASKED)]
+        sent = 0
+        for index, part in enumerate(parts):
+            while sent < min(index + _ASKED_AHEAD, len(parts)):
+                self._peer.send([_REQUEST.pack(level, len(parts[sent])), parts[sent].astype("<u8").tobytes()])
+                sent += 1
+            yield part, self._receive_digests(len(self._shape.children(level, part)))
+
+    def _receive_digests(self, count: int) -> Digests:
+        told = self._peer.expect(DIGESTS).get("count")
+        if told != count:
+            raise TransportError(f"{self._peer.place}: {count} digests were asked for, and it has {str(told)[:20]!a}")
+        received = _receive_exactly(self._peer.receive_some, count * DIGEST)
+        if len(received) != count * DIGEST:
+            self._peer.fail("it ended in the middle of its answer")
+        return as_digests(received)
+
+    def _tell(self, done: int) -> None:
+        self._report(Progress("hashing", done, self._shape.limit))
+        if time.monotonic() - self._said >= BEAT:
+            self._peer.send([_REQUEST.pack(*_STILL_THERE)])
+            self._said = time.monotonic()
+
+    def _contradiction(self) -> VerifyError:
+        return VerifyError(
+            f"{self._peer.place}: its digests do not fit its root: bytes were lost on the way, or it is not honest;"
+            " nothing is known about it"
+        )
 
 
 def _parse_size(values: Mapping[str, Any], place: str) -> int:
@@ -150,152 +347,14 @@ def _parse_size(values: Mapping[str, Any], place: str) -> int:
     raise TransportError(f"{place}: its size is not readable: '{str(size)[:80]!a}'")
 
 
-def _find_leaves(device: Device, limit: int, seed: int, peer: Peer, report: Report) -> Offsets:
-    """Return the numbers of the leaves that differ, while both sides hash."""
-    found: list[npt.NDArray[np.int64]] = []
-    first = 0
-    with in_background(hash_leaves(device, limit, seed), 4) as groups:
-        for mine in groups:
-            found.append(np.flatnonzero((mine != _receive_digests(peer, len(mine))).any(axis=1)) + first)
-            first += len(mine)
-            report(Progress("hashing", min(first * LEAF, limit), limit))
-    return np.concatenate([np.empty(0, np.int64), *found]).astype(np.uint64)
+def _parse_root(values: Mapping[str, Any], place: str) -> str:
+    root = values.get("root")
+    if isinstance(root, str) and len(root) == 2 * DIGEST:
+        return root
+    raise TransportError(f"{place}: its root is not readable: '{str(root)[:80]!a}'")
 
 
-def _find_blocks(
-    device: Device, limit: int, seed: int, numbers: Offsets, peer: Peer, report: Report
-) -> Iterator[ChangeMap]:
-    """Yield the blocks that differ within the given leaves."""
-    asked = [numbers[at : at + MOST_ASKED] for at in range(0, len(numbers), MOST_ASKED)]
-    per_leaf = np.arange(LEAF // BLOCK, dtype=np.uint64)
-    blocks = np.uint64(-(-limit // BLOCK))
-    data = find_data(device, limit)
-    sent = 0
-    with ThreadPoolExecutor(_workers(device)) as pool:
-        for index, leaves in enumerate(asked):
-            while sent < min(index + _ASKED_AHEAD, len(asked)):
-                peer.send([_COUNT.pack(len(asked[sent])), asked[sent].astype("<u8").tobytes()])
-                sent += 1
-            places = (leaves[:, None] * np.uint64(len(per_leaf)) + per_leaf).ravel()
-            places = places[places < blocks]
-            mine = np.concatenate(hash_blocks(device, data, leaves.tolist(), limit, seed, pool))
-            differs = (mine != _receive_digests(peer, len(mine))).any(axis=1)
-            yield ChangeMap.from_chunks(places[differs], BLOCK, limit)
-            report(Progress("comparing", min((index + 1) * MOST_ASKED, len(numbers)) * LEAF, len(numbers) * LEAF))
-
-
-def _receive_digests(peer: Peer, count: int) -> Digests:
-    received = _receive_exactly(peer.receive_some, count * DIGEST)
-    if len(received) != count * DIGEST:
-        peer.fail("it ended in the middle of its answer")
-    return np.frombuffer(received, np.uint8).reshape(-1, DIGEST)
-
-
-# Both sides
-
-
-def hash_leaves(device: Device, limit: int, seed: int) -> Iterator[Digests]:
-    """Yield the digests of all leaves below ``limit``, in order, some at a time; the holes of a file are not read."""
-    count = -(-limit // LEAF)
-    data = find_data(device, limit)
-    of_zeros = np.frombuffer(xxhash.xxh3_128_digest(bytes(LEAF), seed), np.uint8)
-    together = 1 if device.depth > 1 else _TOGETHER
-
-    def work(numbers: list[int]) -> bytes:
-        return b"".join(xxhash.xxh3_128_digest(_read_leaf(device, data, number, limit), seed) for number in numbers)
-
-    def submit(first: int) -> _Group:
-        starts = np.arange(first, min(first + _GROUP, count), dtype=np.uint64) * np.uint64(LEAF)
-        ends = np.minimum(starts + np.uint64(LEAF), np.uint64(limit))
-        nearest = np.searchsorted(data.ends, starts, "right")
-        has_data = nearest < len(data)
-        has_data[has_data] = data.offsets[nearest[has_data]] < ends[has_data]
-        has_data |= ends - starts < LEAF  # the last one, if it is short
-        digests = np.tile(of_zeros, (len(starts), 1))
-        numbers = (starts[has_data] // np.uint64(LEAF)).tolist()
-        for number in numbers:
-            device.prefetch(*_data_of(data, number, limit))
-        tasks = [pool.submit(work, numbers[at : at + together]) for at in range(0, len(numbers), together)]
-        return digests, has_data, tasks
-
-    with ThreadPoolExecutor(_workers(device)) as pool:
-        under_way: deque[_Group] = deque()
-        try:
-            for first in range(0, count, _GROUP):
-                under_way.append(submit(first))
-                if len(under_way) > 2:
-                    yield _collect(under_way.popleft())
-            while under_way:
-                yield _collect(under_way.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_Group = tuple[Digests, npt.NDArray[np.bool_], list[Future[bytes]]]
-
-
-def _collect(group: _Group) -> Digests:
-    digests, has_data, tasks = group
-    if tasks:
-        found = b"".join(task.result() for task in tasks)
-        digests[has_data] = np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
-    return digests
-
-
-def hash_blocks(
-    device: Device, data: ChangeMap, numbers: Sequence[int], limit: int, seed: int, pool: ThreadPoolExecutor
-) -> list[Digests]:
-    """Return the digests of the blocks of 4 KiB in each of the given leaves; ``data``: as of `find_data`."""
-
-    def work(number: int) -> Digests:
-        view = _read_leaf(device, data, number, limit)
-        digests = [xxhash.xxh3_128_digest(view[at : at + BLOCK], seed) for at in range(0, len(view), BLOCK)]
-        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
-
-    for number in numbers:
-        device.prefetch(*_data_of(data, number, limit))
-    return list(pool.map(work, numbers))
-
-
-_own = local()
-
-
-def _read_leaf(device: Device, data: ChangeMap, number: int, limit: int) -> memoryview:
-    """Return the bytes of a leaf, in a buffer that this thread uses again: new memory takes longer than the read.
-
-    Holes are not read: the kernel would fill its page cache with zeros.
-    """
-    if not hasattr(_own, "buffer"):
-        _own.buffer = aligned_buffer(LEAF)
-    start, end = number * LEAF, min((number + 1) * LEAF, limit)
-    view: memoryview = _own.buffer[: end - start]
-    offsets, lengths = _data_of(data, number, limit)
-    if sum(lengths) < len(view):
-        np.frombuffer(view, np.uint8)[:] = 0
-    for offset, length in zip(offsets, lengths, strict=True):
-        device.read([offset], [length], view[offset - start : offset - start + length])
-    return view
-
-
-def _data_of(data: ChangeMap, number: int, limit: int) -> tuple[list[int], list[int]]:
-    """Return offsets and lengths of the data in a leaf."""
-    start, end = np.uint64(number * LEAF), np.uint64(min((number + 1) * LEAF, limit))
-    first = int(np.searchsorted(data.ends, start, "right"))
-    last = int(np.searchsorted(data.offsets, end, "left"))
-    offsets = np.maximum(data.offsets[first:last], start)
-    return offsets.tolist(), (np.minimum(data.ends[first:last], end) - offsets).tolist()
-
-
-def find_data(device: Device, limit: int) -> ChangeMap:
-    """Return what is no hole below ``limit``."""
-    return find_holes(device, limit).complement(limit)
-
-
-def _workers(device: Device) -> int:
-    return max(device.depth, os.cpu_count() or 1)
-
-
-def _receive_exactly(receive: Callable[[memoryview], int], length: int) -> memoryview:
+def _receive_exactly(receive: Receive, length: int) -> memoryview:
     """Return ``length`` bytes, or fewer if the line ends before them."""
     buffer = memoryview(bytearray(length))
     filled = 0

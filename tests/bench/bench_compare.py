@@ -26,7 +26,7 @@ while count := os.preadv(fds[0], [a], at):
 """
 _HASH = """
 import sys
-from lvmsync.jobs.leaves import hash_leaves
+from lvmsync.jobs.hash_tree import hash_leaves
 from lvmsync.system.device import open_device
 with open_device(sys.argv[1]) as device:
     print(sum(len(digests) for digests in hash_leaves(device, device.size, 5)))
