@@ -32,8 +32,11 @@ CREATED_TAG = "lvmsync.created"
 TIMEOUT = 120.0
 """Seconds that one command may take, and that the lock is waited for."""
 
-TRIES, WAIT = 50, 0.2
-"""How often, and how many seconds apart, a command is tried whose device is open: udev opens devices for a moment."""
+TRIES, WAIT = 3, 0.2
+"""How often, and how many seconds apart, a command is tried whose device is open: udev opens devices for a moment.
+
+lvremove itself tries for 5 s (``activation/retry_deactivation``).
+"""
 
 _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.\-/=!:&#]{0,1023}")
@@ -84,18 +87,23 @@ def take_snapshot(
         DeviceError: the volume group has too little room.
         CommandError: lvcreate failed; nothing was made.
     """
+    argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk)
+    return _create(argv, f"{volume.group}/{name}", {TAG, *tags})
+
+
+def snapshot_command(
+    volume: LogicalVolume, name: str, *, tags: Iterable[str], size: int | None = None, chunk: int | None = None
+) -> list[str]:
+    """Return the command of `take_snapshot`; errors as there, and none of lvcreate's."""
     argv = ["lvcreate", "-y", "-s", "-pr", "-n", _checked(name, _NAME, "name")]
-    all_tags = {TAG, *tags}
-    for tag in sorted(all_tags):
+    for tag in sorted({TAG, *tags}):
         argv += ["--addtag", _checked(tag, _TAG, "tag")]
     if volume.is_thin:
-        argv += ["-ky"]
-    else:
-        if size is None or chunk is None:
-            advice = advise_snapshot(volume, size=size, chunk=chunk)
-            size, chunk = advice.size, advice.chunk
-        argv += ["-c", f"{chunk}b", "-L", f"{round_up(size, 512)}b"]
-    return _create([*argv, volume.full_name], f"{volume.group}/{name}", all_tags)
+        return [*argv, "-ky", volume.full_name]
+    if size is None or chunk is None:
+        advice = advise_snapshot(volume, size=size, chunk=chunk)
+        size, chunk = advice.size, advice.chunk
+    return [*argv, "-c", f"{chunk}b", "-L", f"{round_up(size, 512)}b", volume.full_name]
 
 
 def remove_snapshot(volume: LogicalVolume) -> None:
@@ -103,7 +111,7 @@ def remove_snapshot(volume: LogicalVolume) -> None:
 
     Raises:
         ConflictError: it is not ours, or no snapshot.
-        CommandError: lvremove failed, or the snapshot stayed in use for `TRIES` times `WAIT` seconds.
+        CommandError: lvremove failed, or the snapshot stayed in use.
     """
     if not is_ours(volume):
         raise ConflictError(
@@ -111,6 +119,11 @@ def remove_snapshot(volume: LogicalVolume) -> None:
             device=volume.full_name,
         )
     _remove(volume, TAG)
+
+
+def remove_held(snapshot: LogicalVolume) -> None:
+    """Remove a snapshot of ours as `remove_snapshot` does, by a caller that has `lvm_locked`."""
+    _run_remove(snapshot, TAG)
 
 
 def change_tags(volume: LogicalVolume, add: Iterable[str] = (), drop: Iterable[str] = ()) -> LogicalVolume:
@@ -168,7 +181,7 @@ def remove_volume(volume: LogicalVolume) -> None:
 
     Raises:
         ConflictError: it does not.
-        CommandError: lvremove failed, or the volume stayed in use for `TRIES` times `WAIT` seconds.
+        CommandError: lvremove failed, or the volume stayed in use.
     """
     if CREATED_TAG not in volume.tags:
         raise ConflictError(
@@ -186,7 +199,7 @@ def extend_volume(volume: LogicalVolume, by: int) -> LogicalVolume:
         DeviceError: the volume group has too little room, or the volume is gone.
         CommandError: lvextend failed, or the store is as large as it can be.
     """
-    require_room(volume.group, by, f"{volume.full_name}, which is to grow")
+    require_room(volume.group, by, f"more of {volume.full_name}")
     _change(["lvextend", "-y", "-L", f"+{round_up(by, 512)}b", volume.full_name])
     found = lvm.find_volume_by_id(volume.id)
     if found is None:
@@ -194,9 +207,39 @@ def extend_volume(volume: LogicalVolume, by: int) -> LogicalVolume:
     return found
 
 
+def set_writable(volume: LogicalVolume, *, is_writable: bool) -> None:
+    """Let a volume be written to, or not; one that is so already is left alone. It may be in use.
+
+    Raises:
+        DeviceError: it is gone, or another program changes it at the same time.
+        CommandError: lvchange failed.
+    """
+    failure: CommandError | None = None
+    try:
+        _change(["lvchange", "-y", "-prw" if is_writable else "-pr", "-S", _with_id(volume), volume.full_name])
+    except CommandError as error:  # it is so already, perhaps
+        failure = error
+    found = lvm.find_volume_by_id(volume.id)
+    if found is None:
+        raise DeviceError(f"{volume.full_name} is gone", device=volume.full_name)
+    if found.attr[1:2] != ("w" if is_writable else "r"):  # R: only this activation is read-only
+        wanted = "writable" if is_writable else "read-only"
+        raise failure or DeviceError(f"{volume.full_name} did not become {wanted}", device=volume.full_name)
+
+
+def set_active(volume: LogicalVolume, *, is_active: bool) -> None:
+    """Activate or deactivate a volume, with its classic snapshots.
+
+    Raises:
+        CommandError: lvchange failed: it is in use, say.
+    """
+    words = ["-ay", "-K"] if is_active else ["-an"]
+    _change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
+
+
 def _create(argv: list[str], name: str, tags: Iterable[str]) -> LogicalVolume:
     """Run lvcreate; what it left half made is removed."""
-    with _lvm_locked():
+    with lvm_locked():
         before = _find(name)
         if before:
             raise ConflictError(f"there is a volume {name} already; choose another name", device=name)
@@ -220,7 +263,7 @@ def _find(name: str) -> LogicalVolume | None:
 
 
 def _remove(volume: LogicalVolume, tag: str) -> None:
-    with _lvm_locked():
+    with lvm_locked():
         found = lvm.find_volume_by_id(volume.id)
         if found:
             _run_remove(found, tag)
@@ -252,7 +295,7 @@ def _run_remove(volume: LogicalVolume, tag: str) -> None:
 
 
 def _change(argv: list[str]) -> None:
-    with _lvm_locked():
+    with lvm_locked():
         run_to_end(argv, timeout=TIMEOUT)
 
 
@@ -268,8 +311,13 @@ def _checked(word: str, grammar: re.Pattern[str], what: str) -> str:
 
 
 @contextmanager
-def _lvm_locked() -> Iterator[None]:
-    """Let one run of ours at a time change LVM."""
+def lvm_locked() -> Iterator[None]:
+    """Let one run of ours at a time change LVM.
+
+    Raises:
+        ConflictError: another run has done so for `TIMEOUT` seconds.
+        DeviceError: there is no place for the lock.
+    """
     path = run_folder() / "lvm.lock"
     fd = _open(path)
     try:

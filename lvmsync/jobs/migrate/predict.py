@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 SEND = "send"
 """The phase of a pass whose time grows with its bytes."""
 
+AFTER = "promote"
+"""The phase that a last pass puts off until the downtime is over."""
+
 _RECENT = 4
 """Passes that the model is fitted to: the rates of an hour ago tell little."""
 _DECAY = 0.5  # weight of a pass, against the one after it
@@ -43,8 +46,8 @@ class Pass:
 
     @property
     def fixed_seconds(self) -> float:
-        """All phases but the sending."""
-        return self.total_seconds - self.seconds.get(SEND, 0.0)
+        """All phases of a last pass but the sending."""
+        return self.total_seconds - self.seconds.get(SEND, 0.0) - self.seconds.get(AFTER, 0.0)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
@@ -137,9 +138,11 @@ class _Steps:
 
     def _run_pass(self, report: Report) -> Carried:
         tries = 0
+        # In the downtime nothing is done that can wait: `_finish` removes the snapshots in any case.
+        options = replace(self._options, promote=not self._has_stopped)
         while True:
             try:
-                result = run_pass(self._replica, self._job.connect(), self._options, report)
+                result = run_pass(self._replica, self._job.connect(), options, report)
                 break
             except LvmsyncError as error:
                 tries += 1
@@ -206,10 +209,11 @@ class _Steps:
 
     def _find_user(self) -> str | None:
         """Say that somebody has the source open; udev, which does for moments, is waited for."""
-        found = lvm.find_volume_by_id(self._job.volume.id)
-        if found is None or found.number is None or dm.wait_until_closed(found.number):
+        try:
+            number = Path(f"/dev/{self._job.volume.full_name}").stat().st_rdev
+        except OSError:  # not active: the pass will say so
             return None
-        return "the kernel counts it as open"
+        return None if dm.wait_until_closed((os.major(number), os.minor(number))) else "the kernel counts it as open"
 
     def _find_dirty(self) -> int | None:
         """Return how many bytes changed since the last snapshot: a classic one counts what it keeps."""

@@ -54,6 +54,7 @@ class PassOptions:
         store: bytes of a classic snapshot's store; None: advised.
         chunk: bytes of its chunks; None: advised.
         limits: of stores and pools on this side.
+        promote: whether the head becomes the base right away; without, the next run does that.
         orders: further options of the receive (see `Agent.receive`).
     """
 
@@ -65,6 +66,7 @@ class PassOptions:
     store: int | None = None
     chunk: int | None = None
     limits: Limits = field(default_factory=Limits)
+    promote: bool = True
     orders: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +79,7 @@ class PassResult:
         kind: "first", "delta", "resume" or "nothing".
         changed_bytes: bytes of changes that were sent.
         wire_bytes: bytes of the stream.
-        seconds: of each phase: "snapshot", "map", "send", "commit".
+        seconds: of each phase: "snapshot", "map", "send", "commit", "promote".
         head_time: when the snapshot that was sent had been taken, on the clock of `time.monotonic`; None of one
             that an earlier run has taken.
         snapshot: that snapshot, VG/LV: the base now.
@@ -233,7 +235,10 @@ class _Pass:
         except BaseException as error:
             self._let_go(head, error)
             raise
-        self._promote(head)
+        began = time.monotonic()
+        if options.promote:
+            self._promote(head)
+        self._seconds["promote"] = time.monotonic() - began
         kind = plan.kind.value
         if plan.kind is Kind.DELTA and not receipt.bytes:
             kind = "nothing"
