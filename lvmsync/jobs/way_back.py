@@ -12,13 +12,12 @@ from pathlib import Path
 from lvmsync.errors import VerifyError
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.stream.frames import Header
-from lvmsync.stream.session import Receiver
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.applied import read_applied
 from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
-from lvmsync.targets.durable import DurableFile, Kept, read_durable
+from lvmsync.targets.durable import DurableFile, find_edge, read_durable
 
 _CHANGED = ("applying", "prepared")
 """Phases in which the target may not be what it was."""
@@ -107,25 +106,20 @@ def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -
     assert note is not None
     assert note.undo is not None
     undo, check = Path(note.undo), ledger.path(note.id, "undo-check")
-    session = Receiver()
-    kept = None
     done = 0
-    for frame in read_durable(undo, check, session):
-        if isinstance(frame, Header) or int(frame.table[-1].sum()) <= offset:
-            kept = Kept.of(session)
-            continue
-        if int(frame.table[0, 0]) < offset:  # they ascend: nothing was written yet
-            raise VerifyError(
-                f"{undo} has saved bytes on both sides of {offset} at once, where the transaction should stand: it"
-                f" cannot go on; run 'lvmsync recover {target.name}'",
-                device=target.name,
-            )
-        target.write([frame])
-        done += frame.changed_bytes
-        report(Progress("rolling back", done, None))
+    with find_edge(undo, check, offset) as edge:
+        for frame in edge.behind:
+            if int(frame.table[0, 0]) < offset:  # they ascend, so this is the first, and nothing was written yet
+                raise VerifyError(
+                    f"{undo} has saved bytes on both sides of byte {offset} at once, where the transaction should"
+                    f" stand: it cannot go on; run 'lvmsync recover {target.name}'",
+                    device=target.name,
+                )
+            target.write([frame])
+            done += frame.changed_bytes
+            report(Progress("rolling back", done, None))
     target.sync()
-    assert kept is not None
-    return DurableFile.reopen(undo, check, ledger.path(note.id, "undo-check-new"), kept)
+    return DurableFile.reopen(undo, check, ledger.path(note.id, "undo-check-new"), edge)
 
 
 def forget_unnoted(ledger: Ledger) -> None:

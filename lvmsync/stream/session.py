@@ -73,16 +73,6 @@ class Receiver:
         """Byte of the stream up to which all frames are whole, in a format that has frames."""
         return self._decoder.position if isinstance(self._decoder, v4.Decoder) else 0
 
-    def encoder(self) -> v4.Encoder:
-        """Return an encoder that goes on with a PROTO[4] stream behind the last frame, which was no END.
-
-        Raises:
-            StreamError: it is of a format that cannot be gone on with.
-        """
-        if not isinstance(self._decoder, v4.Decoder):
-            raise StreamError("only a PROTO[4] stream can be gone on with")
-        return self._decoder.encoder()
-
     def get_buffer(self) -> memoryview:
         """Return where the next bytes are to be put; never empty."""
         return self._decoder.get_buffer() if self._decoder else self._line[self._line_filled :]

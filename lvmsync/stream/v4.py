@@ -53,6 +53,8 @@ MAX_EXTENTS = 1 << 16
 """Most extents in one frame."""
 
 _FRAME = struct.Struct("<BBHIQIIQ")
+HEAD_SIZE = _FRAME.size
+"""Bytes of the header of a frame."""
 _CHECKED = 24  # bytes of the frame header that the checksum covers
 _CHECKSUM = struct.Struct("<Q")
 _MARK = struct.Struct("<QQ")
@@ -166,12 +168,6 @@ class Decoder:
     def digest(self) -> str:
         """Hex digest over the checksums of all frames so far."""
         return self._digest.hexdigest()
-
-    def encoder(self) -> Encoder:
-        """Return an encoder that goes on with the stream behind the last frame, which was no END."""
-        encoder = Encoder()
-        encoder._sequence, encoder._seed, encoder._digest = self._sequence, self._seed, self._digest.copy()
-        return encoder
 
     def get_buffer(self) -> memoryview:
         """Return where the next bytes are to be put."""
@@ -296,6 +292,66 @@ class Decoder:
         except (ValueError, TypeError, RecursionError) as error:
             raise StreamError(f"stream header is not readable: {error}", offset=self._position) from error
         raise StreamError("stream header is not a JSON object", offset=self._position)
+
+
+class Skimmer:
+    """Follows a stream by the headers of its frames alone, up to a place where it is read or written on.
+
+    Nothing is proved but the order of the frames: that what lies before the place is whole is known otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._seed = 0
+        self._digest = xxhash.xxh3_128()
+        self._frame: tuple[int, int, int] = (0, 0, 0)  # that is looked at: type, stored bytes, checksum
+        self._position = len(MAGIC)
+
+    @property
+    def position(self) -> int:
+        """Byte of the stream where the next frame starts."""
+        return self._position
+
+    def look(self, head: bytes) -> tuple[int, int]:
+        """Take the header of the next frame, and return how many extents are in its table and how many bytes behind it.
+
+        The table begins behind the header. A frame without one has no extents.
+
+        Raises:
+            StreamError: it is not the next frame, or is compressed.
+        """
+        if len(head) != HEAD_SIZE:
+            raise StreamError(f"stream is cut at byte {self._position}", offset=self._position)
+        kind, codec, _, count, sequence, stored, _, checksum = _FRAME.unpack(head)
+        if kind not in _NAMES or codec != _RAW or sequence != self._sequence or stored < count * 16:
+            raise StreamError(
+                f"stream byte {self._position}: not the header of frame {self._sequence}", offset=self._position
+            )
+        self._frame = kind, stored, checksum
+        return count, stored - count * 16
+
+    def skip(self) -> None:
+        """Go behind the frame that was looked at."""
+        kind, stored, checksum = self._frame
+        if self._sequence == 0:
+            self._seed = checksum
+        if kind != _END_TYPE:
+            self._digest.update(_CHECKSUM.pack(checksum))
+        self._sequence += 1
+        self._position += HEAD_SIZE + stored
+
+    def encoder(self) -> Encoder:
+        """Return an encoder that makes the next frame in the place of the one that is there."""
+        encoder = Encoder()
+        encoder._sequence, encoder._seed, encoder._digest = self._sequence, self._seed, self._digest.copy()
+        return encoder
+
+    def decoder(self) -> Decoder:
+        """Return a decoder that reads on from here."""
+        decoder = Decoder()
+        decoder._sequence, decoder._seed, decoder._digest = self._sequence, self._seed, self._digest.copy()
+        decoder._position = self._position
+        return decoder
 
 
 def _checksum(seed: int, head: Buffer, body: list[Buffer]) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import xxhash
 
 from lvmsync.errors import DeviceError, StreamError, VerifyError
@@ -18,25 +20,22 @@ from lvmsync.system.ledger import sync_folder
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The beginning of a stream file, up to the edge of a frame.
+class Edge:
+    """The beginning of a PROTO[4] stream file, up to the end of a window.
 
     Attributes:
         size: its bytes.
         extents: how many extents are in it.
         changed_bytes: how many bytes those cover.
         encoder: makes the frame that comes next.
+        behind: the changes that follow it, proved.
     """
 
     size: int
     extents: int
     changed_bytes: int
     encoder: v4.Encoder
-
-    @classmethod
-    def of(cls, session: Receiver) -> Self:
-        """Return what a session has read so far, of a PROTO[4] stream."""
-        return cls(session.position, session.extents, session.changed_bytes, session.encoder())
+    behind: Iterator[Changes]
 
 
 class DurableFile:
@@ -81,8 +80,8 @@ class DurableFile:
             raise
 
     @classmethod
-    def reopen(cls, path: Path, check: Path, new_check: Path, kept: Kept) -> Self:
-        """Open both files again, cut back to what is to be kept of them, which was proved by `read_durable`.
+    def reopen(cls, path: Path, check: Path, new_check: Path, edge: Edge) -> Self:
+        """Open both files again, cut back to an edge that `find_edge` has found.
 
         A crash leaves the old check or the new one; either counts no byte that is not there.
 
@@ -90,28 +89,27 @@ class DurableFile:
             path: of the stream file.
             check: of the check file.
             new_check: a name beside it, for the moment.
-            kept: what stays of the stream file.
+            edge: what stays of the stream file.
 
         Raises:
             DeviceError: a file cannot be written.
         """
         file = cls.__new__(cls)
         file.path = path
-        file.extents, file.changed_bytes = kept.extents, kept.changed_bytes
-        file._encoder, file._size, file._window = kept.encoder, kept.size, xxhash.xxh3_64()
+        file.extents, file.changed_bytes = edge.extents, edge.changed_bytes
+        file._encoder, file._size, file._window = edge.encoder, edge.size, xxhash.xxh3_64()
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            _cut_check(check, new_check, edge.size)
+            file._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                _write_check(check, new_check, fd, kept.size)
-                os.ftruncate(fd, kept.size)
-                os.lseek(fd, 0, os.SEEK_END)
+                os.ftruncate(file._fd, edge.size)
+                os.lseek(file._fd, 0, os.SEEK_END)
                 file._check_fd = os.open(check, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             except BaseException:
-                os.close(fd)
+                os.close(file._fd)
                 raise
         except OSError as error:
             raise file._failed(error) from error
-        file._fd = fd
         return file
 
     def save(self, frame: Changes) -> None:
@@ -155,15 +153,9 @@ class DurableFile:
         return DeviceError(f"cannot write {self.path}: {error.strerror}", device=str(self.path))
 
 
-def _write_check(check: Path, new_check: Path, fd: int, size: int) -> None:
-    """Replace a check file by one that counts no more than ``size`` bytes of the stream file, durably and at once."""
+def _cut_check(check: Path, new_check: Path, size: int) -> None:
+    """Replace a check file by one that counts ``size`` bytes of the stream file, durably and at once."""
     windows = [window for window in checks.parse_windows(check.read_bytes()) if window.end <= size]
-    at = windows[-1].end if windows else 0
-    if at < size:
-        hasher = xxhash.xxh3_64()
-        for piece in _read_pieces(fd, at, size):
-            hasher.update(piece)
-        windows.append(checks.Window(size, hasher.intdigest()))
     with new_check.open("wb", buffering=0) as file:
         file.write(b"".join(window.pack() for window in windows))
         os.fsync(file.fileno())
@@ -171,16 +163,74 @@ def _write_check(check: Path, new_check: Path, fd: int, size: int) -> None:
     sync_folder(check.parent)
 
 
-def read_durable(path: Path, check: Path | None, session: Receiver | None = None) -> Iterator[Header | Changes]:
-    """Yield header and changes of a stream file that a crash may have cut short: all that were made durable.
+@contextmanager
+def find_edge(path: Path, check: Path, offset: int) -> Iterator[Edge]:
+    """Yield the edge of a PROTO[4] stream file before which is what lies below ``offset`` of the device.
 
-    Every window is proved before anything is yielded. Without a check file it is every whole
-    frame up to the first that is not, which needs a format with checksums.
+    It must be where a window ends. Only that window is proved, and what is behind it: all before it was found whole
+    when it was written, and is proved when it is needed. Of that only the headers are read.
 
     Args:
         path: of the stream file.
         check: of its check file.
-        session: reads the file; at each frame it is just behind that.
+        offset: byte of the device.
+
+    Raises:
+        VerifyError: there is no such edge, or the file is damaged.
+        DeviceError: it cannot be read.
+    """
+    try:
+        windows = checks.parse_windows(check.read_bytes())
+        with path.open("rb", buffering=0) as file:
+            fd = file.fileno()
+            skimmer, extents, changed = _skim(fd, windows[-1].end if windows else 0, offset)
+            number = next((at for at, window in enumerate(windows) if window.end == skimmer.position), None)
+            if number is None:
+                raise VerifyError(
+                    f"{path} has no edge at byte {skimmer.position}, where byte {offset} of the device should be",
+                    device=str(path),
+                )
+            _prove(fd, path, windows[number:], windows[number - 1].end if number else 0)
+            behind = _read_behind(fd, skimmer.decoder(), windows[-1].end)
+            yield Edge(skimmer.position, extents, changed, skimmer.encoder(), behind)
+    except StreamError as error:
+        raise VerifyError(f"{path} is damaged: {error}", device=str(path)) from error
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+
+
+def _skim(fd: int, size: int, offset: int) -> tuple[v4.Skimmer, int, int]:
+    """Skim a stream up to the first change that ends behind ``offset``; return extents and bytes before it, too."""
+    skimmer = v4.Skimmer()
+    extents = changed = 0
+    while skimmer.position < size:
+        count, payload = skimmer.look(os.pread(fd, v4.HEAD_SIZE, skimmer.position))
+        if count:
+            table = np.frombuffer(os.pread(fd, count * 16, skimmer.position + v4.HEAD_SIZE), "<u8").reshape(-1, 2)
+            if len(table) < count or int(table[-1].sum()) > offset:
+                break
+            extents += count
+            changed += payload or int(table[:, 1].sum())
+        elif skimmer.position > len(v4.MAGIC):
+            break  # the END
+        skimmer.skip()
+    return skimmer, extents, changed
+
+
+def _read_behind(fd: int, decoder: v4.Decoder, size: int) -> Iterator[Changes]:
+    at = decoder.position
+    while at < size:
+        count = os.preadv(fd, [decoder.get_buffer()[: size - at]], at)
+        decoder.received(count)
+        at += count
+        yield from (frame for frame in decoder.frames() if isinstance(frame, (Data, Zero, Hole)))
+
+
+def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
+    """Yield header and changes of a stream file that a crash may have cut short: all that were made durable.
+
+    Every window is proved before anything is yielded. Without a check file it is every whole
+    frame up to the first that is not, which needs a format with checksums.
 
     Raises:
         VerifyError: a durable part of the file is damaged; nothing was yielded.
@@ -196,7 +246,7 @@ def read_durable(path: Path, check: Path | None, session: Receiver | None = None
                 if not windows:  # there is one from the beginning, for the header
                     raise VerifyError(f"{check} is empty: how much of {path} counts cannot be known", device=str(check))
                 size = windows[-1].end
-            session = session or Receiver()
+            session = Receiver()
             yield from _read_changes(file.fileno(), session, size)
             if size is None and session.version != 4:
                 raise StreamError(f"{path} has no checksums, and no check file: what counts of it cannot be known")
@@ -204,9 +254,9 @@ def read_durable(path: Path, check: Path | None, session: Receiver | None = None
         raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
 
 
-def _prove(fd: int, path: Path, windows: Sequence[checks.Window]) -> None:
+def _prove(fd: int, path: Path, windows: Sequence[checks.Window], at: int = 0) -> None:
+    """Prove windows that follow each other, the first of which begins at byte ``at``."""
     hasher = xxhash.xxh3_64()
-    at = 0
     for window in windows:
         hasher.reset()
         for piece in _read_pieces(fd, at, window.end):
