@@ -1,0 +1,22 @@
+"""Volumes whose snapshots lvmsync takes, with real LVM and a real sshd: pushed, pulled, and cut off at every step."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import guest
+from tests.lab.cases import Outcome, cases_of, noise, run_cases
+from tests.lab.conftest import Lab
+
+SCRIPT = guest.LAB / "managed.sh"
+
+
+@pytest.fixture(scope="module")
+def outcome(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    lab = Lab(tmp_path_factory.mktemp("managed"))
+    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 512 << 20), noise(lab.folder / "noise.img", 64 << 20)])
+
+
+@pytest.mark.parametrize("case", cases_of(SCRIPT))
+def test_lvmsync(outcome: Outcome, case: str) -> None:
+    outcome.check(case)
