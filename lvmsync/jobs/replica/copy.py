@@ -8,7 +8,7 @@ leaves, the tags of the snapshots and the target's ledger tell the next run wher
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -130,6 +130,31 @@ class Replica:
     def list_snapshots(self) -> list[LogicalVolume]:
         """Return its snapshots, oldest first."""
         return snapshots.list_kept(self.find_volume(), self.id)
+
+    def promote(self, head: LogicalVolume, kept: Iterable[LogicalVolume], identity: dict[str, str] | None) -> list[str]:
+        """Make a head that the target holds the base, and remove what was there before.
+
+        Args:
+            head: the snapshot.
+            kept: all snapshots of the replica.
+            identity: of the target; None: not known.
+
+        Returns:
+            What the user should know, a sentence each.
+        """
+        notebook = self.notebook
+        old = [one for one in kept if one.id != head.id and snapshots.role_of(one) in ("base", "head")]
+        snapshots.promote(head)
+        look = notebook.record.head_look if notebook.record.head == head.id else None
+        notebook.write(
+            base=head.id,
+            base_look=look,
+            head=None,
+            head_look=None,
+            identity=identity or notebook.record.identity,
+            committed=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return snapshots.remove(old)
 
 
 @contextmanager
@@ -333,21 +358,7 @@ class _Pass:
         report(progress)
 
     def _promote(self, head: LogicalVolume) -> None:
-        """Make a head that the target holds the base, and remove what was there before."""
-        notebook = self._replica.notebook
-        snapshots.promote(head)
-        look = notebook.record.head_look if notebook.record.head == head.id else None
-        identity = self.standing.identity or notebook.record.identity
-        notebook.write(
-            base=head.id,
-            base_look=look,
-            head=None,
-            head_look=None,
-            identity=identity,
-            committed=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        old = [one for one in self._kept.values() if one.id != head.id and snapshots.role_of(one) in ("base", "head")]
-        self._notes += snapshots.remove(old)
+        self._notes += self._replica.promote(head, self._kept.values(), self.standing.identity)
 
     def _let_go(self, head: LogicalVolume, error: BaseException) -> None:
         """Remove a head that nothing will go on with; add to the error if it cannot be.
