@@ -149,6 +149,7 @@ def pull(
     with Delivery(source, way, far, report, compress=compress) as delivery:
         options = _options(delivery.place, far, managing, minimal=minimal, compress=compress)
         wanted = {
+            "place": f"{os.uname().nodename}:{to.name}",
             "create": options.create,
             "thin_pool": options.thin_pool,
             "full": options.full,
@@ -156,21 +157,19 @@ def pull(
             "store": options.store,
             "chunk": options.chunk,
             "level": options.stream.level,
-            "orders": dict(options.orders) or None,
+            **options.orders,
         }
-        words = [to.name, *([options.thin_pool] if options.thin_pool else [])]
-        policy = Policy.of_words(words, may_create=orders.create)
+        policy = Policy.of_word(
+            to.name,
+            may_create=orders.create,
+            risks=["no_undo"] if orders.no_undo else [],
+            files=[orders.snapback] if orders.snapback else [],
+        )
+        if options.thin_pool:
+            policy = replace(policy, words=policy.words | {options.thin_pool})
         return retried(
             lambda: delivery.agent,
-            lambda agent: agent.pull(
-                delivery.place.name,
-                to.name,
-                f"{os.uname().nodename}:{to.name}",
-                wanted,
-                policy,
-                state_folder(orders.state),
-                report,
-            ),
+            lambda agent: agent.pull(delivery.place.name, to.name, wanted, policy, state_folder(orders.state), report),
             report,
             retries=RETRIES if managing.retries is None else managing.retries,
         )
