@@ -172,7 +172,7 @@ def parse_pattern(text: str) -> str:
         if parts[1] == "dev" and _WILD.search(text):
             raise UsageError(f"pattern '{text}': allow volumes as VG/LV, and other devices one by one")
         return text
-    if len(parts) != 2 or not all(parts):
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
         raise UsageError(f"pattern '{text}' is neither VG/LV nor an absolute path: write 'vg0/*', or '/srv/*.img'")
     return text
 

@@ -188,7 +188,8 @@ class Session:
 
         asked = _take(request, target=_is_word, size=_is_size, seed=_is_seed)
         place = self._policy.find_target(asked["target"])
-        self._policy.require(self._policy.may_compare, "compares nothing", "--allow-compare")
+        if not self._policy.may_compare:
+            raise UsageError("this server tells no digests of its targets: it was started with --no-compare")
         answer(place.path, asked["size"], asked["seed"], self._voice.send_all, self._voice.receive_some)
         return {}
 
