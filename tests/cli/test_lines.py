@@ -1,0 +1,243 @@
+"""Lines that hang, break, are slow, or are several: what a sync makes of them, over a real sshd and a proxy."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lvmsync.cli.limit import FILE_NAME
+from tests.cli.site import BIN, Site, error, make_site, run_far_side
+from tests.proxy import Proxy, run_proxy
+from tests.sshd import Sshd, write_config, write_known_hosts
+
+KIB, MIB = 1 << 10, 1 << 20
+OLD = bytes(8 * MIB)
+NEW = random.Random(1).randbytes(8 * MIB)  # does not compress
+SOURCE = "compare:./origin,old=./base"
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with run_far_side(tmp_path_factory) as sshd:
+        yield sshd
+
+
+@pytest.fixture
+def proxy(sshd: Sshd) -> Iterator[Proxy]:
+    with run_proxy(sshd.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, sshd: Sshd, proxy: Proxy, tmp_path: Path) -> Site:
+    """Two sides with a proxy between them; the built-in ssh leads through it, unless a test asks for both."""
+    made = make_site(tmp_path, sshd, getattr(request, "param", "asyncssh"), store=b"", origin=NEW, target=OLD)
+    (tmp_path / "base").write_bytes(OLD)
+    ssh = tmp_path / "home/.ssh"
+    write_known_hosts(ssh / "known_hosts", proxy.port, sshd.folder / "host.pub")
+    write_config(ssh / "config", proxy.port, known_hosts=ssh / "known_hosts", key=sshd.user_key)
+    return made
+
+
+both_ways = pytest.mark.parametrize("site", ["asyncssh", "rsh"], indirect=True)
+
+
+def command(site: Site, *options: str) -> list[str]:
+    rsh = ["-e", f"ssh -F {site.folder / 'home/.ssh/config'}"] if site.way == "rsh" else []
+    return [str(BIN / "lvmsync"), "sync", SOURCE, f"127.0.0.1:{site.target}", *rsh, *options]
+
+
+def start(site: Site, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(site, *options),
+        cwd=site.folder,
+        env={**os.environ, "HOME": str(site.folder / "home"), "LVMSYNC_STATE": str(site.folder / "state")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # no terminal: SIGHUP means one thing
+    )
+
+
+def finish(running: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    stdout, stderr = running.communicate(timeout=100)
+    return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
+
+
+def run(site: Site, *options: str) -> subprocess.CompletedProcess[str]:
+    return finish(start(site, *options))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_free(target: Path) -> bool:
+    """Tell whether nobody holds a target's lock."""
+    with target.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@both_ways
+def test_a_line_that_hangs_in_mid_stream_ends_both_sides_and_leaves_the_target_free(site: Site, proxy: Proxy) -> None:
+    running = start(site, "--stall-timeout", "3", "--bwlimit", "2M")
+    wait_for(lambda: proxy.moved > MIB)
+    assert not is_free(site.target)
+    proxy.stall()
+    began = time.monotonic()
+    done = finish(running)
+    assert done.returncode == 7, done.stderr
+    assert "no byte moved for 3 s: the line or the far side hangs; try again" in error(done)
+    wait_for(lambda: is_free(site.target), 15)  # the agent has given up, too: its line is still there
+    assert time.monotonic() - began < 15
+    assert site.target.read_bytes() == OLD
+
+
+def test_a_far_side_that_hangs_before_it_answers_is_told(site: Site) -> None:
+    silent = site.program("silent", "sleep 100")
+    done = run(site, "--stall-timeout", "3", "--remote-command", silent)
+    assert done.returncode == 7
+    assert "no byte moved for 3 s" in error(done)
+
+
+@both_ways
+def test_a_line_that_is_cut_in_mid_stream_is_one_clear_error(site: Site, proxy: Proxy) -> None:
+    running = start(site, "--bwlimit", "2M")
+    wait_for(lambda: proxy.moved > MIB)
+    proxy.cut()
+    done = finish(running)
+    assert done.returncode == 7, done.stderr
+    error(done)
+    wait_for(lambda: is_free(site.target))
+
+
+def test_a_far_side_that_is_busy_for_long_is_waited_for(site: Site) -> None:
+    # A disk that takes its time at the last sync: longer than the patience
+    slow = site.program("slow", f'LD_PRELOAD= exec {BIN / "python"} {site.folder / "far" / "slow.py"} "$@"')
+    (site.folder / "far" / "slow.py").write_text(
+        "import sys, time\n"
+        "from lvmsync.targets.block import BlockTarget\n"
+        "sync = BlockTarget.sync\n"
+        "def slow(self):\n    time.sleep(5)\n    sync(self)\n"
+        "BlockTarget.sync = slow\n"
+        "from lvmsync.cli.classic import run\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    done = run(site, "--stall-timeout", "3", "--remote-command", slow, "--no-undo")
+    assert done.returncode == 0, done.stderr
+    assert site.target.read_bytes() == NEW
+
+
+def test_a_limit_is_kept(site: Site, proxy: Proxy) -> None:
+    done = run(site, "--bwlimit", "3M", "--json")
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout)
+    assert receipt["wire_bytes"] == pytest.approx(8 * MIB, rel=0.01)
+    assert 0.9 * 8 / 3 <= receipt["seconds"] <= 1.4 * 8 / 3
+    assert site.target.read_bytes() == NEW
+
+
+def test_a_limit_in_a_file_is_followed_and_sighup_reads_it_at_once(site: Site, proxy: Proxy) -> None:
+    file = site.folder / "rate"
+    file.write_text("100K")
+    running = start(site, "--bwlimit-file", str(file))
+    wait_for(lambda: proxy.moved > 50 * KIB)
+    file.write_text("none")
+    running.send_signal(signal.SIGHUP)
+    done = finish(running)
+    assert done.returncode == 0, done.stderr
+    assert f"note: the rate is not limited now, says {file}" in done.stderr
+    assert site.target.read_bytes() == NEW
+
+
+def test_a_plain_limit_is_steered_through_the_state_folder(site: Site, proxy: Proxy) -> None:
+    running = start(site, "--bwlimit", "100K")
+    wait_for(lambda: proxy.moved > 50 * KIB)
+    file = site.folder / "state" / FILE_NAME
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("none")
+    running.send_signal(signal.SIGHUP)
+    done = finish(running)
+    assert done.returncode == 0, done.stderr
+    assert site.target.read_bytes() == NEW
+
+
+def test_sighup_ends_a_job_where_there_is_no_file(site: Site, proxy: Proxy) -> None:
+    running = start(site, "--bwlimit", "100K")
+    wait_for(lambda: proxy.moved > 50 * KIB)
+    running.send_signal(signal.SIGHUP)
+    done = finish(running)
+    assert done.returncode == 130
+    assert "ended by SIGHUP" in error(done)
+
+
+@both_ways
+def test_several_streams_carry_one_sync(site: Site, proxy: Proxy) -> None:
+    done = run(site, "--streams", "4", "--json", "--compress", "none")
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout)
+    assert (receipt["confirmed"], receipt["bytes"]) == (True, 8 * MIB)
+    assert proxy.connections == 4
+    assert site.target.read_bytes() == NEW
+
+
+def test_several_streams_refuse_and_compare_as_one_does(site: Site) -> None:
+    site.target.write_bytes(OLD[:-512])
+    done = run(site, "--streams", "3")
+    assert done.returncode == 3
+    assert "too small" in error(done)
+
+
+@both_ways
+def test_several_streams_are_lost_with_one(site: Site, proxy: Proxy) -> None:
+    running = start(site, "--streams", "3", "--bwlimit", "2M")
+    wait_for(lambda: proxy.moved > MIB)
+    proxy.cut()
+    done = finish(running)
+    assert done.returncode == 7, done.stderr
+    error(done)
+    wait_for(lambda: is_free(site.target))
+    assert site.target.read_bytes() == OLD
+
+
+def test_several_streams_that_hang_end_both_sides(site: Site, proxy: Proxy) -> None:
+    running = start(site, "--streams", "3", "--stall-timeout", "3", "--bwlimit", "2M")
+    wait_for(lambda: proxy.moved > MIB)
+    proxy.stall()
+    done = finish(running)
+    assert done.returncode == 7, done.stderr
+    assert "no byte moved for 3 s" in error(done)
+    wait_for(lambda: is_free(site.target), 15)
+    assert site.target.read_bytes() == OLD
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bwlimit", "fast"], "not a size: 'fast'"),
+        (["--bwlimit-file", "./none"], "cannot read the rate in none"),
+        (["--stall-timeout", "1"], "--stall-timeout 1 is out of range: 3 at least, or 0"),
+        (["--streams", "17"], "17 is not in the range"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(site: Site, options: list[str], words: str) -> None:
+    done = run(site, *options)
+    assert done.returncode in (2, 3)
+    assert words in error(done)
