@@ -11,15 +11,17 @@ from pathlib import Path
 
 from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.leaves import compare_device
 from lvmsync.jobs.migrate.move import Carried, Cut, Move
 from lvmsync.jobs.migrate.state import Note
 from lvmsync.jobs.migrate.users import Users
-from lvmsync.jobs.progress import Report
+from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.copy import PassOptions, PassResult, Replica, open_replica, run_pass
-from lvmsync.names import Comparison, Volume
-from lvmsync.sources import Reading
+from lvmsync.jobs.verify import verify_whole
+from lvmsync.names import Volume
 from lvmsync.system import dm, lvm
+from lvmsync.system.device import open_device
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.lvm_commands import set_active, set_writable
@@ -123,8 +125,8 @@ class _Steps:
             restart=None if users.restart is None else self._restart,
             fence=None if job.fence == "none" else lambda: set_writable(job.volume, is_writable=False),
             unfence=None if job.fence == "none" else lambda: unfence(job.volume),
-            verify_whole=self._verify if job.verify else None,
-            verify_last=None,
+            verify_whole=self._verify_whole if job.verify else None,
+            verify_last=self._verify_last if job.verify else None,
             keep_way_back=self._keep_way_back if job.way_back and self._is_volume() else None,
             seal=(lambda: set_active(job.volume, is_active=False)) if job.fence == "deactivate" else None,
             start=users.start,
@@ -174,22 +176,30 @@ class _Steps:
         """Tell whether the target is a volume of LVM, of which a snapshot can be kept."""
         return Volume(self._job.target).is_lvm_name or self._job.target.startswith("/dev/")
 
-    def _verify(self, report: Report) -> None:
+    def _verify_whole(self, report: Report) -> None:
         """Compare the target with the snapshot that it was brought to."""
         assert self._last
-        name = self._last.snapshot
-        with lvm.activated(lvm.find_volume(name)) as snapshot:
-            new = Volume(snapshot.full_name)
-            compared = self._job.connect().compare(self._job.target, Comparison(new), Reading(frozen=True), report)
-            with compared as found:
-                if len(found.changes):
-                    raise VerifyError(
-                        f"{self._job.place} differs from {name}, which it was brought to, in"
-                        f" {found.changes.total_bytes} bytes, the first at {int(found.changes.offsets[0])}: do not use"
-                        f" it; run 'lvmsync repair {self._job.volume.full_name} {self._job.place}'",
-                        device=self._job.place,
-                        offset=int(found.changes.offsets[0]),
-                    )
+        verify_whole(self._job.connect(), self._job.target, self._last.snapshot, report, frozen=True).require_equal()
+
+    def _verify_last(self) -> None:
+        """Compare what the last pass has changed with the source itself, which nobody writes to any more."""
+        assert self._last
+        agent, target, place = self._job.connect(), self._job.target, self._job.place
+        with open_device(f"/dev/{self._job.volume.full_name}") as device:
+            found = compare_device(
+                device,
+                device.size,
+                lambda size, seed: agent.begin_leaves(target, size, seed),
+                ignore,
+                within=self._last.changes,
+            )
+        if len(found.differing):
+            raise VerifyError(
+                f"{place} differs from {self._job.volume.full_name} in {found.differing.total_bytes} bytes of what the"
+                f" last pass brought, the first at {int(found.differing.offsets[0])}: do not use it",
+                device=place,
+                offset=int(found.differing.offsets[0]),
+            )
 
     def _keep_way_back(self) -> str:
         """Take a snapshot of the target as it is now, and remember here that this is what the source holds."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, PeerError
+from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Progress, Receipt, Report
 from lvmsync.jobs.refine import minimize
@@ -83,6 +84,7 @@ class PassResult:
         head_time: when the snapshot that was sent had been taken, on the clock of `time.monotonic`; None of one
             that an earlier run has taken.
         snapshot: that snapshot, VG/LV: the base now.
+        changes: what was sent; of what an earlier run has begun, all of it.
     """
 
     receipt: Receipt
@@ -92,6 +94,7 @@ class PassResult:
     seconds: dict[str, float]
     head_time: float | None
     snapshot: str
+    changes: ChangeMap = field(default_factory=ChangeMap.empty)
 
 
 class Replica:
@@ -230,6 +233,7 @@ class _Pass:
             Wish(options.create, options.full),
         )
         self._seconds: dict[str, float] = {}
+        self._changes = ChangeMap.empty()
         self._is_begun = False
         self._is_read = False
 
@@ -272,7 +276,9 @@ class _Pass:
             notes=[*self._notes, *receipt.notes],
         )  # fmt: skip
         wire_bytes = receipt.wire_bytes or 0
-        return PassResult(receipt, kind, receipt.bytes, wire_bytes, self._seconds, head_time, head.full_name)
+        return PassResult(
+            receipt, kind, receipt.bytes, wire_bytes, self._seconds, head_time, head.full_name, self._changes
+        )
 
     def _find_head(self) -> tuple[LogicalVolume, float | None]:
         """Return the snapshot to be sent, and when it was taken if that was now."""
@@ -303,6 +309,7 @@ class _Pass:
             if base:
                 source, samples = self._prepare(source, report)
             source = replace(source, confirm=self._confirming(source))
+            self._changes = source.changes
             sending = time.monotonic()
             self._seconds["map"] = sending - began
             receipt = self._agent.receive(
