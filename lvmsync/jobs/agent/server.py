@@ -269,6 +269,8 @@ class Session:
         asked = _take(request, source=_is_word, target=_is_word, options=_is_object)
         options = _take({"verb": "push", **asked["options"]}, **PUSH_OPTIONS)
         source = self._policy.find_source(asked["source"])
+        if self._policy.sources is not None and (options["store"] or options["chunk"]):
+            raise UsageError("this server chooses the size and chunks of its snapshots itself")
         from lvmsync.jobs.agent.pushing import push
 
         self._voice.say(TURN)
