@@ -23,6 +23,10 @@ class TargetBusy(DeviceError):
     """The target is in use: by a file system, a guest, or another lvmsync."""
 
 
+HOLDERS = ("base", "head", "back")
+"""Roles of snapshots that a target may hold: it does, it is being sent; or ``migrate`` kept it for the way back."""
+
+
 class Kind(Enum):
     """What is to be done."""
 
@@ -248,7 +252,7 @@ def _lost(record: Record, base: Kept) -> ChangesLost:
 
 
 def _find(kept: Iterable[Kept], point: str | None) -> Kept | None:
-    return next((one for one in kept if point == f"{POINT}{one.id}" and one.role in ("base", "head")), None)
+    return next((one for one in kept if point == f"{POINT}{one.id}" and one.role in HOLDERS), None)
 
 
 def _is_named(volume_id: str | None, point: str | None) -> bool:

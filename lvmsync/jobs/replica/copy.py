@@ -366,6 +366,8 @@ class _Pass:
 
     def _promote(self, head: LogicalVolume) -> None:
         self._notes += self._replica.promote(head, self._kept.values(), self.standing.identity)
+        if self.plan.base and self.plan.base.role == "back":
+            self._notes += snapshots.remove([self._kept[self.plan.base.id]])  # this was the way back
 
     def _let_go(self, head: LogicalVolume, error: BaseException) -> None:
         """Remove a head that nothing will go on with; add to the error if it cannot be.

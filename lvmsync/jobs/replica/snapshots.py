@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable
 
 from lvmsync.errors import CommandError, LvmsyncError, UsageError
-from lvmsync.jobs.replica.choose import POINT, Kept
+from lvmsync.jobs.replica.choose import HOLDERS, POINT, Kept
 from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.fill import store_fill
@@ -84,7 +84,7 @@ def find_replica(volume: LogicalVolume, points: Iterable[str]) -> str | None:
     """Return the id of the replica whose snapshot holds one of these points; None if none of ours does."""
     wanted = set(points)
     for one in lvm_commands.list_ours(volume.group):
-        if one.origin_id == volume.id and f"{POINT}{one.id}" in wanted and role_of(one) in (BASE, HEAD):
+        if one.origin_id == volume.id and f"{POINT}{one.id}" in wanted and role_of(one) in HOLDERS:
             return replica_of(one)
     return None
 
