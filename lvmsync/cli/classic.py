@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from lvmsync.errors import LvmsyncError, UsageError
 
 VERBS = (
-    "send", "receive", "apply", "sync", "migrate", "changes", "inspect", "recover", "cleanup", "serve", "era",
+    "send", "receive", "apply", "sync", "migrate", "changes", "inspect", "recover", "verify",
+    "repair", "cleanup", "serve", "era",
     "blksnap", "dattobd",
 )  # fmt: skip
 
@@ -37,7 +38,7 @@ VALUED = frozenset(
         "--bwlimit", "--bwlimit-file", "--stall-timeout", "--streams",
         "--max-downtime", "--stop-cmd", "--restart-cmd", "--start-cmd", "--libvirt", "--libvirt-uri", "--stop-time",
         "--start-time", "--command-timeout", "--max-passes", "--max-stops", "--on-no-convergence", "--on-overrun",
-        "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries",
+        "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries", "--replica",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lvmsync.cli.files import print_text
-from lvmsync.cli.options import Debug, Json, Quiet
+from lvmsync.cli.options import Debug, Json, Quiet, State
+from lvmsync.errors import ConflictError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lvmsync.jobs.cleanup import Leftover
+    from lvmsync.jobs.replica.cleanup import Found
+    from lvmsync.system.holds import Hold
 
 
 def cleanup(
@@ -17,35 +26,145 @@ def cleanup(
         str | None,
         typer.Option("--release", metavar="DEVICE", help="give back the metadata snapshot of this pool or era device"),
     ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="remove snapshots of ours that nothing needs, and let go of what is held")
+    ] = False,
+    replica: Annotated[
+        str | None,
+        typer.Option("--replica", metavar="ID", help="give a copy up: remove its snapshots here, and its record"),
+    ] = None,
     as_json: Json = False,
+    state: State = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show which thin pools and era devices have a metadata snapshot taken, and by whom; give one back."""
+    """Show what lvmsync has left: snapshots with its tag, metadata snapshots, what is frozen; and remove it."""
     from lvmsync.jobs.cleanup import find_leftovers, give_back
+    from lvmsync.system.holds import list_holds
+    from lvmsync.system.ledger import state_folder
 
+    if sum(map(bool, (release, remove, replica))) > 1:
+        raise UsageError("--release, --remove and --replica: choose one")
     if release:
-        found, done = [give_back(release)], ", and was given back"
-    else:
-        found, done = find_leftovers(), ""
+        return _say([give_back(release)], [], [], as_json=as_json, quiet=quiet, released=True)
+    folder = state_folder(state)
+    if replica:
+        from lvmsync.jobs.replica.cleanup import give_up
+
+        return _say([], give_up(folder, replica), [], as_json=as_json, quiet=quiet, removed=True)
+    found, holds = _find_snapshots(folder), list_holds()
+    if remove:
+        _remove(found, holds)
+    leftovers = [] if remove else find_leftovers()
+    shown = [one for one in found if one.is_spare] if remove else found
+    _say(leftovers, shown, holds, as_json=as_json, quiet=quiet, removed=remove)
+
+
+def _find_snapshots(state: Path) -> list[Found]:
+    if shutil.which("lvs") is None:
+        return []  # no LVM, no snapshots of its
+    from lvmsync.jobs.replica.cleanup import find_snapshots
+
+    return find_snapshots(state)
+
+
+def _remove(found: list[Found], holds: list[Hold]) -> None:
+    """Remove what nothing needs, as far as that is certain.
+
+    Raises:
+        ConflictError: something could not be removed.
+    """
+    from lvmsync.jobs.replica.cleanup import remove_spare
+    from lvmsync.system.holds import is_kept, mend
+
+    for hold in holds:
+        if not is_kept(hold):
+            mend(hold)
+    left = remove_spare(found)
+    if left:
+        raise ConflictError("; ".join(left))
+
+
+def _say(
+    leftovers: list[Leftover],
+    found: list[Found],
+    holds: list[Hold],
+    *,
+    as_json: bool,
+    quiet: bool,
+    released: bool = False,
+    removed: bool = False,
+) -> None:
+    """Show what is there, or what was done about it."""
     if as_json:
-        rows = [
-            {
-                "device": leftover.held.device.path,
-                "kind": leftover.tracker.kind,
-                "block": leftover.held.root,
-                "owner": asdict(leftover.held.owner) if leftover.held.owner else None,
-                "is_ours": leftover.held.is_ours,
-                "is_running": leftover.held.is_running,
-            }
-            for leftover in found
-        ]
-        print_text(json.dumps({"metadata_snapshots": rows, "released": bool(release)}) + "\n")
+        rows = {
+            "metadata_snapshots": [_metadata_row(leftover) for leftover in leftovers],
+            "released": released,
+            "snapshots": [_snapshot_row(one) for one in found],
+            "holds": [asdict(hold) for hold in holds],
+            "removed": removed,
+        }
+        print_text(json.dumps(rows) + "\n")
         return
-    for leftover in found:
+    for leftover in leftovers:
         held = leftover.held
-        state = ", and that run works with it now" if held.is_running else done
-        offer = "" if release or held.is_running else f"; 'lvmsync cleanup --release {held.device.name}' gives it back"
+        state = ", and that run works with it now" if held.is_running else ", and was given back" if released else ""
+        offer = "" if released or held.is_running else f"; 'lvmsync cleanup --release {held.device.name}' gives it back"
         print_text(f"{held}{state}{offer}\n")
-    if not found and not quiet:
-        print_text("nothing is left behind: no thin pool and no era device has a metadata snapshot taken\n")
+    for one in found:
+        print_text(f"{_describe(one)}{', and was removed' if removed else _offer(one)}\n")
+    for hold in holds:
+        print_text(f"{hold}{'' if removed else _offer_hold(hold)}\n")
+    if not leftovers and not found and not holds and not quiet:
+        print_text(
+            "nothing was left that could be removed without asking\n"
+            if removed
+            else "nothing is left behind: no thin pool and no era device has a metadata snapshot taken, no volume has a"
+            " snapshot of lvmsync's, and nothing is frozen\n"
+        )
+
+
+def _describe(one: Found) -> str:
+    of = f" of {one.source}" if one.source else ""
+    to = f" for {one.target}" if one.target else ""
+    return f"{one.volume.full_name}: snapshot{of}{to} (replica {one.replica or 'unknown'}): {one.state}"
+
+
+def _offer(one: Found) -> str:
+    if one.is_spare:
+        return "; 'lvmsync cleanup --remove' removes it"
+    if one.replica and one.role != "back":
+        return f"; 'lvmsync cleanup --replica {one.replica}' gives the copy up"
+    return ""
+
+
+def _offer_hold(hold: Hold) -> str:
+    from lvmsync.system.holds import is_kept
+
+    return "; it is let go of by itself" if is_kept(hold) else "; 'lvmsync cleanup --remove' lets go of it"
+
+
+def _metadata_row(leftover: Leftover) -> dict[str, object]:
+    held = leftover.held
+    return {
+        "device": held.device.path,
+        "kind": leftover.tracker.kind,
+        "block": held.root,
+        "owner": asdict(held.owner) if held.owner else None,
+        "is_ours": held.is_ours,
+        "is_running": held.is_running,
+    }
+
+
+def _snapshot_row(one: Found) -> dict[str, object]:
+    return {
+        "name": one.volume.full_name,
+        "id": one.volume.id,
+        "replica": one.replica,
+        "role": one.role,
+        "source": one.source,
+        "target": one.target,
+        "state": one.state,
+        "is_spare": one.is_spare,
+        "fill": one.volume.data_percent,
+    }

@@ -1,0 +1,135 @@
+"""Which snapshots of ours nothing needs any more, and giving up a replica. Found by tag and LVM id, never by name.
+
+What a target needs, only its own side knows; here the records of this machine count. So a snapshot that no record
+knows is shown, and removed only with its whole replica, when its user says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvmsync.errors import ConflictError, UsageError
+from lvmsync.jobs.replica import snapshots
+from lvmsync.jobs.replica.record import Record, is_busy, list_records, open_record
+from lvmsync.system import lvm, lvm_commands
+from lvmsync.system.lvm import LogicalVolume
+
+
+@dataclass(frozen=True)
+class Found:
+    """A snapshot of ours.
+
+    Attributes:
+        volume: as LVM has it.
+        replica: id of the replica that it belongs to; empty if its tags tell none.
+        role: what it is for.
+        source: VG/LV of the volume it is of; empty if that is gone.
+        target: where the copy is; empty if no record of this machine knows.
+        state: what is to be said of it, in a few words.
+        is_spare: nothing needs it: it may be removed without asking.
+    """
+
+    volume: LogicalVolume
+    replica: str
+    role: str
+    source: str
+    target: str
+    state: str
+    is_spare: bool = False
+
+
+def find_snapshots(state: Path) -> list[Found]:
+    """Return all snapshots of ours on this machine, and what each is needed for.
+
+    Args:
+        state: the state folder.
+
+    Raises:
+        CommandError: lvs failed.
+        FormatError: a record cannot be read.
+    """
+    volumes = lvm.list_volumes()
+    names = {one.id: one.full_name for one in volumes}
+    records = {record.id: record for record in list_records(state)}
+    found = []
+    for one in volumes:
+        if not lvm_commands.is_ours(one):
+            continue
+        replica = snapshots.replica_of(one) or ""
+        record = records.get(replica)
+        is_running = bool(replica) and is_busy(state, replica)
+        text, is_spare = _judge(one, record, has_source=one.origin_id in names, is_running=is_running)
+        found.append(
+            Found(
+                one,
+                replica,
+                snapshots.role_of(one),
+                names.get(one.origin_id, ""),
+                record.target if record else "",
+                text,
+                is_spare,
+            )
+        )
+    return found
+
+
+def _judge(volume: LogicalVolume, record: Record | None, *, has_source: bool, is_running: bool) -> tuple[str, bool]:
+    """Return what is to be said of a snapshot, and whether nothing needs it."""
+    role = snapshots.role_of(volume)
+    if is_running:
+        return "a run works with it now", False
+    if role == "back":
+        return "kept for the way back of a migration", False
+    if record is None:
+        return "no record on this machine knows its replica; the target may still need it", False
+    if not has_source:
+        return "the volume that it is a snapshot of is gone", True
+    if volume.id == record.base:
+        return "what the copy holds; the next delta starts from it", False
+    if volume.id == record.head:
+        return "was being sent; the next run goes on with it, or removes it", False
+    if role == "head":
+        return "taken by a run that ended before it was sent", True
+    if record.base is None:
+        return "no longer known; the copy may hold it", False
+    return "an older base, which a newer one has replaced", True
+
+
+def remove_spare(found: Sequence[Found]) -> list[str]:
+    """Remove the snapshots that nothing needs; return what could not be removed, a sentence each."""
+    return snapshots.remove(one.volume for one in found if one.is_spare)
+
+
+def give_up(state: Path, replica: str) -> list[Found]:
+    """Remove all snapshots of a replica, and its record, on the user's word that its copy is not kept up any more.
+
+    Args:
+        state: the state folder.
+        replica: its id.
+
+    Returns:
+        The snapshots that were removed.
+
+    Raises:
+        UsageError: nothing on this machine has this id.
+        ConflictError: a run works on it now, or a snapshot could not be removed.
+    """
+    found = [one for one in find_snapshots(state) if one.replica == replica and one.role != "back"]
+    record = next((one for one in list_records(state) if one.id == replica), None)
+    if not found and record is None:
+        raise UsageError(f"there is no replica '{replica}' here: 'lvmsync cleanup' lists them")
+    if record is None:
+        _remove_all(found)
+        return found
+    with open_record(state, record.source_id, record.source, record.target, replica) as notebook:
+        _remove_all(found)
+        notebook.forget()
+    return found
+
+
+def _remove_all(found: Sequence[Found]) -> None:
+    left = snapshots.remove(one.volume for one in found)
+    if left:
+        raise ConflictError("; ".join(left))

@@ -1,0 +1,141 @@
+"""What is a leftover of a replica, and what only looks like one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lvmsync.cli.classic import run
+from lvmsync.errors import ConflictError, UsageError
+from lvmsync.jobs.replica.cleanup import Found, find_snapshots, give_up, remove_spare
+from lvmsync.jobs.replica.record import list_records, open_record
+from lvmsync.system import holds, lvm
+from lvmsync.system.lvm import LogicalVolume
+from tests.replica_machine import Machine, install
+
+ID = "0123456789abcdef"
+
+
+class World:
+    """A machine with a volume, snapshots of it that carry our tag, and a record."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "volumes").mkdir()
+        self.state = folder / "state"
+        self.machine = Machine(folder / "volumes")
+        install(self.machine, monkeypatch)
+        monkeypatch.setattr(lvm, "list_volumes", lambda group=None: list(self.machine.volumes.values()))
+        self.volume = self.machine.add("lv")
+
+    def snapshot(self, role: str, replica: str = ID, *tags: str) -> LogicalVolume:
+        tags = ("lvmsync", f"lvmsync.replica={replica}", f"lvmsync.role={role}", *tags)
+        made = self.machine.add(f"snap{len(self.machine.volumes)}", self.volume, tags)
+        self.machine.path(made).write_bytes(b"")
+        return made
+
+    def remember(self, base: LogicalVolume | None, head: LogicalVolume | None = None) -> None:
+        with open_record(self.state, self.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
+            notebook.write(base=base and base.id, head=head and head.id)
+
+    def spare(self) -> list[str]:
+        return [one.volume.name for one in find_snapshots(self.state) if one.is_spare]
+
+    def find(self, volume: LogicalVolume) -> Found:
+        return next(one for one in find_snapshots(self.state) if one.volume.id == volume.id)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+def test_what_a_record_names_is_needed_and_the_rest_of_its_replica_is_not(world: World) -> None:
+    old, base, lost, head, back = (world.snapshot(role) for role in ("base", "base", "head", "head", "back"))
+    world.remember(base, head)
+
+    assert world.spare() == [old.name, lost.name]
+    assert world.find(base).target == "host:vg/copy"
+    assert "the next run goes on with it" in world.find(head).state
+    assert "way back" in world.find(back).state
+
+    assert remove_spare(find_snapshots(world.state)) == []
+    assert [one.id for one in world.machine.ours()] == [base.id, head.id, back.id]
+
+
+def test_a_replica_that_no_record_knows_is_left_alone(world: World) -> None:
+    snap = world.snapshot("base", "f" * 16)
+
+    assert world.spare() == []
+    assert "the target may still need it" in world.find(snap).state
+
+
+def test_volumes_without_our_tag_are_not_even_shown_whatever_they_are_called(world: World) -> None:
+    world.machine.add("lv.lvmsync.12345678", world.volume)
+    world.machine.add("lvmsync", None, ["lvmsync", f"lvmsync.replica={ID}"])  # no snapshot
+
+    assert find_snapshots(world.state) == []
+
+
+def test_a_snapshot_whose_volume_is_gone_is_spare(world: World) -> None:
+    snap = world.snapshot("base")
+    world.remember(snap)
+    del world.machine.volumes[world.volume.id]
+
+    assert world.spare() == [snap.name]
+
+
+def test_while_a_run_works_nothing_is_spare_and_nothing_can_be_given_up(world: World) -> None:
+    world.snapshot("base")
+    with open_record(world.state, world.volume.id, "vg/lv", "host:vg/copy", ID):
+        assert world.spare() == []
+        with pytest.raises(ConflictError, match="another lvmsync works on vg/lv"):
+            give_up(world.state, ID)
+    assert len(world.machine.ours()) == 1
+
+
+def test_a_replica_that_is_given_up_leaves_nothing_but_the_way_back(world: World) -> None:
+    base, head, back = (world.snapshot(role) for role in ("base", "head", "back"))
+    other = world.snapshot("base", "f" * 16)
+    world.remember(base, head)
+
+    assert [one.volume.id for one in give_up(world.state, ID)] == [base.id, head.id]
+    assert [one.id for one in world.machine.ours()] == [back.id, other.id]
+    assert list_records(world.state) == []
+    assert [one.volume.id for one in give_up(world.state, "f" * 16)] == [other.id]
+
+
+def test_giving_up_what_is_not_there_is_an_error(world: World) -> None:
+    with pytest.raises(UsageError, match="no replica 'abc' here"):
+        give_up(world.state, "abc")
+
+
+def test_the_command_shows_offers_and_removes(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
+    monkeypatch.setattr("shutil.which", lambda _: "/sbin/lvs")
+    monkeypatch.setattr(holds, "list_holds", list)
+    old, base = world.snapshot("base"), world.snapshot("base")
+    world.remember(base)
+    state = ["--state", str(world.state)]
+
+    assert run(["cleanup", *state]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert f"vg/{old.name}: snapshot of vg/lv for host:vg/copy (replica {ID}): an older base" in shown[0]
+    assert "'lvmsync cleanup --remove' removes it" in shown[0]
+    assert f"'lvmsync cleanup --replica {ID}' gives the copy up" in shown[1]
+
+    assert run(["cleanup", "--remove", *state]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"vg/{old.name}: ")
+    assert line.endswith("and was removed")
+
+    assert run(["cleanup", "--json", *state]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["snapshots"]
+    assert (row["name"], row["is_spare"], row["target"]) == (f"vg/{base.name}", False, "host:vg/copy")
+
+    assert run(["cleanup", "--replica", ID, *state]) == 0
+    assert world.machine.ours() == []
+    assert run(["cleanup", "--replica", ID, "--remove", *state]) == 2
