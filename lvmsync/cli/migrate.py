@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvmsync.cli.options import (
+    Bwlimit,
+    BwlimitFile,
     Compress,
     Create,
     Debug,
@@ -21,7 +23,9 @@ from lvmsync.cli.options import (
     Quiet,
     RemoteCommand,
     Rsh,
+    StallTimeout,
     State,
+    Streams,
     Sudo,
     Verbose,
 )
@@ -98,6 +102,10 @@ def migrate(
     identity: Identity = None,
     sudo: Sudo = False,
     remote_command: RemoteCommand = "lvmsync",
+    bwlimit: Bwlimit = None,
+    bwlimit_file: BwlimitFile = None,
+    stall_timeout: StallTimeout = 120,
+    streams: Streams = 1,
     as_json: Json = False,
     state: State = None,
     progress: ProgressStyle = "auto",
@@ -148,7 +156,7 @@ def migrate(
         fence=fence != "none",
         ask=_ask,
     )
-    way = Way(rsh, port, identity, sudo, remote_command)
+    way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
     with ExitStack() as stack:
         tell = stack.enter_context(render_migrate.view("none" if quiet else progress))
         delivery = Delivery(target, way, Orders(state=None, debug=debug), ignore, compress=compress)
