@@ -224,7 +224,10 @@ class _Job:
         """Leave the transaction to be gone on with, or bring the target back; an ABORT means: go back, if you can."""
         note = self._ledger.record.transaction
         can_undo = note is None or can_go_back(note)
-        if transaction.is_running and self._is_resumable and not (self._is_aborted and can_undo):
+        if transaction.is_ending:
+            name = self._target.name
+            error.add_note(f"everything has come; whether it stays is not known: 'lvmsync recover {name}' tells")
+        elif transaction.is_running and self._is_resumable and not (self._is_aborted and can_undo):
             self._leave_open(transaction, error, can_undo=can_undo)
         elif transaction.is_running or self._header.resume is None:
             self._bring_back(transaction, error)

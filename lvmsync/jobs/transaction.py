@@ -70,6 +70,7 @@ class Transaction:
         before: the point that going back leads to.
         after: the point that the target will be at.
         is_running: the target may be changed by now.
+        is_ending: it may be committed, or prepared, by now: there is no way back but that of ``recover``.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Transaction:
         self._is_writing = False
         self._end = 0  # byte of the device up to which all changes are written
         self.is_running = False
+        self.is_ending = False
         note = ledger.record.transaction
         is_staged = note is not None and note.spool is not None
         self._replaces = None if is_staged or header.resume is not None else note
@@ -206,6 +208,7 @@ class Transaction:
     def commit(self) -> None:
         """Make the target durable, finish the snapback, and commit."""
         self._finish()
+        self.is_ending = True
         # The commit point: before this rename a crash means going back, after it the change stands.
         self._ledger.write(
             transaction=None,
@@ -222,6 +225,7 @@ class Transaction:
         self._finish()
         note = self._ledger.record.transaction
         assert note is not None
+        self.is_ending = True
         self._ledger.write(
             transaction=replace(
                 note, phase="prepared", group=self._terms.group, held=self._held_bytes(), offset=self._end

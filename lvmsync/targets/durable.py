@@ -103,11 +103,12 @@ class DurableFile:
             file._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.ftruncate(file._fd, edge.size)
-                os.lseek(file._fd, 0, os.SEEK_END)
-                file._check_fd = os.open(check, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                file._check_fd = os.open(check, os.O_WRONLY | os.O_CLOEXEC)
             except BaseException:
                 os.close(file._fd)
                 raise
+            for fd in (file._fd, file._check_fd):
+                os.lseek(fd, 0, os.SEEK_END)
         except OSError as error:
             raise file._failed(error) from error
         return file
@@ -156,9 +157,14 @@ class DurableFile:
 def _cut_check(check: Path, new_check: Path, size: int) -> None:
     """Replace a check file by one that counts ``size`` bytes of the stream file, durably and at once."""
     windows = [window for window in checks.parse_windows(check.read_bytes()) if window.end <= size]
-    with new_check.open("wb", buffering=0) as file:
-        file.write(b"".join(window.pack() for window in windows))
-        os.fsync(file.fileno())
+    fd = os.open(new_check, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(b"".join(window.pack() for window in windows))
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     new_check.rename(check)
     sync_folder(check.parent)
 
