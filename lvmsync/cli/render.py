@@ -127,10 +127,13 @@ def _summary(receipt: Receipt) -> str:
     if receipt.dry_run:
         return f"dry run: nothing was written; it would be {what} (a device of {size(receipt.size or 0)})"
     if not receipt.bytes:
-        what = "nothing had changed: 0 bytes"
+        what = f"nothing {'differed' if receipt.job == 'repair' else 'had changed'}: 0 bytes"
     match receipt.job:
         case "send":
             return f"sent {what} in {speed}; written, not confirmed by a receiver"
+        case "repair":
+            kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
+            return f"{receipt.target} is a copy of {receipt.source} again: sent {what} in {speed}; durable there{kept}"
         case "sync":
             kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
             return f"synced {what} to {receipt.target} in {speed}; confirmed and durable there{kept}"
@@ -157,14 +160,20 @@ def changes_json(source: Source) -> Iterator[str]:
     }
     yield json.dumps(facts)[:-1]
     for key, ranges in (("extents", source.changes), ("holes", source.holes)):
-        yield f', "{key}": ['
-        for begin in range(0, len(ranges), _ROWS):
-            offsets = ranges.offsets[begin : begin + _ROWS]
-            pairs = np.stack([offsets, ranges.ends[begin : begin + _ROWS] - offsets], axis=1).ravel().tolist()
-            # One format for many numbers takes half the time of json.dumps.
-            yield (", " if begin else "") + ", ".join(["[%d, %d]"] * len(offsets)) % tuple(pairs)
-        yield "]"
+        yield f', "{key}": '
+        yield from ranges_json(ranges)
     yield "}\n"
+
+
+def ranges_json(ranges: ChangeMap) -> Iterator[str]:
+    """Yield, in pieces, the JSON list of a map's extents as ``[offset, length]``."""
+    yield "["
+    for begin in range(0, len(ranges), _ROWS):
+        offsets = ranges.offsets[begin : begin + _ROWS]
+        pairs = np.stack([offsets, ranges.ends[begin : begin + _ROWS] - offsets], axis=1).ravel().tolist()
+        # One format for many numbers takes half the time of json.dumps.
+        yield (", " if begin else "") + ", ".join(["[%d, %d]"] * len(offsets)) % tuple(pairs)
+    yield "]"
 
 
 def density(changes: ChangeMap, device_size: int, cells: int) -> npt.NDArray[np.float64]:
