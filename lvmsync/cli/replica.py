@@ -26,6 +26,7 @@ class Managing:
     Attributes:
         managed: take snapshots of this volume, though it is a snapshot itself.
         full: copy everything anew.
+        freeze: freeze file systems on the volume while the snapshot is taken.
         thin_pool: VG/POOL for a target that is made.
         store: size of a classic snapshot's store.
         chunk: size of its chunks.
@@ -36,6 +37,7 @@ class Managing:
 
     managed: bool = False
     full: bool = False
+    freeze: bool = False
     thin_pool: str | None = None
     store: str | None = None
     chunk: str | None = None
@@ -48,6 +50,7 @@ class Managing:
         words = {
             "--managed": self.managed,
             "--full": self.full,
+            "--freeze": self.freeze,
             "--thin-pool": self.thin_pool,
             "--cow-size": self.store,
             "--chunk-size": self.chunk,
@@ -143,8 +146,8 @@ def pull(
         raise UsageError(f"'{source}' and '{target}' are both on other machines: run lvmsync on one of them")
     if orders.dry_run:
         raise UsageError("--dry-run: ask on the source's machine, with 'lvmsync plan'")
-    if managing.extend_cmd:
-        raise UsageError("--extend-cmd runs where the source is: extend its snapshots there, or let LVM do it")
+    if managing.extend_cmd or managing.freeze:
+        raise UsageError("--extend-cmd and --freeze act where the source is: push from there")
     far = replace(orders, state=None)
     with Delivery(source, way, far, report, compress=compress) as delivery:
         options = _options(delivery.place, far, managing, minimal=minimal, compress=compress)
@@ -194,6 +197,7 @@ def _options(
         create=orders.create,
         thin_pool=managing.thin_pool,
         full=managing.full,
+        freeze=managing.freeze,
         minimal=True if minimal else None,
         store=parse_size(managing.store) if managing.store else None,
         chunk=parse_size(managing.chunk) if managing.chunk else None,

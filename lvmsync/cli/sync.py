@@ -68,6 +68,9 @@ def sync(
         str | None, typer.Option("--thin-pool", metavar="VG/POOL", help="with --create: make a thin volume in it")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="copy the whole volume anew, whatever the copy holds")] = False,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="freeze file systems on SOURCE while its snapshot is taken")
+    ] = False,
     managed: Annotated[
         bool, typer.Option("--managed", help="take snapshots of SOURCE, though it is a thin snapshot itself")
     ] = False,
@@ -115,7 +118,7 @@ def sync(
     way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
     orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
     refinement = Refinement(minimal, audit, base_data)
-    managing = Managing(managed, full, thin_pool, cow_size, chunk_size, extend_cmd, extend_at, retries)
+    managing = Managing(managed, full, freeze, thin_pool, cow_size, chunk_size, extend_cmd, extend_at, retries)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
         is_plain = data_source is None and not frozen and audit is None and base_data is None and stream_format == 4

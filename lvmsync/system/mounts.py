@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,35 @@ def list_mounts(path: Path = MOUNTINFO) -> list[Mount]:
 def find_mounts(number: tuple[int, int], path: Path = MOUNTINFO) -> list[Mount]:
     """Return where a device is mounted whole, the oldest mount first."""
     return [one for one in list_mounts(path) if one.number == number and one.root == "/"]
+
+
+def find_mounts_above(
+    number: tuple[int, int], path: Path = MOUNTINFO, blocks: Path = Path("/sys/dev/block")
+) -> list[Mount]:
+    """Return the mounts of the file systems on a device, and on devices that lie on it (encryption, partitions, LVM).
+
+    Raises:
+        DeviceError: the kernel's list cannot be read.
+    """
+    above, todo = set(), [number]
+    while todo:
+        one = todo.pop()
+        if one in above:
+            continue
+        above.add(one)
+        for place in (blocks / f"{one[0]}:{one[1]}").glob("holders/*/dev"):
+            major, _, minor = place.read_text().strip().partition(":")
+            todo.append((int(major), int(minor)))
+    return [mount for mount in list_mounts(path) if mount.number in above or _number_of(mount.source) in above]
+
+
+def _number_of(source: str) -> tuple[int, int] | None:
+    """Return the number of a block device that was mounted: btrfs tells one of its own instead."""
+    try:
+        state = Path(source).stat() if source.startswith("/") else None
+    except OSError:
+        return None
+    return (os.major(state.st_rdev), os.minor(state.st_rdev)) if state and stat.S_ISBLK(state.st_mode) else None
 
 
 def device_of_file(path: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lvmsync.errors import DeviceError
-from lvmsync.system.mounts import Mount, device_of_file, find_mounts, list_mounts
+from lvmsync.system.mounts import Mount, device_of_file, find_mounts, find_mounts_above, list_mounts
 
 LIST = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:21 / /proc rw,nosuid - proc proc rw
@@ -48,3 +48,15 @@ def test_the_machines_own_list_knows_the_device_of_a_file() -> None:
     assert device_of_file("/proc") == (os.major(state.st_dev), os.minor(state.st_dev))
     with pytest.raises(DeviceError, match="cannot look at /no/such/file"):
         device_of_file("/no/such/file")
+
+
+def test_mounts_above_a_device_are_found_through_what_lies_on_it(mountinfo: Path, tmp_path: Path) -> None:
+    for below, above in (("253:7", "254:16"), ("253:7", "253:8"), ("253:8", "254:0"), ("254:0", "253:7")):  # a circle
+        holder = tmp_path / "blocks" / below / "holders" / above
+        holder.mkdir(parents=True)
+        (holder / "dev").write_text(f"{above}\n")
+
+    points = [mount.point for mount in find_mounts_above((253, 7), mountinfo, tmp_path / "blocks")]
+
+    assert points == ["/", "/srv/part", "/srv/with space", "/again"]
+    assert find_mounts_above((253, 9), mountinfo, tmp_path / "blocks") == []

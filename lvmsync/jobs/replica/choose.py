@@ -209,7 +209,9 @@ def _choose_unknown(record: Record, kept: Sequence[Kept], standing: Standing) ->
 def _require_fit(record: Record, standing: Standing, size: int) -> None:
     """Refuse a target that cannot be written to, before anything is made for it."""
     if standing.in_use:
-        raise TargetBusy(f"{record.target} is in use: {standing.in_use}")
+        busy = TargetBusy(f"{record.target} is in use: {standing.in_use}")
+        busy.transient = standing.in_use.startswith("another lvmsync")  # perhaps one whose line was cut just now
+        raise busy
     if standing.size is not None and standing.size < size:
         kind = "lvextend" if standing.kind in ("thin", "thick") else "truncate" if standing.kind == "file" else None
         name = record.target.rpartition(":")[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +54,7 @@ class PassOptions:
         minimal: compare changed chunks with the base and send only the blocks that differ; None: where that is quick.
         store: bytes of a classic snapshot's store; None: advised.
         chunk: bytes of its chunks; None: advised.
+        freeze: file systems on the volume are frozen while the snapshot is taken.
         limits: of stores and pools on this side.
         promote: whether the head becomes the base right away; without, the next run does that.
         orders: further options of the receive (see `Agent.receive`).
@@ -66,6 +67,7 @@ class PassOptions:
     minimal: bool | None = None
     store: int | None = None
     chunk: int | None = None
+    freeze: bool = False
     limits: Limits = field(default_factory=Limits)
     promote: bool = True
     orders: Mapping[str, Any] = field(default_factory=dict)
@@ -287,7 +289,12 @@ class _Pass:
         self._report(Progress("making the snapshot", 0, None))
         began = time.monotonic()
         look = _look(self._volume)
-        head = snapshots.take_head(self._volume, self._replica.id, store=self._options.store, chunk=self._options.chunk)
+        with ExitStack() as stack:
+            if self._options.freeze:
+                self._notes.append(stack.enter_context(snapshots.quiet(self._volume)))
+            head = snapshots.take_head(
+                self._volume, self._replica.id, store=self._options.store, chunk=self._options.chunk
+            )
         taken = time.monotonic()
         self._seconds["snapshot"] = taken - began
         self._kept[head.id] = head

@@ -6,7 +6,8 @@ Tags say whose a snapshot is (`replica_tag`), what it is for (`role_tag`) and ho
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from lvmsync.errors import CommandError, LvmsyncError, UsageError
 from lvmsync.jobs.replica.choose import HOLDERS, POINT, Kept
@@ -133,6 +134,26 @@ def take_head(
         size=store,
         chunk=chunk,
     )
+
+
+@contextmanager
+def quiet(volume: LogicalVolume) -> Iterator[str]:
+    """Freeze all file systems on a volume, however deep, for the time of the block; yield a note of which.
+
+    LVM does that by itself for one that lies on the volume directly, and not for one on an encrypted device in between.
+
+    Raises:
+        DeviceError: one of them cannot be frozen, or all were thawed before the block ended.
+    """
+    from lvmsync.system.freeze import frozen
+    from lvmsync.system.mounts import find_mounts_above
+
+    points = list(dict.fromkeys(mount.point for mount in find_mounts_above(volume.number))) if volume.number else []
+    if not points:
+        yield f"nothing that is mounted lies on {volume.full_name}, so nothing was frozen"
+        return
+    with frozen(points):
+        yield f"frozen while the snapshot was taken: {', '.join(points)}"
 
 
 def promote(head: LogicalVolume) -> LogicalVolume:
