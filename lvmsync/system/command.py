@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 from lvmsync.errors import CommandError
 from lvmsync.system.signals import signals_deferred
@@ -42,7 +42,7 @@ def run(argv: Sequence[str], *, timeout: float = 60) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def run_to_end(argv: Sequence[str], *, timeout: float) -> str:
+def run_to_end(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] = {}) -> str:
     """Run a program that must not be killed in the middle, and return its standard output.
 
     Signals that would end us, and the program with us, wait until it has ended.
@@ -50,14 +50,17 @@ def run_to_end(argv: Sequence[str], *, timeout: float) -> str:
     Args:
         argv: program and arguments; no shell sees them.
         timeout: seconds after which we go on without it; it is left to run.
+        env: added to its environment.
 
     Raises:
         CommandError: it is not there, failed, or takes too long.
     """
-    # Files, not pipes: a program that is left to run must not die of a reader that has gone.
-    with signals_deferred(), tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    # No pipes: a program that is left to run must not die of a reader that has gone. No files: the disk may be frozen.
+    with signals_deferred(), _memory_file("stdout") as out, _memory_file("stderr") as err:
         try:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment())
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**_environment(), **env}
+            )
         except OSError as error:
             raise _cannot_run(argv, error) from error
         try:
@@ -73,8 +76,12 @@ def run_to_end(argv: Sequence[str], *, timeout: float) -> str:
         return out.read().decode(errors="replace")
 
 
+def _memory_file(name: str) -> BinaryIO:
+    return os.fdopen(os.memfd_create(name), "w+b")
+
+
 def _environment() -> dict[str, str]:
-    return os.environ | {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    return {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 def _called(argv: Sequence[str]) -> str:

@@ -154,6 +154,15 @@ def find_device(number: Number | None) -> Mapped | None:
     return next((device for device in list_devices() if device.number == number), None) if number else None
 
 
+def list_below(number: Number) -> list[Number]:
+    """Return the block devices that one lies on directly, by sysfs: of a mapped device those in its table."""
+    found = []
+    for path in (SYSFS_BLOCK / f"{number[0]}:{number[1]}" / "slaves").glob("*/dev"):
+        major, _, minor = path.read_text().strip().partition(":")
+        found.append((int(major), int(minor)))
+    return found
+
+
 def list_tables() -> list[Line]:
     """Return the tables of all mapped devices."""
     devices = {device.name: device for device in list_devices()}

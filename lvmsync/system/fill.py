@@ -1,4 +1,4 @@
-"""How full the store of a classic snapshot, or a thin pool, is; and stopping, or making room, before it is full.
+"""How full the store of a classic snapshot, or a thin pool, is.
 
 A store that is full has lost its snapshot; a pool that is full gives errors to every volume in it. All numbers
 come from dmsetup, which takes no lock of LVM's.
@@ -13,12 +13,6 @@ from lvmsync.formats.pdata import BLOCK_SIZE
 from lvmsync.formats.snapshot import SECTOR, parse_status
 from lvmsync.formats.thin import parse_pool_status, parse_pool_table, parse_thin_table
 from lvmsync.system import dm, lvm
-
-LIMIT = 95.0
-"""Percent of a store or pool at which work stops."""
-
-EXTEND_AT = 70.0
-"""Percent at which more room is asked for: LVM's own example of an autoextend threshold."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def find_pool(number: dm.Number) -> ThinPool | None:
         elif line and line.kind == "thin-pool":
             return ThinPool(line.device, parse_pool_table(line.text, line.device.path).block_sectors * SECTOR)
         else:
-            below += _devices_below(one)
+            below += dm.list_below(one)
     return None
 
 
@@ -145,11 +139,3 @@ def store_fill(volume: lvm.LogicalVolume) -> Fill:
         raise CommandError(f"{volume.full_name}: the kernel has no snapshot there: it was changed or removed meanwhile")
     usage = parse_status(lines[0].text, volume.full_name)
     return Fill(usage.allocated * SECTOR, usage.total * SECTOR)
-
-
-def _devices_below(number: dm.Number) -> list[dm.Number]:
-    found = []
-    for path in (dm.SYSFS_BLOCK / f"{number[0]}:{number[1]}" / "slaves").glob("*/dev"):
-        major, _, minor = path.read_text().strip().partition(":")
-        found.append((int(major), int(minor)))
-    return found

@@ -45,7 +45,7 @@ def cases_of(script: Path) -> list[str]:
 
 def run_cases(
     lab: Lab,
-    script: Path,
+    script: str | Path,
     *,
     disks: Sequence[Path],
     modules: Sequence[str] = (),

@@ -17,7 +17,7 @@ from tests.system.test_lvm import ORIGIN, volume
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
-def advise(*numbers: int, **options: int | None) -> advice.SnapshotAdvice:
+def advise(*numbers: int, **options: int) -> advice.SnapshotAdvice:
     found = advice.advise(*numbers, **options)
     assert found is not None
     return found
