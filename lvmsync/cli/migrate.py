@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -30,12 +28,6 @@ from lvmsync.cli.options import (
     Verbose,
 )
 from lvmsync.errors import UsageError
-
-if TYPE_CHECKING:
-    from lvmsync.cli.delivery import Way
-    from lvmsync.jobs.migrate.users import Users
-    from lvmsync.jobs.migrate.warm import WarmCommand
-    from lvmsync.names import TargetName
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -115,17 +107,9 @@ def migrate(
 ) -> None:
     """Move a volume in use: passes until the rest fits the downtime, then stop, send the rest, start."""
     from lvmsync.cli import render_migrate
-    from lvmsync.cli.delivery import Delivery, Orders, Way
-    from lvmsync.cli.files import stream_options
-    from lvmsync.jobs.migrate.cutover import refuse_leftover
-    from lvmsync.jobs.migrate.drive import migrate as run
+    from lvmsync.cli.delivery import Way
+    from lvmsync.cli.migrate_jobs import Commands, go, go_back, settle
     from lvmsync.jobs.migrate.move import Options
-    from lvmsync.jobs.migrate.state import open_journal
-    from lvmsync.jobs.migrate.volume import Job, open_move
-    from lvmsync.jobs.progress import ignore
-    from lvmsync.jobs.replica.copy import PassOptions
-    from lvmsync.jobs.replica.snapshots import find_source
-    from lvmsync.system.ledger import state_folder
 
     _choose("--fence", fence, ("readonly", "deactivate", "none"))
     _choose("--on-overrun", on_overrun, ("restart", "go"))
@@ -136,10 +120,15 @@ def migrate(
         raise UsageError("--libvirt stops and restarts the guest; --stop-cmd and --restart-cmd do not go with it")
     if libvirt_uri and not libvirt:
         raise UsageError("--libvirt-uri goes with --libvirt")
+    timeout = seconds("--command-timeout", command_timeout)
+    way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
+    asked = Commands(stop_cmd, restart_cmd, start_cmd, libvirt, libvirt_uri, timeout)
     if abort or finish:
         if abort and finish:
             raise UsageError("--abort and --finish are both given; choose one")
-        _settle(source, target, restart_cmd, state, command_timeout, is_abort=abort, is_forced=force, quiet=quiet)
+        said = settle(source, target, way, asked, state, is_abort=abort, is_back=back, is_forced=force)
+        if not quiet:
+            _say(said)
         return
     if max_downtime is None:
         raise UsageError("say how long nothing may run: --max-downtime 5s")
@@ -156,145 +145,17 @@ def migrate(
         fence=fence != "none",
         ask=_ask,
     )
-    way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
-    with ExitStack() as stack:
-        tell = stack.enter_context(render_migrate.view("none" if quiet else progress))
-        delivery = Delivery(target, way, Orders(state=None, debug=debug), ignore, compress=compress)
-        stack.enter_context(delivery)
-        stream = stream_options(4, compress or ("zstd:1" if delivery.place.host else None))
-        volume = find_source(source)
-        timeout = seconds("--command-timeout", command_timeout)
-        env = {"LVMSYNC_SOURCE": volume.full_name, "LVMSYNC_TARGET": target}
-        shells = _Shells(stack, delivery.place, way, env)
-        job = Job(
-            volume=volume,
-            target=delivery.place.name,
-            place=str(delivery.place),
-            state=state_folder(state),
-            options=PassOptions(stream=stream, create=create, thin_pool=thin_pool),
-            connect=lambda: delivery.agent,
-            users=shells.users(stop_cmd, restart_cmd, start_cmd, libvirt, libvirt_uri, timeout),
-            fence=fence,
-            verify=verify,
-            way_back=not no_way_back,
-        )
-        journal = stack.enter_context(open_journal(job.state, job.note))
-        if journal.before and journal.before.has_stopped:
-            refuse_leftover(journal.before)
-        job.users.ready()  # a way that is not there is told before anything is sent
-        move = stack.enter_context(open_move(job))
-        outcome = run(move, options, journal, tell)
-    render_migrate.print_outcome(outcome, as_json=as_json, quiet=quiet)
-
-
-class _Shells:
-    """The shells in which commands of the user's run, here and where the target is."""
-
-    def __init__(self, stack: ExitStack, place: TargetName, way: Way, env: dict[str, str]) -> None:
-        self._stack = stack
-        self._place = place
-        self._way = way
-        self._env = env
-
-    def users(
-        self,
-        stop: str | None,
-        restart: str | None,
-        start: str | None,
-        domain: str | None,
-        uri: str | None,
-        timeout: float,
-    ) -> Users:
-        """Return how the volume's user is stopped and started."""
-        from lvmsync.jobs.migrate.users import by_commands, by_libvirt
-
-        there = self.there(start) if start else None
-        if domain:
-            from lvmsync.system.virsh import Domain
-
-            return by_libvirt(self._stack.enter_context(Domain(domain, uri)), there, timeout)
-        assert stop
-        return by_commands(self.here(stop), self.here(restart) if restart else None, there, timeout)
-
-    def here(self, command: str) -> WarmCommand:
-        """Return a command of this machine."""
-        from lvmsync.jobs.migrate.warm import WarmCommand
-        from lvmsync.transport.pipe import Command
-
-        return self._stack.enter_context(
-            WarmCommand(
-                "this machine",
-                command,
-                lambda words, hear: Command(words, hear, name="this machine"),
-                self._env,
-                lambda line: _say(line),
-            )
-        )
-
-    def there(self, command: str) -> WarmCommand:
-        """Return a command of the target's machine, reached as the target is."""
-        from lvmsync.jobs.migrate.warm import WarmCommand
-        from lvmsync.transport import Ssh, open_transport
-
-        way, host = self._way, self._place.host
-        if host is None:
-            return self.here(command)
-        return self._stack.enter_context(
-            WarmCommand(
-                str(host),
-                command,
-                lambda words, hear: open_transport(
-                    host,
-                    [*(("sudo", "-n") if way.sudo else ()), *words],
-                    rsh=shlex.split(way.rsh) if way.rsh else None,
-                    ssh=Ssh(port=way.port, identity=way.identity),
-                    on_stderr=hear,
-                ),
-                self._env,
-                lambda line: _say(f"{host}: {line}"),
-            )
-        )
-
-
-def _settle(
-    source: str,
-    target: str,
-    restart: str | None,
-    state: str | None,
-    command_timeout: str,
-    *,
-    is_abort: bool,
-    is_forced: bool,
-    quiet: bool,
-) -> None:
-    """Carry out ``--abort`` or ``--finish``: deal with what a migration that was cut off has left."""
-    from lvmsync.cli.delivery import Way
-    from lvmsync.jobs.migrate.settle import abort, finish
-    from lvmsync.jobs.migrate.state import Note, open_journal
-    from lvmsync.jobs.replica.snapshots import find_source
-    from lvmsync.names import parse_target
-    from lvmsync.system.ledger import state_folder
-
-    place = parse_target(target)
-    volume = find_source(source)
-    with ExitStack() as stack:
-        journal = stack.enter_context(open_journal(state_folder(state), Note(volume.full_name, volume.id, str(place))))
-        if journal.before is None:
-            said = f"no migration of {volume.full_name} to {place} was cut off: nothing is left"
-        elif is_abort:
-            shells = _Shells(stack, place, Way(), {"LVMSYNC_SOURCE": volume.full_name, "LVMSYNC_TARGET": str(place)})
-            note = journal.before
-            users = None
-            if restart or note.restart or note.domain:
-                users = shells.users(
-                    "true", restart or note.restart or None, None, note.domain or None, note.uri or None,
-                    seconds("--command-timeout", command_timeout),
-                )  # fmt: skip
-            said = abort(journal, volume, users, is_forced=is_forced)
+    with render_migrate.view("none" if quiet else progress) as tell:
+        if back:
+            if create or thin_pool or verify:
+                raise UsageError("--create, --thin-pool and --verify are for the way there, not for --back")
+            outcome = go_back(source, target, way, asked, options, tell, fence=fence, compress=compress, state=state)
         else:
-            said = finish(journal, volume)
-    if not quiet:
-        _say(said)
+            outcome = go(
+                source, target, way, asked, options, tell, fence=fence, verify=verify, way_back=not no_way_back,
+                create=create, thin_pool=thin_pool, compress=compress, state=state, debug=debug,
+            )  # fmt: skip
+    render_migrate.print_outcome(outcome, as_json=as_json, quiet=quiet)
 
 
 def seconds(option: str, text: str) -> float:

@@ -61,7 +61,7 @@ class Budget:
 
     def check_progress(self, progress: Progress) -> None:
         """End the pass, if the rest of it cannot be done in time; called as it gets on."""
-        if progress.phase != "sending" or not progress.total:
+        if progress.phase not in ("sending", "receiving") or not progress.total:
             return
         now = self.move.clock()
         if self._sending_since is None:
@@ -203,8 +203,8 @@ class CutOver:
         error.add_note(
             f"the target may be in use now, so the source stays stopped"
             f"{' and read-only' if self._may_be_fenced else ''}: look at {move.target}. If it runs there, run 'lvmsync"
-            f" migrate --finish {move.source} {move.target}'; if you are sure that it does not, 'lvmsync migrate"
-            f" --abort --force {move.source} {move.target}'"
+            f" migrate --finish {self._journal.note.words}'; if you are sure that it does not, 'lvmsync migrate"
+            f" --abort --force {self._journal.note.words}'"
         )
 
     def _bring_back(self, error: BaseException) -> None:

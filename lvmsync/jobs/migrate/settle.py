@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lvmsync.errors import ConflictError, LvmsyncError
 from lvmsync.jobs.migrate.state import Journal, describe
 from lvmsync.jobs.migrate.users import Users
-from lvmsync.jobs.migrate.volume import unfence
-from lvmsync.system.lvm import LogicalVolume
 
 
-def abort(journal: Journal, volume: LogicalVolume, users: Users | None, *, is_forced: bool) -> str:
+def abort(journal: Journal, unfence: Callable[[], None], users: Users, *, is_forced: bool) -> str:
     """Let the source be used again: writable, and its user started; return what was done.
 
     Args:
         journal: of the pair, locked; it was left by a migration that was cut off.
-        volume: the source.
-        users: how its user is started again; None: no way is known.
+        unfence: makes the source usable.
+        users: how its user is started again.
         is_forced: somebody has looked, and nothing runs on the target.
 
     Raises:
@@ -28,9 +28,9 @@ def abort(journal: Journal, volume: LogicalVolume, users: Users | None, *, is_fo
         raise ConflictError(describe(note), device=note.source)
     done = []
     if note.is_fenced:
-        unfence(volume)
+        unfence()
         done.append("is writable again")
-    if note.has_stopped and users and users.restart:
+    if note.has_stopped and users.restart:
         try:
             users.restart()
         except LvmsyncError as error:
@@ -43,7 +43,7 @@ def abort(journal: Journal, volume: LogicalVolume, users: Users | None, *, is_fo
     return f"{note.source}: {' and '.join(done) or 'it was never stopped'}; what {note.target} got so far is kept"
 
 
-def finish(journal: Journal, volume: LogicalVolume) -> str:
+def finish(journal: Journal) -> str:
     """Leave it where it runs now, on the target; return what was done.
 
     Raises:
@@ -55,4 +55,4 @@ def finish(journal: Journal, volume: LogicalVolume) -> str:
         raise ConflictError(describe(note), device=note.source)
     journal.close()
     kept = "read-only" if note.is_fenced else "as it is"
-    return f"{note.target} is in use now; {volume.full_name} stays {kept}, 'lvmsync cleanup' removes its snapshots"
+    return f"{note.target} is in use now; {note.source} stays {kept}, and 'lvmsync cleanup' tells of its snapshots"

@@ -54,6 +54,7 @@ class Note:
         times: step -> when it was begun, UTC.
         downtime: seconds, once it is over.
         predicted: seconds, from right before the stop.
+        is_back: it was a way back: ``source`` is on another machine, and ``target`` on this one.
     """
 
     source: str
@@ -69,6 +70,12 @@ class Note:
     times: dict[str, str] = field(default_factory=dict)
     downtime: float | None = None
     predicted: float | None = None
+    is_back: bool = False
+
+    @property
+    def words(self) -> str:
+        """The words of the command line that mean this pair."""
+        return f"--back {self.target} {self.source}" if self.is_back else f"{self.source} {self.target}"
 
     @property
     def has_stopped(self) -> bool:
@@ -158,7 +165,7 @@ def list_cut_off(state: Path) -> list[Note]:
 def describe(note: Note) -> str:
     """Return what a migration that was cut off has left, and what is to be done, in one sentence."""
     which = f"a migration of {note.source} to {note.target}"
-    pair = f"{note.source} {note.target}"
+    pair = note.words
     if not note.has_stopped:
         return (
             f"{which} ended in its passes ({note.times.get(PASSES, 'time unknown')}): its source was never stopped; run"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lvmsync.errors import CommandError
 from lvmsync.jobs.migrate.move import Ended
 from lvmsync.jobs.migrate.warm import WarmCommand
+from lvmsync.system.hooks import run_hook
 
 if TYPE_CHECKING:
     from lvmsync.system.virsh import Domain
@@ -38,38 +39,71 @@ class Users:
     uri: str = ""
 
 
-def by_commands(stop: WarmCommand, restart: WarmCommand | None, start: WarmCommand | None, timeout: float) -> Users:
+@dataclass(frozen=True)
+class Command:
+    """A command that stops the user, or starts it again on the same side.
+
+    Attributes:
+        words: as its user wrote it.
+        run: runs it to its end; raises LvmsyncError if it fails.
+        ready: makes sure that it can begin at once.
+    """
+
+    words: str
+    run: Callable[[], object]
+    ready: Callable[[], None] = lambda: None
+
+
+def local_command(command: str, env: Mapping[str, str], timeout: float) -> Command:
+    """Return a command of this machine. It has a process group of its own: Ctrl-C reaches it only through us."""
+    return Command(command, lambda: run_hook(command, env=env, timeout=timeout))
+
+
+def far_command(warm: WarmCommand, timeout: float) -> Command:
+    """Return a command of another machine."""
+    return Command(warm.command, lambda: require_success(warm, timeout), warm.make_ready)
+
+
+def by_commands(stop: Command, restart: Command | None, start: WarmCommand | None, timeout: float) -> Users:
     """Return a user that commands stop and start.
 
     Args:
         stop: stops it.
         restart: starts it again on the same side.
         start: starts it on the target's side.
-        timeout: seconds that each may be silent for.
+        timeout: seconds that ``start`` may be silent for.
     """
 
     def ready() -> None:
-        for command in (stop, start):
-            if command:
-                command.make_ready()
+        stop.ready()
+        if restart:
+            restart.ready()
+        if start:
+            start.make_ready()
+
+    def run(command: Command) -> Callable[[], None]:
+        def run() -> None:
+            command.run()
+
+        return run
 
     return Users(
-        stop=lambda: require_success(stop, "stop", timeout),
+        stop=run(stop),
         ready=ready,
-        # Not made ready before: a Ctrl-C that ends us would end its waiting shell, too.
-        restart=None if restart is None else lambda: require_success(restart, "restart", timeout),
+        restart=run(restart) if restart else None,
         start=None if start is None else lambda: start.run(timeout),
-        how_to_stop=stop.command,
-        how_to_restart=restart.command if restart else "",
+        how_to_stop=stop.words,
+        how_to_restart=restart.words if restart else "",
         how_to_start=start.command if start else "",
     )
 
 
-def by_libvirt(domain: Domain, start: WarmCommand | None, timeout: float) -> Users:
+def by_libvirt(domain: Domain, uri: str | None, start: WarmCommand | None, timeout: float) -> Users:
     """Return a guest that libvirt stops and starts.
 
     Args:
-        domain: of libvirt on this machine.
+        domain: the guest.
+        uri: of the libvirt that has it; None: its default.
         start: starts it on the target's side.
         timeout: seconds that the guest has to shut down, and that ``start`` may be silent for.
     """
@@ -79,7 +113,7 @@ def by_libvirt(domain: Domain, start: WarmCommand | None, timeout: float) -> Use
         if start:
             start.make_ready()
 
-    where = f"virsh{f' -c {domain.uri}' if domain.uri else ''}"
+    where = f"virsh{f' -c {uri}' if uri else ''}"
     return Users(
         stop=lambda: domain.stop(timeout),
         ready=ready,
@@ -89,11 +123,11 @@ def by_libvirt(domain: Domain, start: WarmCommand | None, timeout: float) -> Use
         how_to_restart=f"{where} start {domain.name}",
         how_to_start=start.command if start else "",
         domain=domain.name,
-        uri=domain.uri or "",
+        uri=uri or "",
     )
 
 
-def require_success(command: WarmCommand, what: str, timeout: float) -> None:
+def require_success(command: WarmCommand, timeout: float) -> None:
     """Run a command to its end.
 
     Raises:
@@ -103,8 +137,6 @@ def require_success(command: WarmCommand, what: str, timeout: float) -> None:
     command.make_ready()
     ended = command.run(timeout)
     if ended.status is None:
-        raise CommandError(f"the {what} command '{command.command}' did not end in order: {ended.words}")
+        raise CommandError(f"'{command.command}' did not end in order: {ended.words}")
     if ended.status:
-        raise CommandError(
-            f"the {what} command '{command.command}' failed with status {ended.status}: {ended.words or 'no reason'}"
-        )
+        raise CommandError(f"'{command.command}' failed with status {ended.status}: {ended.words or 'no reason'}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.leaves import compare_device
+from lvmsync.jobs.migrate.back import RETRIES, may_pass, remember_way_back, unfence
 from lvmsync.jobs.migrate.move import Carried, Cut, Move
 from lvmsync.jobs.migrate.state import Note
 from lvmsync.jobs.migrate.users import Users
@@ -25,9 +26,6 @@ from lvmsync.system.device import open_device
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.lvm_commands import set_active, set_writable
-
-RETRIES = 3
-"""How often a pass is begun again when its line failed, while the source runs."""
 
 _LOOK = 1.0  # seconds between two looks at the stores
 
@@ -89,14 +87,6 @@ def open_move(job: Job) -> Iterator[Move]:
         yield _Steps(job, replica).move()
 
 
-def unfence(volume: LogicalVolume) -> None:
-    """Make a volume usable again, however it was fenced."""
-    set_writable(volume, is_writable=True)
-    found = lvm.find_volume_by_id(volume.id)
-    if found and found.number is None:
-        set_active(found, is_active=True)
-
-
 class _Steps:
     """The steps, and what they remember of each other."""
 
@@ -149,7 +139,7 @@ class _Steps:
             except LvmsyncError as error:
                 tries += 1
                 # In the downtime there is no time for it, and a pass that went on with an old snapshot is no use.
-                if not error.transient or tries > RETRIES or self._has_stopped:
+                if not may_pass(error) or tries > RETRIES or self._has_stopped:
                     raise
         self._last = result
         if not self._has_stopped:
@@ -212,6 +202,8 @@ class _Steps:
         notes = snapshots.remove(self._replica.list_snapshots())
         if not notes:
             self._replica.notebook.forget()
+        if cut.way_back and self._job.fence != "deactivate":
+            remember_way_back(self._job.volume, self._way_back, self._job.state)
         if self._job.fence != "none":
             how = "read-only" if self._job.fence == "readonly" else "not active"
             notes.append(f"{self._job.volume.full_name} is {how} now, so that nothing uses it by mistake")

@@ -1,0 +1,293 @@
+"""What ``lvmsync migrate`` sets in motion: the way there, the way back, and what is done after a crash."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.files import stream_options
+from lvmsync.errors import UsageError
+from lvmsync.jobs.migrate.cutover import refuse_leftover
+from lvmsync.jobs.migrate.drive import migrate
+from lvmsync.jobs.migrate.move import Move, Options, Outcome, Tell
+from lvmsync.jobs.migrate.settle import abort, finish
+from lvmsync.jobs.migrate.state import Journal, Note, open_journal
+from lvmsync.jobs.migrate.users import Users, by_commands, by_libvirt, far_command, local_command, require_success
+from lvmsync.jobs.migrate.warm import Connect, WarmCommand
+from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.replica.snapshots import find_source
+from lvmsync.jobs.send import StreamOptions
+from lvmsync.names import TargetName, Volume, parse_target
+from lvmsync.system.identity import is_same_storage
+from lvmsync.system.ledger import state_folder
+from lvmsync.transport import Ssh, open_transport
+from lvmsync.transport.pipe import Command as Child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lvmsync.system.lvm import LogicalVolume
+
+
+@dataclass(frozen=True)
+class Commands:
+    """How the user is stopped and started, as the command line has it.
+
+    Attributes:
+        stop, restart: where the source is.
+        start: where the target is.
+        domain, uri: of libvirt.
+        timeout: seconds that each may take.
+    """
+
+    stop: str | None
+    restart: str | None
+    start: str | None
+    domain: str | None
+    uri: str | None
+    timeout: float
+
+
+class Shells:
+    """Where commands of the user's run: on this machine, and where the other side of the migration is."""
+
+    def __init__(self, stack: ExitStack, place: TargetName, way: Way, source: str, target: str) -> None:
+        self._stack = stack
+        self._place = place
+        self._way = way
+        self._env = {"LVMSYNC_SOURCE": source, "LVMSYNC_TARGET": target}
+
+    def users(self, asked: Commands, volume: LogicalVolume | None = None) -> Users:
+        """Return the user of a volume of this machine, which goes to the other side."""
+        start = self.there(asked.start) if asked.start else None
+        if asked.domain:
+            return self._guest(asked, start, volume)
+        assert asked.stop
+        restart = local_command(asked.restart, self._env, asked.timeout) if asked.restart else None
+        return by_commands(local_command(asked.stop, self._env, asked.timeout), restart, start, asked.timeout)
+
+    def users_there(self, asked: Commands) -> Users:
+        """Return the user of a volume of the other side, which comes to this machine."""
+        start = self.here(asked.start) if asked.start else None
+        if asked.domain:
+            return self._guest(asked, start, None)
+        assert asked.stop
+        restart = far_command(self.there(asked.restart), asked.timeout) if asked.restart else None
+        return by_commands(far_command(self.there(asked.stop), asked.timeout), restart, start, asked.timeout)
+
+    def _guest(self, asked: Commands, start: WarmCommand | None, volume: LogicalVolume | None) -> Users:
+        from lvmsync.system.virsh import Domain
+
+        assert asked.domain
+        domain = self._stack.enter_context(Domain(asked.domain, asked.uri))
+        if volume and not any(is_same_storage(disk.source, f"/dev/{volume.full_name}") for disk in domain.disks()):
+            say(f"note: {volume.full_name} is no disk of {asked.domain} itself; is it the right guest?")
+        return by_libvirt(domain, asked.uri, start, asked.timeout)
+
+    def here(self, command: str) -> WarmCommand:
+        """Return a command of this machine, which waits for its word."""
+        return self._enter("this machine", command, lambda words, hear: Child(words, hear, name="this machine"), say)
+
+    def there(self, command: str) -> WarmCommand:
+        """Return a command of the other side's machine, reached as its lvmsync is."""
+        way, host = self._way, self._place.host
+        if host is None:
+            return self.here(command)
+        return self._enter(
+            str(host),
+            command,
+            lambda words, hear: open_transport(
+                host,
+                [*(("sudo", "-n") if way.sudo else ()), *words],
+                rsh=shlex.split(way.rsh) if way.rsh else None,
+                ssh=Ssh(port=way.port, identity=way.identity),
+                on_stderr=hear,
+            ),
+            lambda line: say(f"{host}: {line}"),
+        )
+
+    def _enter(self, place: str, command: str, connect: Connect, hear: Callable[[str], None]) -> WarmCommand:
+        return self._stack.enter_context(WarmCommand(place, command, connect, self._env, hear))
+
+
+def go(
+    source: str,
+    target: str,
+    way: Way,
+    asked: Commands,
+    options: Options,
+    tell: Tell,
+    *,
+    fence: str,
+    verify: bool,
+    way_back: bool,
+    create: bool,
+    thin_pool: str | None,
+    compress: str | None,
+    state: str | None,
+    debug: bool,
+) -> Outcome:
+    """Move a volume of this machine to another place."""
+    from lvmsync.jobs.migrate.volume import Job, open_move
+    from lvmsync.jobs.replica.copy import PassOptions
+
+    with ExitStack() as stack:
+        delivery = Delivery(target, way, Orders(debug=debug), ignore, compress=compress)
+        stack.enter_context(delivery)
+        place = delivery.place
+        volume = find_source(source)
+        if place.host is None and is_same_storage(f"/dev/{volume.full_name}", Volume(place.name).path):
+            raise UsageError(f"{volume.full_name} and the target are the same: name another target")
+        if thin_pool and not create:
+            raise UsageError("--thin-pool is for a target that is made: give --create as well")
+        shells = Shells(stack, place, way, volume.full_name, str(place))
+        job = Job(
+            volume=volume,
+            target=place.name,
+            place=str(place),
+            state=state_folder(state),
+            options=PassOptions(stream=_stream(place, compress), create=create, thin_pool=thin_pool),
+            connect=lambda: delivery.agent,
+            users=shells.users(asked, volume),
+            fence=fence,
+            verify=verify,
+            way_back=way_back,
+        )
+        journal = _open(stack, state, job.note)
+        job.users.ready()  # what is not there is told before anything is sent
+        move = stack.enter_context(open_move(job))
+        return migrate(move, options, journal, tell)
+
+
+def go_back(
+    source: str,
+    target: str,
+    way: Way,
+    asked: Commands,
+    options: Options,
+    tell: Tell,
+    *,
+    fence: str,
+    compress: str | None,
+    state: str | None,
+) -> Outcome:
+    """Bring a volume of this machine home from where it runs."""
+    from lvmsync.jobs.migrate.back import WayBack, open_way_back
+
+    if fence == "deactivate":
+        raise UsageError("--fence deactivate is not for --back: choose readonly or none")
+    with ExitStack() as stack:
+        delivery = Delivery(target, way, Orders(), ignore, compress=compress)
+        stack.enter_context(delivery)
+        place = delivery.place
+        volume = find_source(source)
+        name = place.name.removeprefix("/dev/")
+        if not Volume(name).is_lvm_name or name.count("/") != 1:
+            raise UsageError(
+                f"{place} is no volume of LVM (VG/LV), so no snapshot of it can be taken: stop what uses it, and run"
+                f" 'lvmsync sync compare:{place.name} HOST:{volume.full_name}' there"
+            )
+        shells = Shells(stack, place, way, str(place), volume.full_name)
+        quoted = shlex.quote(name)
+        fencing = shells.there(FENCE.format(name=quoted)) if fence != "none" else None
+        job = WayBack(
+            volume=volume,
+            source=name,
+            place=str(place),
+            here=f"{os.uname().nodename}:{volume.full_name}",
+            state=state_folder(state),
+            options={"level": _stream(place, compress).level},
+            connect=lambda: delivery.agent,
+            users=shells.users_there(asked),
+            ready=fencing.make_ready if fencing else None,
+            fence=(lambda: require_success(fencing, asked.timeout)) if fencing else None,
+            unfence=(lambda: _unfence_there(shells, quoted, asked.timeout)) if fencing else None,
+            remove=lambda snapshot: require_success(
+                shells.there(REMOVE.format(name=shlex.quote(snapshot))), asked.timeout
+            ),
+        )
+        journal = _open(stack, state, job.note)
+        job.users.ready()
+        move: Move = stack.enter_context(open_way_back(job))
+        return migrate(move, options, journal, tell)
+
+
+FENCE = (
+    "tries=10; while lvs --noheadings -o lv_device_open {name} | grep -q open; do tries=$((tries - 1));"
+    " if [ $tries -lt 1 ]; then echo {name} is still in use >&2; exit 16; fi; sleep 0.1; done;"
+    " lvchange -y -pr {name}"
+)
+"""Makes a volume of another machine read-only, unless it is in use."""
+UNFENCE = "lvs --noheadings -o lv_permissions {name} | grep -q '^ *writeable' || lvchange -y -prw {name}"
+"""Makes it writable, if it is not."""
+REMOVE = "lvremove -q -y -S 'lv_tags={{lvmsync}}' {name}"
+"""Removes a snapshot of another machine, if it carries our tag."""
+
+
+def _unfence_there(shells: Shells, quoted: str, timeout: float) -> None:
+    require_success(shells.there(UNFENCE.format(name=quoted)), timeout)
+
+
+def settle(
+    source: str,
+    target: str,
+    way: Way,
+    asked: Commands,
+    state: str | None,
+    *,
+    is_abort: bool,
+    is_back: bool,
+    is_forced: bool,
+) -> str:
+    """Carry out ``--abort`` or ``--finish``: deal with what was left by a crash, and say what was done."""
+    from lvmsync.jobs.migrate.back import unfence
+
+    place = parse_target(target)
+    volume = find_source(source)
+    near, far = volume.full_name, str(place)
+    key = Note(far, volume.id, near, is_back=True) if is_back else Note(near, volume.id, far)
+    with ExitStack() as stack:
+        journal = stack.enter_context(open_journal(state_folder(state), key))
+        note = journal.before
+        if note is None:
+            return f"no migration of {key.source} to {key.target} was cut off: nothing is left"
+        if not is_abort:
+            return finish(journal)
+        shells = Shells(stack, place, way, key.source, key.target)
+        wanted = replace(
+            asked,
+            stop="true",
+            start=None,
+            restart=asked.restart or note.restart or None,
+            domain=asked.domain or (None if asked.restart else note.domain) or None,
+            uri=asked.uri or note.uri or None,
+        )
+        users = shells.users_there(wanted) if is_back else shells.users(wanted)
+        name = shlex.quote(place.name.removeprefix("/dev/"))
+        return abort(
+            journal,
+            (lambda: _unfence_there(shells, name, asked.timeout)) if is_back else lambda: unfence(volume),
+            users,
+            is_forced=is_forced,
+        )
+
+
+def _open(stack: ExitStack, state: str | None, note: Note) -> Journal:
+    journal = stack.enter_context(open_journal(state_folder(state), note))
+    if journal.before and journal.before.has_stopped:
+        refuse_leftover(journal.before)
+    return journal
+
+
+def _stream(place: TargetName, compress: str | None) -> StreamOptions:
+    return stream_options(4, compress or ("zstd:1" if place.host else None))
+
+
+def say(text: str) -> None:
+    """Tell the user something on stderr."""
+    print(text, file=sys.stderr, flush=True)
