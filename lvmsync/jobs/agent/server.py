@@ -39,6 +39,7 @@ from lvmsync.jobs.agent.protocol import (
 )
 from lvmsync.jobs.agent.streams import accept, finish, join
 from lvmsync.jobs.progress import Report
+from lvmsync.names import parse_volume
 from lvmsync.stream.frames import Buffer
 from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT
 
@@ -197,12 +198,10 @@ class Session:
         asked = _take(request, target=_is_word, size=_is_size, pool=_is_word)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_create, "makes no targets", "--allow-create")
-        pool = self._policy.find_target(asked["pool"]).name if asked["pool"] else None
+        pool = _find_pool(place, asked["pool"]) if asked["pool"] else None
         if not place.is_volume:
             from lvmsync.targets.block import open_target
 
-            if pool:
-                raise UsageError(f"{place.path} is a file, and a thin pool is for volumes")
             with open_target(place.path, create=True) as target:
                 target.resize(asked["size"])
                 target.sync()
@@ -428,6 +427,17 @@ def _bound_stall(seconds: object) -> float:
     if not isinstance(seconds, int | float):
         return STALL_TIMEOUT
     return min(max(float(seconds), SHORTEST_STALL), _LONGEST_STALL)
+
+
+def _find_pool(place: Place, word: str) -> str:
+    """Return the name of the pool that a target is to be made in: VG/POOL, of the target's own group."""
+    if not place.is_volume:
+        raise UsageError(f"{place.path} is a file, and a thin pool is for volumes")
+    group = place.name.split("/")[0]
+    pool = parse_volume(word if "/" in word else f"{group}/{word}")
+    if not pool.is_lvm_name or pool.word.split("/")[0] != group:
+        raise UsageError(f"'{word}' is no pool of volume group {group}, which {place.name} is to be in")
+    return pool.word
 
 
 # What may be in a request
