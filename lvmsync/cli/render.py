@@ -20,20 +20,14 @@ from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
 from lvmsync.sources.source import Source
+from lvmsync.units import size_words
 
 _SHADES = "·░▒▓█"
 _ROWS = 1 << 14  # extents that are printed at a time
 _EVERY = 5.0  # seconds between two lines of progress where there is no terminal
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
-
-def size(count: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in _UNITS:
-        if abs(count) < 1024 or unit == _UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
+size = size_words
+"""A number of bytes for people."""
 
 
 def counted(extents: int) -> str:
