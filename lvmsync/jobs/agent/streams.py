@@ -25,6 +25,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from lvmsync.transport.striped import MOST_LINES, Socket, Striped
 
 _FOLDER = "streams"
 _ID = re.compile("[0-9a-f]{32}")
+_AT_ONCE = 5  # logins at the same time: an sshd drops some of ten (MaxStartups)
 _JOIN_SECONDS = 60.0  # for one more line to come
 _SECRET_SECONDS = 10.0  # for the secret of one that is there
 _STALE_SECONDS = 60.0  # age of a socket that nobody listens on
@@ -53,22 +55,26 @@ def widen(agent: Agent, first: Transport, open_line: Callable[[], tuple[Peer, Tr
     Args:
         agent: whose session has just begun.
         first: its line.
-        open_line: starts another agent in the same way; returns it, not yet greeted, and its line.
+        open_line: starts another agent in the same way; returns it, not yet greeted, and its line. Called from
+            several threads at once.
         count: lines in all, 2 to 16.
 
     Raises:
         PeerError, TransportError: one of the lines could not be opened or joined.
     """
     ticket = agent.ask("stripe", count=count)
-    lines = [first]
-    for number in range(2, count + 1):
+
+    def add(number: int) -> Transport:
         try:
             peer, line = open_line()
             open_agent(peer).ask("join", id=ticket.get("id"), secret=ticket.get("secret"))
         except (PeerError, TransportError) as error:
             error.add_note(f"this was stream {number} of {count}; fewer may work (--streams)")
             raise
-        lines.append(line)
+        return line
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        lines = [first, *pool.map(add, range(2, count + 1))]
     agent.peer.expect(ANSWER)
     return Striped(lines)
 
