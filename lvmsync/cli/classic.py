@@ -21,7 +21,7 @@ from lvmsync.errors import LvmsyncError, UsageError
 
 VERBS = (
     "send", "receive", "apply", "sync", "migrate", "changes", "inspect", "recover", "verify",
-    "repair", "cleanup", "serve", "era",
+    "repair", "doctor", "cleanup", "serve", "era",
     "blksnap", "dattobd",
 )  # fmt: skip
 

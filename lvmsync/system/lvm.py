@@ -148,12 +148,25 @@ def read_group(name: str) -> Group:
     Raises:
         CommandError: vgs is missing or failed, or there is no such group.
     """
-    argv = ["vgs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", "vg_name,vg_free,vg_extent_size", name]
     try:
-        row = json.loads(run(argv))["report"][0]["vg"][0]
-        return Group(row["vg_name"], int(row["vg_free"]), int(row["vg_extent_size"]))
+        return list_groups(name)[0]
     except CommandError as error:
         raise CommandError(f"{error}; is there a volume group '{name}'? See 'vgs'") from error
+    except IndexError as error:
+        raise CommandError(f"vgs knows no volume group '{name}'; see 'vgs'") from error
+
+
+def list_groups(name: str | None = None) -> list[Group]:
+    """Return what LVM knows of all volume groups now, or of one.
+
+    Raises:
+        CommandError: vgs is missing or failed, or there is no such group.
+    """
+    argv = ["vgs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", "vg_name,vg_free,vg_extent_size"]
+    text = run([*argv, *([name] if name else [])])
+    try:
+        rows = [row for report in json.loads(text)["report"] for row in report["vg"]]
+        return [Group(row["vg_name"], int(row["vg_free"]), int(row["vg_extent_size"])) for row in rows]
     except (ValueError, LookupError, TypeError) as error:
         raise CommandError(f"cannot read the report of vgs: {error!r}; is it LVM 2.02.158 or newer?") from error
 
