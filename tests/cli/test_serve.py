@@ -55,6 +55,15 @@ def test_a_served_key_brings_its_targets_up_to_date(site: Site) -> None:
         assert site.target.read_bytes() == NEW
 
 
+def test_a_served_key_may_have_several_streams_with_the_same_rights(site: Site) -> None:
+    served(site)
+    done = site.sync("full:./origin", "--streams", "3")
+    assert done.returncode == 0, done.stderr
+    assert site.target.read_bytes() == NEW
+    done = site.sync("full:./origin", "--streams", "3", target=str(site.folder / "home/.ssh/config"))
+    assert (done.returncode, "allows" in error(done)) == (2, True), done.stderr
+
+
 def test_a_served_key_is_refused_all_else_and_nothing_is_changed(site: Site) -> None:
     served(site)
     other = site.folder / "secret"
