@@ -8,9 +8,11 @@ import os
 import random
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +58,7 @@ def command(site: Site, *options: str) -> list[str]:
     return [str(BIN / "lvmsync"), "sync", SOURCE, f"127.0.0.1:{site.target}", *rsh, *options]
 
 
-def start(site: Site, *options: str) -> subprocess.Popen[str]:
+def start(site: Site, *options: str, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(site, *options),
         cwd=site.folder,
@@ -66,6 +68,7 @@ def start(site: Site, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # no terminal: SIGHUP means one thing
+        **more,
     )
 
 
@@ -183,6 +186,26 @@ def test_sighup_ends_a_job_where_there_is_no_file(site: Site, proxy: Proxy) -> N
     running = start(site, "--bwlimit", "100K")
     wait_for(lambda: proxy.moved > 50 * KIB)
     running.send_signal(signal.SIGHUP)
+    done = finish(running)
+    assert done.returncode == 130
+    assert "ended by SIGHUP" in error(done)
+
+
+def test_a_terminal_that_hangs_up_ends_a_job_though_there_is_a_file(site: Site, proxy: Proxy) -> None:
+    file = site.folder / "rate"
+    file.write_text("100K")
+    master, slave = os.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    running = start(site, "--bwlimit-file", str(file), preexec_fn=take_terminal, pass_fds=[slave])
+    os.close(slave)
+    wait_for(lambda: proxy.moved > 50 * KIB)
+    running.send_signal(signal.SIGHUP)  # the terminal is there: this only reads the file
+    moved = proxy.moved
+    wait_for(lambda: proxy.moved > moved + 50 * KIB)
+    os.close(master)
     done = finish(running)
     assert done.returncode == 130
     assert "ended by SIGHUP" in error(done)
