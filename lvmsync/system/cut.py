@@ -60,13 +60,16 @@ def cut_together(orders: Sequence[Order], *, limit: float = LIMIT) -> list[Logic
     Raises:
         UsageError: the same volume twice, or one that lvmsync or LVM itself needs to run.
         ConflictError: there is a volume of such a name already.
-        DeviceError: a volume is not active, a group has too little room, or the limit was over before all was done.
+        DeviceError: a volume is not active or suspended already, a group has too little room, or the limit was over
+            before all was done.
         CommandError: lvcreate failed.
     """
     numbers = [_number(one.volume) for one in orders]
     if len(set(numbers)) < len(numbers):
         raise UsageError("a volume is named twice; name each once")
     _require_not_needed(orders)
+    for one in orders:
+        lvm_commands.require_going_on(one.volume)
     commands = [(one, _command(one)) for one in orders]
     with lvm_commands.lvm_locked():
         _require_free_names(orders)

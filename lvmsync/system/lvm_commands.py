@@ -22,6 +22,7 @@ from lvmsync.system.holds import run_folder
 from lvmsync.system.ledger import make_folders
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.snapshot_advice import advise_snapshot, require_room, round_up
+from lvmsync.system.suspend import is_suspended
 
 TAG = "lvmsync"
 """What every snapshot of ours carries."""
@@ -84,11 +85,26 @@ def take_snapshot(
     Raises:
         UsageError: a name or tag that LVM does not take.
         ConflictError: there is a volume of that name already.
-        DeviceError: the volume group has too little room.
+        DeviceError: the volume group has too little room, or the volume is suspended.
         CommandError: lvcreate failed; nothing was made.
     """
     argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk)
+    require_going_on(volume)
     return _create(argv, f"{volume.group}/{name}", {TAG, *tags})
+
+
+def require_going_on(volume: LogicalVolume) -> None:
+    """Raise if a volume is suspended: of a thin one LVM then makes a snapshot that its pool knows nothing of.
+
+    Raises:
+        DeviceError: it is.
+    """
+    if volume.number and is_suspended(volume.number):
+        raise DeviceError(
+            f"{volume.full_name} is suspended by another program, or by one that was killed; see 'lvmsync cleanup', or"
+            f" run 'dmsetup resume -j {volume.number[0]} -m {volume.number[1]}'",
+            device=volume.full_name,
+        )
 
 
 def snapshot_command(

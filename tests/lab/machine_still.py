@@ -305,8 +305,13 @@ def all_or_none() -> None:
     volume = lvm.find_volume("vg/raw1")
     with pytest.raises(UsageError, match="a volume is named twice"):
         cut.cut_together([cut.Order(volume, "x"), cut.Order(volume, "y")])
-    orders = [cut.Order(lvm.find_volume("vg/thin1"), "x"), cut.Order(volume, "y", size=1 << 40, chunk=4096)]
-    orders[1] = cut.Order(lvm.find_volume("vg/raw1"), "y", frozenset(), 5 * M, 4096)
+    sh("dmsetup suspend vg-thin1")
+    with pytest.raises(DeviceError, match="vg/thin1 is suspended by another program"):
+        lvm_commands.take_snapshot(lvm.find_volume("vg/thin1"), "x", tags=[])
+    with pytest.raises(DeviceError, match="vg/thin1 is suspended by another program"):
+        cut.cut_together([cut.Order(lvm.find_volume("vg/thin1"), "x")])
+    sh("dmsetup resume vg-thin1")
+    orders = [cut.Order(lvm.find_volume("vg/thin1"), "x"), cut.Order(volume, "y", frozenset(), 5 * M, 4096)]
     Path("/run/bin").mkdir(exist_ok=True)
     real = sh("command -v lvcreate")
     fake = Path("/run/bin/lvcreate")
