@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lvmsync.cli import blksnap, dattobd, doctor, era, serve, sync, verify
+from lvmsync.cli import blksnap, dattobd, doctor, era, plan, serve, sync, verify
 from lvmsync.cli.cleanup import cleanup
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.cli.migrate import migrate
@@ -295,6 +295,7 @@ def recover(
 app.command()(sync.sync)
 app.command()(verify.verify)
 app.command()(verify.repair)
+app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.command()(cleanup)
 app.command()(migrate)

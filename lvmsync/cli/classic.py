@@ -21,7 +21,7 @@ from lvmsync.errors import LvmsyncError, UsageError
 
 VERBS = (
     "send", "receive", "apply", "sync", "migrate", "changes", "inspect", "recover", "verify",
-    "repair", "doctor", "cleanup", "serve", "era",
+    "repair", "plan", "doctor", "cleanup", "serve", "era",
     "blksnap", "dattobd",
 )  # fmt: skip
 
