@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from lvmsync.errors import LvmsyncError, PeerError, TransportError
+from lvmsync.errors import LvmsyncError, PeerError, StreamError, TransportError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Progress, Receipt, Report
-from lvmsync.jobs.replica.choose import Kind, TargetBusy
+from lvmsync.jobs.replica.choose import POINT, Kind, TargetBusy
 from lvmsync.jobs.replica.copy import PassOptions, open_replica, plan_pass, run_pass
+from lvmsync.jobs.replica.snapshots import HEAD, role_of
 from lvmsync.names import Volume
 from lvmsync.sources import Reading, open_source
 from lvmsync.system.lvm import LogicalVolume
 
 RETRIES = 3
 """How often a run whose line has failed begins again by itself."""
+
+_OF_THE_LINE = (StreamError.exit_code, TransportError.exit_code)
 
 WAIT = 2.0
 """Seconds before the first of these; each further one waits twice as long."""
@@ -36,6 +40,8 @@ def sync_volume(
 ) -> Receipt:
     """Bring a target up to date with a volume; after a broken line, go on where it was.
 
+    A copy that an earlier run has left unfinished is finished first; the receipt is of both then.
+
     Args:
         connect: returns an agent on the target's machine, another one if the last one's session is over.
         volume: the source.
@@ -50,12 +56,33 @@ def sync_volume(
     Raises:
         LvmsyncError: the last failure, with how often it was tried.
     """
+    old: set[str] | None = None  # points of heads that an earlier run has left
 
     def work(agent: Agent) -> Receipt:
+        nonlocal old
         with open_replica(agent, volume, target, place, state) as replica:
-            return run_pass(replica, agent, options, report).receipt
+            if old is None:
+                old = {f"{POINT}{one.id}" for one in replica.list_snapshots() if role_of(one) == HEAD}
+            receipt = run_pass(replica, agent, options, report).receipt
+            if receipt.kind == Kind.RESUME.value and receipt.point in old:
+                return _join(receipt, run_pass(replica, agent, replace(options, full=False), report).receipt)
+            return receipt
 
     return retried(connect, work, report, retries=retries, wait=wait)
+
+
+def _join(first: Receipt, second: Receipt) -> Receipt:
+    """Return the receipt of a run that has finished an earlier one, and then has brought the target up to date."""
+    note = f"it finished the copy of {first.snapshot} that was cut off, and then sent what had changed since"
+    return replace(
+        second,
+        kind=first.kind,
+        bytes=first.bytes + second.bytes,
+        extents=first.extents + second.extents,
+        wire_bytes=(first.wire_bytes or 0) + (second.wire_bytes or 0),
+        seconds=round(first.seconds + second.seconds, 3),
+        notes=[*first.notes, note, *second.notes],
+    )
 
 
 def foresee(agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, options: PassOptions) -> Receipt:
@@ -115,5 +142,6 @@ def retried(
 def _may_pass(error: LvmsyncError, tries: int) -> bool:
     """Tell whether trying again may help: the line failed, or the far side has not noticed yet that it did."""
     if isinstance(error, TargetBusy):
-        return tries > 0
-    return error.transient or (isinstance(error, PeerError) and error.exit_code == TransportError.exit_code)
+        return error.transient or tries > 0
+    # The far side sees a line that was cut as a stream that was, and may be the first to tell.
+    return error.transient or (isinstance(error, PeerError) and error.exit_code in _OF_THE_LINE)
