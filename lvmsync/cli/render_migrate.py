@@ -102,10 +102,10 @@ def block(status: Status) -> list[str]:
 def line(status: Status) -> str:
     """Return how it is getting on, in one line."""
     if not status.total:
-        return f"{status.step}, pass {status.pass_number}"
+        return f"pass {status.pass_number}: {status.step}"
     predicted = "" if status.predicted is None else f", predicted downtime {status.predicted:.1f} s"
     done = f"{size_words(status.done)} of {size_words(status.total)} ({100 * status.done / status.total:.0f} %)"
-    return f"{status.step}: {done}{predicted}"
+    return f"pass {status.pass_number}: {status.step} {done}{predicted}"
 
 
 def _bar(status: Status, width: int = 30) -> str:

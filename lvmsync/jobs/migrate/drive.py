@@ -119,7 +119,7 @@ class _Migration:
     def _make_pass(self) -> None:
         move = self._move
         began = move.clock()
-        carried = move.run_pass(lambda progress: self._say(f"pass {len(self._told) + 1}", progress=progress))
+        carried = move.run_pass(lambda progress: self._say(progress.phase, progress=progress))
         self._note_pass(carried, move.clock() - began)
         self._is_fresh = True
         self._prediction = self._predict()
