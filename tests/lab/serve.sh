@@ -35,7 +35,7 @@ ln -s ../vg/secret /dev/copies/evil
 ask() {
     local name
     for name; do printf 'lvmsync REQUEST {"verb": "standing", "target": "%s"}\n' "$name"; done | ssh siteb whatever |
-        sed -n 's/.*REFUSAL {"code": \([0-9]*\).*/\1/p; s/.*ANSWER.*"size": \([0-9]*\),.*/\1/p'
+        sed -n 's/.*REFUSAL {"code": \([0-9]*\).*/\1/p; s/.*ANSWER.*"kind": "[a-z]*", "size": \([0-9]*\),.*/\1/p'
 }
 is "$(ask copies/my-data /dev/copies/my-data /dev/mapper/copies-my--data "$(realpath /dev/copies/my-data)" | xargs)" \
     "16777216 16777216 16777216 16777216" 'what is said of the names of one volume'
@@ -58,8 +58,10 @@ same /dev/vg/my-data /dev/copies/pulled
 change 50 400
 expect 0 '' lvmsync sync siteb:/dev/vg/my-data copies/pulled
 same /dev/vg/my-data /dev/copies/pulled
-expect 2 'no source that this server allows' lvmsync sync siteb:vg/secret copies/pulled
-expect 2 'no target that this server allows' lvmsync sync full:/dev/vg/secret siteb:vg/my-data
-expect 2 'has 1 copies already' lvmsync sync siteb:vg/my-data /run/other --create
-expect 2 'chooses the size' lvmsync sync siteb:vg/my-data copies/pulled --cow-size 8m
+# push SOURCE OPTIONS: ask for it by hand.
+push() { printf 'lvmsync REQUEST {"verb": "push", "source": "%s", "target": "x", "options": %s}\n' "$@" | ssh siteb x; }
+expect 2 'no source that this server allows' push vg/secret '{}'
+expect 2 'chooses the size' push vg/my-data '{"store": 8388608}'
+expect 2 'has 1 copies already' push vg/my-data '{"place": "another"}'
+expect 2 "has no 'extend_cmd'" push vg/my-data '{"extend_cmd": "touch /run/other"}'
 gone /run/other
