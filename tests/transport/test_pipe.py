@@ -90,6 +90,24 @@ def test_a_reader_that_is_gone_is_an_error_of_the_line() -> None:
     assert (result.returncode, result.stderr.count(b"\n")) == (7, 1)
 
 
+@pytest.mark.parametrize("work", ["line.receive_some(memoryview(bytearray(1)))", "line.send_all([bytes(8 << 20)])"])
+def test_a_far_side_that_is_gone_without_a_word_is_a_stall(work: str) -> None:
+    script = SEND.replace(
+        "while True:\n            line.send_all([bytes(1 << 20)])", f"line.stall_timeout = 0.3\n        {work}"
+    )
+    (stdin, feed), (result, stdout) = os.pipe(), os.pipe()
+    try:
+        done = subprocess.run(
+            python(script), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+        assert os.get_blocking(stdout)  # others may use it
+    finally:
+        for fd in stdin, feed, result, stdout:
+            os.close(fd)
+    assert done.returncode == 7
+    assert done.stderr.startswith(b"standard input and output: no byte moved for 0.3 s")
+
+
 def test_a_full_disk_is_an_error_of_this_machine() -> None:
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(python(SEND), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)

@@ -285,6 +285,37 @@ def test_a_far_side_that_does_not_read_is_a_stall_and_takes_no_memory(asyncssh: 
         os.close(fd)
 
 
+def test_a_far_side_that_hangs_is_a_stall_both_ways(far: Open, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    fd = os.open(gate, os.O_RDWR)
+    try:
+        blocked: list[Callable[[Transport], object]] = [
+            lambda line: send_forever(line, []),
+            lambda line: line.receive_some(memoryview(bytearray(1))),
+        ]
+        for work in blocked:
+            with far(["sh", "-c", f"echo here; read line < {gate}"]) as line:
+                assert line.receive_some(memoryview(bytearray(5))) == 5
+                line.stall_timeout = 0.5
+                with pytest.raises(TransportError, match=r"no byte moved for 0\.5 s: the line or the far side hangs"):
+                    work(line)
+                with pytest.raises(TransportError, match="no byte moved"):
+                    line.aclose()
+    finally:
+        os.close(fd)
+
+
+def test_signs_of_life_from_a_far_side_that_does_not_read_are_no_stall(far: Open) -> None:
+    with far(["sh", "-c", "for i in 1 2 3 4 5 6; do sleep 0.5; echo alive; done; cat > /dev/null"]) as line:
+        line.stall_timeout = 2
+        for _ in range(40):
+            line.send_all([bytes(MIB)])
+        line.send_eof()
+        assert receive_all(line) == b"alive\n" * 6
+        assert line.aclose() == 0
+
+
 def test_a_stream_that_is_received_slowly_takes_no_memory(asyncssh: Open) -> None:
     with asyncssh(["head", "-c", str(400 * MIB), "/dev/zero"]) as line:
         before = most = resident()
