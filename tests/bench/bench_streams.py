@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_streams [--mib 256] [--runs 3]
 
+The proxy holds 1 MiB of a connection each way at the most, so a delay acts as it does on a small TCP window.
 The first figure is of the whole command, logins and all, the second of the transfer. It never fails on a figure.
 """
 
