@@ -67,23 +67,91 @@ tidy() {
     is "$(find /var/lib/lvmsync/migrations -name journal.json | wc -l)" 0 'the journals that are left'
 }
 
-it "moves a classic volume in use within the downtime, every file whole"
+STOP='bash /run/guest/stop /run/here'
+RESTART='bash /run/guest/start /dev/vg/guest /run/here'
+START='bash /run/guest/start_there /dev/vg/copy'
+
+# go STATUS PATTERN OPTION...: migrate vg/guest to the other site.
+go() {
+    local status=$1 pattern=$2
+    shift 2
+    expect "$status" "$pattern" lvmsync migrate vg/guest siteb:vg/copy --max-downtime 40s \
+        --stop-cmd "$STOP" --restart-cmd "$RESTART" "$@"
+    cat "$ERR"
+}
+
+# way_back: the snapshot that the last run has kept.
+way_back() { python3 -S -c 'import json, sys; print(json.load(open(sys.argv[1]))["way_back"])' "$OUT"; }
+
+# arrived: the copy's file system is clean, and has every file; it is not mounted afterwards.
+arrived() {
+    nsenter --target "$(cat /run/siteb/sshd.pid)" --mount -- umount /run/there
+    e2fsck -fn /dev/vg/copy >"$OUT" 2>&1 || wrong "the file system: $(cat "$OUT")"
+    mount -o ro /dev/vg/copy /run/there
+    whole /run/there
+    umount /run/there
+}
+
+it "says that the source is in use after a stop command that stops nothing, and starts it again"
 lvcreate -q -y -W n -L 64m -n guest vg
 lvcreate -q -y -W n -L 64m -n copy vg
 mkfs.ext4 -q /dev/vg/guest
 mkdir -p /run/here
-bash /run/guest/start /dev/vg/guest /run/here
-expect 0 'predicted downtime' lvmsync migrate vg/guest siteb:vg/copy --max-downtime 20s --json --verify \
-    --stop-cmd 'bash /run/guest/stop /run/here' --restart-cmd 'bash /run/guest/start /dev/vg/guest /run/here' \
-    --start-cmd 'bash /run/guest/start_there /dev/vg/copy'
-cat "$ERR"
-in_time 20
-back=$(python3 -S -c 'import json, sys; print(json.load(open(sys.argv[1]))["way_back"])' "$OUT")
+$RESTART
+expect 3 'still in use .the kernel counts it as open.*started again .touch /run/guest/restarted.' \
+    lvmsync migrate vg/guest siteb:vg/copy --max-downtime 40s --stop-cmd true --restart-cmd 'touch /run/guest/restarted'
+runs /run/here
+is "$(lvs --noheadings -o lv_permissions vg/guest | tr -d ' ')" writeable 'the source'
+[[ -e /run/guest/restarted ]] || wrong 'the restart command did not run'
+is "$(find /var/lib/lvmsync/migrations -name journal.json | wc -l)" 0 'the journals that are left'
+
+it "tells what a run that was killed in its downtime has left, and brings it back"
+go 137 '' --start-cmd 'kill -9 $(pgrep -f "lvmsync migrate")' --no-way-back
+go 8 "when the start command may have run.*'lvmsync migrate --abort --force vg/guest siteb:vg/copy'" --start-cmd "$START"
+expect 8 'may have run' lvmsync migrate --abort vg/guest siteb:vg/copy
+expect 0 'writable again and its user was started again' lvmsync migrate --abort --force vg/guest siteb:vg/copy
+runs /run/here
+
+it "moves a classic volume in use within the downtime, every file whole"
+go 0 'predicted downtime' --json --verify --start-cmd "$START"
+in_time 40
+back=$(way_back)
 same /dev/vg/guest "/dev/$back"
-at_siteb umount /run/there || umount /run/there || true
-e2fsck -fn /dev/vg/copy >"$OUT" 2>&1 || wrong "the file system: $(cat "$OUT")"
-mount -o ro /dev/vg/copy /run/there
-whole /run/there
-umount /run/there
+arrived
 is "$(lvs --noheadings -o lv_permissions vg/guest | tr -d ' ')" read-only 'the source'
 tidy guest copy "${back#vg/}"
+
+it "brings it home with the changes only"
+mount /dev/vg/copy /run/there
+dd if=/dev/urandom of=/run/there/written-there bs=64k count=8 conv=fsync status=none
+sum=$(sha256sum </run/there/written-there)
+umount /run/there
+expect 0 '' lvmsync migrate --back vg/guest siteb:vg/copy --max-downtime 40s --stop-cmd 'date +%s.%N >/run/guest/stopped_at' \
+    --start-cmd 'mount /dev/vg/guest /run/here; date +%s.%N >/run/guest/started_at' --json
+cat "$ERR"
+in_time 40
+first=$(python3 -S -c 'import json, sys; print(json.load(open(sys.argv[1]))["passes"][0]["kind"])' "$OUT")
+is "$first" delta 'the first pass back'
+is "$(sha256sum </run/here/written-there)" "$sum" 'what was written there'
+umount /run/here
+e2fsck -fn /dev/vg/guest >"$OUT" 2>&1 || wrong "the file system: $(cat "$OUT")"
+tidy guest copy
+
+it "moves a thin volume in use to a thin volume that it makes"
+lvcreate -q -y --type thin-pool -L 160m -n pool vg
+lvcreate -q -y -V 64m --thinpool vg/pool -n thin
+mkfs.ext4 -q /dev/vg/thin
+rm /run/guest/log
+bash /run/guest/start /dev/vg/thin /run/here
+expect 0 'predicted downtime' lvmsync migrate vg/thin siteb:vg/copied --max-downtime 40s --json \
+    --create --thin-pool vg/pool --no-way-back --fence deactivate --stop-cmd "$STOP" \
+    --start-cmd 'bash /run/guest/start_there /dev/vg/copied'
+cat "$ERR"
+in_time 40
+is "$(lvs --noheadings -o lv_active vg/thin | tr -d ' ')" '' 'whether the source is active'
+nsenter --target "$(cat /run/siteb/sshd.pid)" --mount -- umount /run/there
+e2fsck -fn /dev/vg/copied >"$OUT" 2>&1 || wrong "the file system: $(cat "$OUT")"
+mount -o ro /dev/vg/copied /run/there
+whole /run/there
+umount /run/there
+tidy guest copy pool thin copied

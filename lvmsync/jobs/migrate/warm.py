@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,8 @@ WAITING = "lvmsync WAITING"
 ENDED = "lvmsync ENDED "
 PATIENCE = 30.0
 """Seconds that a far shell may take to say that it waits."""
+
+_LAST_WORDS = 1.0  # seconds that a command which failed may take to say why
 
 # What the command says goes to stderr. It does not get the line's ends: what it leaves running does not hold them.
 _SCRIPT = f"""while IFS= read -r word; do
@@ -52,6 +55,7 @@ class WarmCommand:
         self._words = ["env", *(f"{key}={value}" for key, value in env.items()), "sh", "-c", _SCRIPT, "sh", command]
         self._hear = hear
         self._last_words = ""
+        self._has_spoken = Event()
         self._stack = ExitStack()
         self._transport: Transport | None = None
         self._line: Line | None = None
@@ -103,7 +107,10 @@ class WarmCommand:
         if answer is None or not answer.startswith(ENDED) or not answer.removeprefix(ENDED).isdecimal():
             said = "the line ended" if answer is None else f"it said '{show(answer)}'"
             return Ended(None, f"{self._place}: {said} before the command had")
-        return Ended(int(answer.removeprefix(ENDED)), self._last_words)
+        status = int(answer.removeprefix(ENDED))
+        if status:
+            self._has_spoken.wait(_LAST_WORDS)  # they come on another way than the status
+        return Ended(status, self._last_words)
 
     def _ping(self, line: Line) -> None:
         assert self._transport
@@ -120,6 +127,7 @@ class WarmCommand:
 
     def _listen(self, line: str) -> None:
         self._last_words = tame(line)
+        self._has_spoken.set()
         self._hear(self._last_words)
 
     def _close(self) -> None:
