@@ -31,6 +31,12 @@ def end_shell(command: WarmCommand) -> None:
     command._transport._child.wait()
 
 
+def end_child(command: WarmCommand) -> None:
+    """Kill the process whose number the command has said."""
+    assert command._has_spoken.wait(30)
+    os.kill(int(command._last_words), 9)
+
+
 def test_it_begins_when_it_is_told_to_and_tells_its_status(tmp_path: Path) -> None:
     heard: list[str] = []
     with warm(f'printf %s "$LVMSYNC_TARGET" >{tmp_path}/made; echo said', heard) as command:
@@ -91,7 +97,7 @@ def test_a_command_that_says_nothing_for_too_long_leaves_it_unknown() -> None:
         ended = command.run(0.4)
         assert ended.status is None
         assert "no byte moved" in ended.words
-        os.kill(int(command._last_words), 9)
+        end_child(command)
 
 
 def test_what_it_leaves_running_does_not_hold_it() -> None:
@@ -99,7 +105,7 @@ def test_what_it_leaves_running_does_not_hold_it() -> None:
         command.make_ready()
         began = time.monotonic()
         assert command.run(30).status == 0
-        os.kill(int(command._last_words), 9)
+        end_child(command)
     assert time.monotonic() - began < 10
 
 
