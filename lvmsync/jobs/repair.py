@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError, UsageError
+from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.leaves import compare_device
@@ -17,12 +20,14 @@ from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.choose import POINT
 from lvmsync.jobs.replica.copy import PassOptions, Replica, open_replica
 from lvmsync.jobs.replica.opening import open_first
+from lvmsync.jobs.samples import take_samples
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.jobs.standing import Standing
 from lvmsync.jobs.verify import require_valid
 from lvmsync.names import Volume, WholeDevice
 from lvmsync.sources import Reading, open_source
 from lvmsync.sources.source import Source
+from lvmsync.stream.frames import Sample
 from lvmsync.system import lvm
 from lvmsync.system.device import Device
 from lvmsync.system.lvm import LogicalVolume
@@ -74,7 +79,8 @@ def repair(
             job="repair", source=whole.name, target=agent.place, bytes=found.differing.total_bytes,
             extents=len(found.differing), size=whole.size, seconds=round(watch.seconds, 3), dry_run=True, notes=notes,
         )  # fmt: skip
-    receipt = agent.receive(target, differing, stream, report, orders=orders)
+    samples = _unchanged_samples(whole, found.differing)
+    receipt = agent.receive(target, differing, stream, report, orders=orders, samples=samples)
     return replace(receipt, job="repair", seconds=round(watch.seconds, 3), notes=[*notes, *receipt.notes])
 
 
@@ -115,6 +121,13 @@ def repair_volume(
             receipt = repair(agent, target, whole, options.stream, report, orders=options.orders)
         notes = replica.promote(head, replica.list_snapshots(), identity)
     return replace(receipt, kind="repair", snapshot=head.full_name, notes=[*receipt.notes, *notes])
+
+
+def _unchanged_samples(whole: Source, differing: ChangeMap) -> list[Sample]:
+    """Return samples of what both sides hold: a target that is written to after the comparison may show it by them."""
+    samples = take_samples(whole.data, differing, whole.size)
+    places = np.array([(one.offset, one.offset + one.length) for one in samples], np.uint64).reshape(-1, 1, 2)
+    return [one for one, place in zip(samples, places, strict=True) if not differing.overlaps(place[:, 0], place[:, 1])]
 
 
 @contextmanager

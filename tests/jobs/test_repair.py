@@ -1,0 +1,127 @@
+"""Repair, with an agent in a thread: what happens between the comparison and the first write."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvmsync.errors import ConflictError, LvmsyncError, PeerError
+from lvmsync.extents import ChangeMap
+from lvmsync.jobs import repair as job
+from lvmsync.jobs.agent.client import Agent, open_agent
+from lvmsync.jobs.agent.peer import Peer
+from lvmsync.jobs.agent.policy import Policy
+from lvmsync.jobs.agent.server import serve
+from lvmsync.jobs.leaves import Compared
+from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.repair import open_whole, repair
+from lvmsync.jobs.send import StreamOptions
+from lvmsync.jobs.standing import Standing, Unfinished
+from lvmsync.system.device import open_device
+from tests.jobs.test_leaves import Socket
+
+BLOCK = 4096
+OLD = np.random.default_rng(3).bytes(2 << 20)
+
+
+@contextmanager
+def agent_in(state: Path) -> Iterator[Agent]:
+    ours, theirs = (Socket(end) for end in socket.socketpair())
+
+    def run() -> None:
+        with suppress(LvmsyncError):
+            serve(theirs, Policy(), state, ignore)
+        theirs.aclose()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    peer = Peer("far:target")
+    peer.connect(ours)
+    try:
+        yield open_agent(peer)
+    finally:
+        with suppress(OSError):
+            ours.send_eof()
+        thread.join(20)
+        ours.aclose()
+
+
+def make(folder: Path, *places: int) -> Path:
+    """Make a source, and a target that differs at some places."""
+    (folder / "source").write_bytes(OLD)
+    data = bytearray(OLD)
+    for place in places:
+        data[place] ^= 1
+    (folder / "target").write_bytes(data)
+    return folder / "target"
+
+
+def test_only_what_differs_is_sent_and_the_target_is_a_copy(tmp_path: Path) -> None:
+    target = make(tmp_path, 5, len(OLD) - 1)
+    with agent_in(tmp_path / "state") as agent, open_whole(str(tmp_path / "source")) as whole:
+        receipt = repair(agent, str(target), whole, StreamOptions(), ignore)
+    assert (receipt.bytes, receipt.extents) == (2 * BLOCK, 2)
+    assert target.read_bytes() == OLD
+
+
+def test_a_target_that_is_written_to_after_the_comparison_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make(tmp_path, 9 * BLOCK)
+    compare: Callable[..., Compared] = job.compare_device
+
+    def compare_then_write(*args: object) -> Compared:
+        found = compare(*args)
+        target.write_bytes(np.random.default_rng(4).bytes(len(OLD)))
+        return found
+
+    monkeypatch.setattr(job, "compare_device", compare_then_write)
+    with (
+        agent_in(tmp_path / "state") as agent,
+        open_whole(str(tmp_path / "source")) as whole,
+        pytest.raises(PeerError, match="was written to in between"),
+    ):
+        repair(agent, str(target), whole, StreamOptions(), ignore)
+
+
+def test_samples_are_never_of_what_differs(tmp_path: Path) -> None:
+    make(tmp_path)
+    differing = ChangeMap.from_extents([(0, BLOCK), (100 * BLOCK, 300 * BLOCK)])
+    with open_whole(str(tmp_path / "source")) as whole:
+        samples = job._unchanged_samples(whole, differing)
+        assert len(samples) > 50
+        for one in samples:
+            assert not len(ChangeMap.from_extents([(one.offset, one.length)]) & differing)
+        assert job._unchanged_samples(whole, ChangeMap.whole(len(OLD))) == []
+
+
+def test_a_source_that_is_written_to_meanwhile_is_not_confirmed(tmp_path: Path) -> None:
+    target = make(tmp_path, 9 * BLOCK)
+    before = target.read_bytes()
+    with agent_in(tmp_path / "state") as agent, open_whole(str(tmp_path / "source")) as whole:
+
+        def confirm() -> None:
+            raise ConflictError("it was written to")
+
+        with pytest.raises(ConflictError, match="it was written to"):
+            repair(agent, str(target), replace(whole, confirm=confirm), StreamOptions(), ignore)
+    assert target.read_bytes() == before
+
+
+def test_a_group_that_was_not_finished_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make(tmp_path, 0)
+    open_one = Unfinished("ab", "prepared", None, None, 0, None, False, True, "delta", "ff" * 8, "today")
+    standing = Standing(str(target), "1", "now", exists=True, size=len(OLD), transaction=open_one)
+    with agent_in(tmp_path / "state") as agent, open_whole(str(tmp_path / "source")) as whole:
+        monkeypatch.setattr(agent, "standing", lambda _: standing)
+        with pytest.raises(ConflictError, match="belongs to a group"):
+            repair(agent, str(target), whole, StreamOptions(), ignore)
+    with open_device(str(target)) as device:
+        assert device.size == len(OLD)
