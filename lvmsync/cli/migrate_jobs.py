@@ -133,6 +133,7 @@ def go(
     debug: bool,
 ) -> Outcome:
     """Move a volume of this machine to another place."""
+    from lvmsync.jobs.doctor.volumes import check_before
     from lvmsync.jobs.migrate.volume import Job, open_move
     from lvmsync.jobs.replica.copy import PassOptions
 
@@ -145,6 +146,8 @@ def go(
             raise UsageError(f"{volume.full_name} and the target are the same: name another target")
         if thin_pool and not create:
             raise UsageError("--thin-pool is for a target that is made: give --create as well")
+        for note in check_before(volume):
+            say(f"note: {note}")
         shells = Shells(stack, place, way, volume.full_name, str(place))
         job = Job(
             volume=volume,

@@ -97,6 +97,7 @@ class _Steps:
         self._has_stopped = False
         self._looked = float("-inf")
         self._snapshot: LogicalVolume | None = None  # of the last pass
+        self._sent_of_kept = 1.0
         self._store_fill: float | None = None
         self._pool_fill: float | None = None
         self._way_back = ""
@@ -130,6 +131,11 @@ class _Steps:
 
     def _run_pass(self, report: Report) -> Carried:
         tries = 0
+        kept = 0
+        if not self._has_stopped:
+            kept = self._find_kept() or 0
+            pool = self._job.connect().standing(self._job.target).pool
+            self._pool_fill = pool.data_percent / 100 if pool else None
         # In the downtime nothing is done that can wait: `_finish` removes the snapshots in any case.
         options = replace(self._options, promote=not self._has_stopped)
         while True:
@@ -142,6 +148,8 @@ class _Steps:
                 if not may_pass(error) or tries > RETRIES or self._has_stopped:
                     raise
         self._last = result
+        if kept and result.kind == "delta":
+            self._sent_of_kept = min(1.0, result.changed_bytes / kept)
         if not self._has_stopped:
             self._snapshot = lvm.find_volume(result.snapshot)
         return Carried(result.receipt, result.kind, result.seconds, result.head_time)
@@ -218,7 +226,15 @@ class _Steps:
         return None if dm.wait_until_closed((os.major(number), os.minor(number))) else "the kernel counts it as open"
 
     def _find_dirty(self) -> int | None:
-        """Return how many bytes changed since the last snapshot: a classic one counts what it keeps."""
+        """Return how many bytes a pass would send now: a classic snapshot counts what it keeps.
+
+        It keeps whole chunks, and tables; how much of that was sent, the last delta tells.
+        """
+        kept = self._find_kept()
+        return None if kept is None else round(kept * self._sent_of_kept)
+
+    def _find_kept(self) -> int | None:
+        """Return how many bytes the last pass's snapshot keeps; None of a thin one."""
         with suppress(LvmsyncError):
             if self._snapshot is not None and self._snapshot.is_classic_snapshot:
                 return store_fill(self._snapshot).used
