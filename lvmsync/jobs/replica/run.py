@@ -9,12 +9,12 @@ from pathlib import Path
 
 from lvmsync.errors import LvmsyncError, PeerError, StreamError, TransportError
 from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.doctor.volumes import check_before
+from lvmsync.jobs.plan import plan_volume
 from lvmsync.jobs.progress import Progress, Receipt, Report
 from lvmsync.jobs.replica.choose import POINT, Kind, TargetBusy
-from lvmsync.jobs.replica.copy import PassOptions, open_replica, plan_pass, run_pass
+from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
 from lvmsync.jobs.replica.snapshots import HEAD, role_of
-from lvmsync.names import Volume
-from lvmsync.sources import Reading, open_source
 from lvmsync.system.lvm import LogicalVolume
 
 RETRIES = 3
@@ -56,6 +56,7 @@ def sync_volume(
     Raises:
         LvmsyncError: the last failure, with how often it was tried.
     """
+    notes = check_before(volume)
     old: set[str] | None = None  # points of heads that an earlier run has left
 
     def work(agent: Agent) -> Receipt:
@@ -68,7 +69,8 @@ def sync_volume(
                 return _join(receipt, run_pass(replica, agent, replace(options, full=False), report).receipt)
             return receipt
 
-    return retried(connect, work, report, retries=retries, wait=wait)
+    receipt = retried(connect, work, report, retries=retries, wait=wait)
+    return replace(receipt, notes=[*notes, *receipt.notes])
 
 
 def _join(first: Receipt, second: Receipt) -> Receipt:
@@ -91,21 +93,12 @@ def foresee(agent: Agent, volume: LogicalVolume, target: str, place: str, state:
     Raises:
         LvmsyncError: it would refuse.
     """
-    with open_replica(agent, volume, target, place, state, is_dry=True) as replica:
-        plan, standing = plan_pass(replica, agent, options)
-    notes = list(plan.notes)
-    changed, extents = volume.size, 1
-    if plan.kind in (Kind.DELTA, Kind.COMMITTED):
-        known = plan.base or plan.head
-        assert known is not None
-        with open_source(Volume(known.name), Reading(with_data=False, frozen=True)) as source:
-            changed, extents = source.changes.total_bytes, len(source.changes)
-    elif plan.kind is Kind.RESUME and standing.transaction:
-        changed = max(volume.size - standing.transaction.offset, 0)
-        notes.append(f"{place} is in the middle of a copy, which would be gone on with where it was")
+    found = plan_volume(agent, volume, target, place, state, options)
+    if found.error:
+        raise found.error
     return Receipt(
-        job="sync", source=volume.full_name, target=place, bytes=changed, extents=extents, size=volume.size,
-        kind=plan.kind.value, dry_run=True, notes=notes,
+        job="sync", source=volume.full_name, target=place, bytes=found.changed_bytes or 0, extents=found.extents,
+        size=volume.size, kind=found.kind, dry_run=True, notes=[*found.notes, *found.problems],
     )  # fmt: skip
 
 

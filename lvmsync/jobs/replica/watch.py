@@ -32,7 +32,8 @@ class Limits:
 def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Limits) -> FillWatch:
     """Return what watches the stores of a volume's snapshots, or its thin pool.
 
-    A store that holds every chunk of its origin cannot overflow, and is left alone.
+    A store that holds every chunk of its origin cannot overflow, and is left alone. One that is over the limit when the
+    run begins may be half as empty again before it is stopped: finishing is what empties it.
 
     Raises:
         UsageError: the command that extends is no command.
@@ -44,7 +45,10 @@ def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Lim
     else:
         gauges = [store_gauge(one) for one in kept if one.is_classic_snapshot and not _holds_all(volume, one)]
     extend = extend_command(limits.extend_cmd) if limits.extend_cmd else None
-    return FillWatch(gauges, extend, limits.extend_at, limits.limit)
+    limit = limits.limit
+    if gauges and not volume.is_thin:
+        limit = max(limit, 50.0 + max(gauge.read()[1].percent for gauge in gauges) / 2)
+    return FillWatch(gauges, extend, limits.extend_at, limit)
 
 
 def watching(watch: FillWatch, report: Report) -> Report:

@@ -1,0 +1,84 @@
+"""What is watched while a copy is made, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from lvmsync.errors import DeviceError, UsageError
+from lvmsync.jobs.progress import Progress
+from lvmsync.jobs.replica import watch
+from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
+from lvmsync.system import dm
+from lvmsync.system.fill import Fill
+from lvmsync.system.fill_watch import FillWatch, Gauge
+from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.snapshot_advice import whole_store
+
+SIZE = 1 << 30
+
+
+def volume(size: int, *, is_snapshot: bool = False) -> LogicalVolume:
+    role = frozenset({"snapshot", "thicksnapshot"} if is_snapshot else {"public"})
+    return LogicalVolume("vg", "x", "i", "-", frozenset(), role, size, "", "", False, "", (253, 1), None)
+
+
+@pytest.fixture
+def percents(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Set how full stores are, one value a look; the last one stays."""
+    values = [0.0]
+
+    def gauge(store: LogicalVolume) -> Gauge:
+        def read() -> tuple[str, Fill]:
+            percent = values.pop(0) if len(values) > 1 else values[0]
+            return "the store", Fill(int(percent * 100), 10_000)
+
+        return Gauge(store.full_name, read, "lvextend vg/x", store)
+
+    monkeypatch.setattr(watch, "store_gauge", gauge)
+    line = SimpleNamespace(text="253:1 253:2 P 8")
+    monkeypatch.setattr(dm, "find_snapshot", lambda _: SimpleNamespace(line=line))
+    return values
+
+
+def looking(found: FillWatch) -> Callable[[], None]:
+    found.every = 0.0
+    tell = watching(found, lambda _: None)
+    return lambda: tell(Progress("sending", 0, None))
+
+
+def test_a_store_that_holds_all_of_its_origin_is_left_alone(percents: list[float]) -> None:
+    stores = [volume(size, is_snapshot=True) for size in (whole_store(SIZE, 4096), whole_store(SIZE, 4096) - 512)]
+
+    assert len(list(watch_fill(volume(SIZE), stores, Limits()).gauges)) == 1
+
+
+def test_a_store_that_fills_stops_the_run(percents: list[float]) -> None:
+    percents[:] = [50, 94, 96]
+    look = looking(watch_fill(volume(SIZE), [volume(1 << 20, is_snapshot=True)], Limits()))
+    look()
+    with pytest.raises(DeviceError, match=r"the store is 96.0% full.*lvextend vg/x"):
+        look()
+
+
+def test_a_store_that_is_nearly_full_when_the_run_begins_may_fill_a_little_more(percents: list[float]) -> None:
+    percents[:] = [97, 97, 98.4, 98.6]
+    look = looking(watch_fill(volume(SIZE), [volume(1 << 20, is_snapshot=True)], Limits()))
+    look()
+    look()
+    with pytest.raises(DeviceError, match=r"98.6% full"):
+        look()
+
+
+def test_a_command_that_is_none_is_refused(percents: list[float]) -> None:
+    with pytest.raises(UsageError, match="cannot split"):
+        watch_fill(volume(SIZE), [], Limits(extend_cmd="lvextend '"))
+
+
+def test_what_is_told_is_passed_on(percents: list[float]) -> None:
+    told: list[Progress] = []
+    progress = Progress("sending", 1, 2)
+    watching(watch_fill(volume(SIZE), [], Limits()), told.append)(progress)
+    assert told == [progress]
