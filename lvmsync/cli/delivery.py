@@ -164,7 +164,7 @@ class Delivery:
         return self.agent.compare(self.place.name, name, reading, self._report)
 
     def send(self, source: Source, *, require_base: bool = False) -> Receipt:
-        """Send a source's changes to the target, and return the receipt of both sides; see `jobs.sync`.
+        """Send a source's changes to the target, and return the receipt of both sides; see `Agent.receive`.
 
         Args:
             source: what changed.

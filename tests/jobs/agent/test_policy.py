@@ -25,6 +25,7 @@ def root(tmp_path: Path) -> Path:
     for minor, name in volumes.items():
         suffix = "-cow" if name.endswith("-cow") else ""
         make_device(root, minor, name, f"LVM-{VG}{VG[::-1][:31]}{minor}{suffix}")
+    make_device(root, 8, "vg0-pool", f"LVM-{VG}{VG}-pool")  # lets everything in the pool be written
     make_device(root, 6, "crypt0", "CRYPT-LUKS2-abc-crypt0")
     os.mknod(root / "dev/sdb", stat.S_IFBLK | 0o600, os.makedev(MAJOR, 7))
     for name, leads_to in {
@@ -119,6 +120,12 @@ def test_nothing_else_is_allowed(root: Path, word: str) -> None:
     for find in (policy.find_target, policy.find_source):
         with pytest.raises(UsageError):
             find(word)
+
+
+@pytest.mark.parametrize("word", ["vg0/evil", "/dev/vg0/../vg0/web", "/dev/mapper/vg0-pool", "/dev/dm-8", "/dev/dm-3"])
+def test_a_word_that_is_not_what_it_says_is_refused_wherever_it_leads(root: Path, word: str) -> None:
+    with pytest.raises(UsageError, match=r"leads to another|without '\.\.'|LVM's own"):
+        find_place(word, root)
 
 
 @pytest.mark.parametrize(
