@@ -219,7 +219,7 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lvm_commands, name, getattr(machine, name))
     monkeypatch.setattr(copy, "open_first", machine.open_first)
     monkeypatch.setattr(copy, "open_delta", machine.open_delta)
-    monkeypatch.setattr(copy, "_look", lambda volume: None)
+    monkeypatch.setattr(copy, "look_at", lambda volume: None)
     monkeypatch.setattr(copy, "watch_fill", lambda *_: FillWatch([]))
     write: Callable[..., None] = Notebook.write
 

@@ -40,6 +40,8 @@ class Kind(Enum):
     """The target is at the head already: make it the base, and choose again."""
     ROLL_BACK = "roll back"
     """Let the target go back to the base, since the head that was being sent is gone; and choose again."""
+    PREPARED = "prepared"
+    """The target has all of the head, and waits for the others of its group to be committed with it."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ class Wish:
     Attributes:
         create: the target is made if it is not there.
         full: everything is copied, whatever the target holds.
+        cuts: ids of the cuts of a group that the run may go on with.
     """
 
     create: bool = False
     full: bool = False
+    cuts: frozenset[str] = frozenset()
 
 
 def choose(record: Record, kept: Sequence[Kept], standing: Standing, size: int, wish: Wish | None = None) -> Plan:
@@ -160,7 +164,7 @@ def _choose_unfinished(record: Record, kept: Sequence[Kept], standing: Standing,
     """Choose for a target that is in the middle of a receive."""
     open_one = standing.transaction
     assert open_one is not None
-    if open_one.group is not None:
+    if open_one.group is not None and open_one.group not in wish.cuts:
         raise ConflictError(
             f"{record.target} belongs to a group ({open_one.group}) whose copy was not finished: run that sync again,"
             " or 'lvmsync recover' on the target"
@@ -176,6 +180,14 @@ def _choose_unfinished(record: Record, kept: Sequence[Kept], standing: Standing,
             f" {open_one.head or 'an unnamed state'}): finish it, or run 'lvmsync recover' there"
         )
     may_resume = open_one.resumable and head is not None and not head.trouble
+    if open_one.phase == "prepared" and head is not None and not head.trouble and not wish.full:
+        if standing.written == "yes":
+            raise ConflictError(
+                f"{record.target} was written to by something else while it waited to be committed with its group; find"
+                " out what writes to it, run 'lvmsync recover' there, and then 'lvmsync repair"
+                f" {record.source} {record.target}'"
+            )
+        return Plan(Kind.PREPARED, base=base, head=head, drop=_spare(kept, base, head))
     if is_first:
         if may_resume and not wish.full:
             return Plan(Kind.RESUME, head=head, drop=_spare(kept, head))

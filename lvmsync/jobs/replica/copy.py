@@ -58,6 +58,7 @@ class PassOptions:
         limits: of stores and pools on this side.
         promote: whether the head becomes the base right away; without, the next run does that.
         orders: further options of the receive (see `Agent.receive`).
+        cuts: ids of the cuts of a group that this run may go on with (see `jobs.replica.group`).
     """
 
     stream: StreamOptions = field(default_factory=StreamOptions)
@@ -71,6 +72,7 @@ class PassOptions:
     limits: Limits = field(default_factory=Limits)
     promote: bool = True
     orders: Mapping[str, Any] = field(default_factory=dict)
+    cuts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def run_pass(replica: Replica, agent: Agent, options: PassOptions, report: Repor
     """
     notes: list[str] = []
     for _ in range(_MOST_STEPS):
-        job = _Pass(replica, agent, options, report, notes)
+        job = Pass(replica, agent, options, report, notes)
         if job.is_ready():
             return job.run()
     raise ConflictError(f"{replica.notebook.record.target} does not come to rest: does something else work on it?")
@@ -211,28 +213,42 @@ def plan_pass(replica: Replica, agent: Agent, options: PassOptions) -> tuple[Pla
     Raises:
         LvmsyncError: it would refuse.
     """
-    job = _Pass(replica, agent, options, lambda _: None, [])
+    job = Pass(replica, agent, options, lambda _: None, [])
     return job.plan, job.standing
 
 
-class _Pass:
-    """One look at how things are, and what follows from it."""
+class Pass:
+    """One look at how things are, and what follows from it.
+
+    Attributes:
+        replica: which.
+        volume: its source, as it is now.
+        kept: its snapshots, by LVM id.
+        standing: of its target.
+        plan: what is to be done.
+        notes: what the user should know, a sentence each; grows.
+    """
 
     def __init__(self, replica: Replica, agent: Agent, options: PassOptions, report: Report, notes: list[str]) -> None:
-        self._replica = replica
+        """Look, and decide; nothing is changed.
+
+        Raises:
+            LvmsyncError: it cannot be done; see `choose`.
+        """
+        self.replica = replica
         self._agent = agent
         self._options = options
         self._report = report
-        self._notes = notes
-        self._volume = replica.find_volume()
-        self._kept = {one.id: one for one in snapshots.list_kept(self._volume, replica.id)}
+        self.notes = notes
+        self.volume = replica.find_volume()
+        self.kept = {one.id: one for one in snapshots.list_kept(self.volume, replica.id)}
         self.standing = agent.standing(replica.target)
         self.plan = choose(
             replica.notebook.record,
-            [snapshots.describe(one) for one in self._kept.values()],
+            [snapshots.describe(one) for one in self.kept.values()],
             self.standing,
-            self._volume.size,
-            Wish(options.create, options.full),
+            self.volume.size,
+            Wish(options.create, options.full, options.cuts),
         )
         self._seconds: dict[str, float] = {}
         self._changes = ChangeMap.empty()
@@ -241,76 +257,104 @@ class _Pass:
 
     def is_ready(self) -> bool:
         """Set right what must be before anything is sent; tell whether it was right already."""
-        plan, record = self.plan, self._replica.notebook.record
-        self._notes.extend(plan.notes)
+        plan, record = self.plan, self.replica.notebook.record
+        self.notes.extend(plan.notes)
         if plan.kind is Kind.COMMITTED:
             assert plan.head is not None
-            self._notes.append(f"{record.target} was at {plan.head.name} already: only its receipt had been lost")
-            self._promote(self._kept[plan.head.id])
+            self.notes.append(f"{record.target} was at {plan.head.name} already: only its receipt had been lost")
+            self.promote(self.kept[plan.head.id])
             return False
         if plan.kind is Kind.ROLL_BACK:
             self._report(Progress("bringing the target back", 0, None))
-            self._agent.recover(self._replica.target, back=True)
+            self._agent.recover(self.replica.target, back=True)
             return False
         return True
 
     def run(self) -> PassResult:
         """Carry out the plan."""
         plan, options = self.plan, self._options
-        self._notes += snapshots.remove(self._kept.pop(one.id) for one in plan.drop)
-        if not self.standing.exists:
-            self._agent.create(self._replica.target, self._volume.size, pool=options.thin_pool)
+        self.make_room()
         head, head_time = self._find_head()
         try:
-            receipt = self._carry(head)
+            receipt = self.carry(head)
         except BaseException as error:
             self._let_go(head, error)
             raise
         began = time.monotonic()
         if options.promote:
-            self._promote(head)
+            self.promote(head)
         self._seconds["promote"] = time.monotonic() - began
-        kind = plan.kind.value
-        if plan.kind is Kind.DELTA and not receipt.bytes:
-            kind = "nothing"
-        receipt = replace(
-            receipt, source=self._volume.full_name, kind=kind, snapshot=head.full_name,
-            notes=[*self._notes, *receipt.notes],
-        )  # fmt: skip
+        receipt = self.tell(receipt, head)
         wire_bytes = receipt.wire_bytes or 0
         return PassResult(
-            receipt, kind, receipt.bytes, wire_bytes, self._seconds, head_time, head.full_name, self._changes
+            receipt,
+            receipt.kind or plan.kind.value,
+            receipt.bytes,
+            wire_bytes,
+            self._seconds,
+            head_time,
+            head.full_name,
+            self._changes,
         )
+
+    def make_room(self) -> None:
+        """Remove what the plan has no use for, and make the target where it is to be made."""
+        self.notes += snapshots.remove(self.kept.pop(one.id) for one in self.plan.drop)
+        if not self.standing.exists:
+            self._agent.create(self.replica.target, self.volume.size, pool=self._options.thin_pool)
+
+    def adopt(self, head: LogicalVolume, look: dict[str, str] | None) -> None:
+        """Remember a snapshot that was taken just now as the one that is being sent.
+
+        Args:
+            head: the snapshot.
+            look: what the kernel had counted on the volume right before.
+        """
+        self.kept[head.id] = head
+        self.replica.notebook.write(head=head.id, head_look=look)
+
+    def tell(self, receipt: Receipt, head: LogicalVolume) -> Receipt:
+        """Return a receipt with what is known here: of which volume, by which snapshot, what kind of copy."""
+        kind = self.plan.kind.value
+        if self.plan.kind is Kind.DELTA and not receipt.bytes:
+            kind = "nothing"
+        return replace(
+            receipt, source=self.volume.full_name, kind=kind, snapshot=head.full_name,
+            notes=[*self.notes, *receipt.notes],
+        )  # fmt: skip
 
     def _find_head(self) -> tuple[LogicalVolume, float | None]:
         """Return the snapshot to be sent, and when it was taken if that was now."""
         if self.plan.head:
-            return self._kept[self.plan.head.id], None
+            return self.kept[self.plan.head.id], None
         self._report(Progress("making the snapshot", 0, None))
         began = time.monotonic()
-        look = _look(self._volume)
+        look = look_at(self.volume)
         with ExitStack() as stack:
             if self._options.freeze:
-                self._notes.append(stack.enter_context(snapshots.quiet(self._volume)))
+                self.notes.append(stack.enter_context(snapshots.quiet(self.volume)))
             head = snapshots.take_head(
-                self._volume, self._replica.id, store=self._options.store, chunk=self._options.chunk
+                self.volume, self.replica.id, store=self._options.store, chunk=self._options.chunk
             )
         taken = time.monotonic()
         self._seconds["snapshot"] = taken - began
-        self._kept[head.id] = head
-        self._replica.notebook.write(head=head.id, head_look=look)
+        self.adopt(head, look)
         return head, taken
 
-    def _carry(self, head: LogicalVolume) -> Receipt:
-        """Send, and return the receipt."""
+    def carry(self, head: LogicalVolume) -> Receipt:
+        """Send a head as the plan says, and return the receipt.
+
+        Raises:
+            LvmsyncError: the target is as it was, or in the middle of it, to be gone on with.
+        """
         plan, options = self.plan, self._options
-        base = self._kept[plan.base.id] if plan.base else None
+        base = self.kept[plan.base.id] if plan.base else None
         needed = [one for one in (base, head) if one]
-        watch = watch_fill(self._volume, needed, options.limits)
+        watch = watch_fill(self.volume, needed, options.limits)
         report = watching(watch, self._report)
         began = time.monotonic()
         report(Progress("reading the map", 0, None))
-        opened = open_delta(self._volume, base, head) if base else open_first(self._volume, head)
+        opened = open_delta(self.volume, base, head) if base else open_first(self.volume, head)
         with opened as source:
             samples: list[Sample] = []
             if base:
@@ -320,10 +364,10 @@ class _Pass:
             sending = time.monotonic()
             self._seconds["map"] = sending - began
             receipt = self._agent.receive(
-                self._replica.target,
+                self.replica.target,
                 source,
                 replace(options.stream, resumable=True),
-                lambda progress: self._tell(progress, report),
+                lambda progress: self._note_progress(progress, report),
                 orders={
                     **options.orders,
                     "resumable": True,
@@ -337,8 +381,8 @@ class _Pass:
         read = self._seconds.pop("read", ended)
         self._seconds["send"], self._seconds["commit"] = read - sending, ended - read
         if receipt.bytes >= _RATE_WORTH:
-            self._replica.notebook.write(rate=round(receipt.bytes / max(ended - sending, 1e-3)))
-        self._notes.extend(watch.notes)
+            self.replica.notebook.write(rate=round(receipt.bytes / max(ended - sending, 1e-3)))
+        self.notes.extend(watch.notes)
         return receipt
 
     def _prepare(self, source: Source, report: Report) -> tuple[Source, list[Sample]]:
@@ -347,7 +391,7 @@ class _Pass:
         assert base_data is not None
         size = min(source.size, base_data.size)
         if self.plan.kind is Kind.DELTA:
-            source = prove_unchanged(source, self._replica.notebook.record.base_look, _look(self._volume), report)
+            source = prove_unchanged(source, self.replica.notebook.record.base_look, look_at(self.volume), report)
             is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
             if options.minimal or (options.minimal is None and is_quick):
                 source = replace(minimize(source, report), notes=source.notes)
@@ -367,14 +411,15 @@ class _Pass:
 
         return confirm
 
-    def _tell(self, progress: Progress, report: Report) -> None:
+    def _note_progress(self, progress: Progress, report: Report) -> None:
         self._is_begun |= progress.phase == "sending"
         report(progress)
 
-    def _promote(self, head: LogicalVolume) -> None:
-        self._notes += self._replica.promote(head, self._kept.values(), self.standing.identity)
+    def promote(self, head: LogicalVolume) -> None:
+        """Make a head that the target holds the base."""
+        self.notes += self.replica.promote(head, self.kept.values(), self.standing.identity)
         if self.plan.base and self.plan.base.role == "back":
-            self._notes += snapshots.remove([self._kept[self.plan.base.id]])  # this was the way back
+            self.notes += snapshots.remove([self.kept[self.plan.base.id]])  # this was the way back
 
     def _let_go(self, head: LogicalVolume, error: BaseException) -> None:
         """Remove a head that nothing will go on with; add to the error if it cannot be.
@@ -390,7 +435,7 @@ class _Pass:
             error.add_note(note)
 
 
-def _look(volume: LogicalVolume) -> dict[str, str] | None:
+def look_at(volume: LogicalVolume) -> dict[str, str] | None:
     """Return what the kernel has counted on a volume."""
     with open_device(f"/dev/{volume.full_name}") as device:
         return seen.look(device.fd)

@@ -21,6 +21,7 @@ BASE, HEAD = "base", "head"
 """What a snapshot is for: the target holds it; it is being sent."""
 
 _REPLICA, _ROLE, _SIZE = replica_tag(""), role_tag(""), "lvmsync.size="
+_GROUP, _CUT = f"{lvm_commands.TAG}.group=", f"{lvm_commands.TAG}.cut="
 _LONGEST = 100  # letters of a volume's name that go into its snapshot's
 
 
@@ -100,6 +101,26 @@ def role_of(volume: LogicalVolume) -> str:
     return _tagged(volume, _ROLE) or ""
 
 
+def group_tags(group: str, cut: str) -> frozenset[str]:
+    """Return the tags of a snapshot that was taken together with others.
+
+    Args:
+        group: its name.
+        cut: id of that moment.
+    """
+    return frozenset({f"{_GROUP}{group}", f"{_CUT}{cut}"})
+
+
+def group_of(volume: LogicalVolume) -> str | None:
+    """Return the name of the group that a snapshot was taken for."""
+    return _tagged(volume, _GROUP)
+
+
+def cut_of(volume: LogicalVolume) -> str | None:
+    """Return the id of the cut that a snapshot is of."""
+    return _tagged(volume, _CUT)
+
+
 def describe(volume: LogicalVolume) -> Kept:
     """Return a snapshot as `choose` needs it, with what is wrong with it."""
     size = _tagged(volume, _SIZE)
@@ -128,12 +149,18 @@ def take_head(
         CommandError: lvcreate failed; nothing was made.
     """
     return lvm_commands.take_snapshot(
-        volume,
-        f"{volume.name[:_LONGEST]}.lvmsync.{secrets.token_hex(4)}",
-        tags=(replica_tag(replica), role_tag(HEAD), f"{_SIZE}{volume.size}"),
-        size=store,
-        chunk=chunk,
+        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk
     )
+
+
+def head_name(volume: LogicalVolume) -> str:
+    """Return a name for a new head of a volume."""
+    return f"{volume.name[:_LONGEST]}.lvmsync.{secrets.token_hex(4)}"
+
+
+def head_tags(volume: LogicalVolume, replica: str) -> frozenset[str]:
+    """Return the tags of a new head."""
+    return frozenset({replica_tag(replica), role_tag(HEAD), f"{_SIZE}{volume.size}"})
 
 
 @contextmanager
