@@ -215,6 +215,8 @@ class FarSide:
 def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the replica's modules use a machine."""
     monkeypatch.setattr(lvm, "find_volume_by_id", machine.find_volume_by_id)
+    monkeypatch.setattr(lvm, "list_volumes", lambda group=None: list(machine.volumes.values()))
+    monkeypatch.setattr(lvm, "read_group", lambda name: lvm.Group(name, 1 << 40, 4 << 20))
     for name in ("list_ours", "take_snapshot", "remove_snapshot", "change_tags"):
         monkeypatch.setattr(lvm_commands, name, getattr(machine, name))
     monkeypatch.setattr(copy, "open_first", machine.open_first)

@@ -19,7 +19,7 @@ from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.agent.policy import Policy
 from lvmsync.jobs.agent.server import serve
-from lvmsync.jobs.leaves import Compared
+from lvmsync.jobs.leaves import Compared, compare_device
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.repair import open_whole, repair
 from lvmsync.jobs.send import StreamOptions
@@ -75,7 +75,7 @@ def test_a_target_that_is_written_to_after_the_comparison_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = make(tmp_path, 9 * BLOCK)
-    compare: Callable[..., Compared] = job.compare_device
+    compare: Callable[..., Compared] = compare_device
 
     def compare_then_write(*args: object) -> Compared:
         found = compare(*args)

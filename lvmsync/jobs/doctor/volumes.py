@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from lvmsync.errors import DeviceError
 from lvmsync.jobs.doctor.findings import Finding
 from lvmsync.jobs.replica.record import Record
-from lvmsync.system import dm
+from lvmsync.system import dm, lvm
 from lvmsync.system.fill_watch import LIMIT
-from lvmsync.system.lvm import Group, LogicalVolume, list_volumes
+from lvmsync.system.lvm import Group, LogicalVolume
 from lvmsync.system.lvm_commands import is_ours
 from lvmsync.system.snapshot_advice import MIN_CHUNK, advise, whole_store
 from lvmsync.system.suspend import is_suspended
@@ -132,7 +132,7 @@ def check_before(volume: LogicalVolume) -> list[str]:
         DeviceError: the job should not begin; the message has what mends it.
         CommandError: lvs failed.
     """
-    volumes = list_volumes(volume.group)
+    volumes = lvm.list_volumes(volume.group)
     mine = [
         one
         for one in volumes

@@ -15,7 +15,7 @@ from lvmsync.jobs.doctor.records import check_clock, check_far_clock, check_migr
 from lvmsync.jobs.doctor.volumes import check_before, check_room, check_suspended, check_volumes
 from lvmsync.jobs.migrate.state import Note, open_journal
 from lvmsync.jobs.replica.record import Record
-from lvmsync.system import dm
+from lvmsync.system import dm, lvm
 from lvmsync.system.ledger import Transaction, open_ledger
 from lvmsync.system.lvm import Group, LogicalVolume
 from tests.fake_programs import FakeProgram
@@ -100,17 +100,17 @@ def test_a_suspended_device_is_found() -> None:
 
 def test_before_a_job_a_full_pool_stops_it_and_a_filling_store_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     thin = volume("thin", pool="pool", thin_id=1)
-    monkeypatch.setattr(volumes, "list_volumes", lambda group: [thin, *pool(96, 5)])
+    monkeypatch.setattr(lvm, "list_volumes", lambda group: [thin, *pool(96, 5)])
     with pytest.raises(DeviceError, match=r"vg/pool: .* 96.0% full.*mend that first: lvextend -l \+25%LV vg/pool"):
         check_before(thin)
-    monkeypatch.setattr(volumes, "list_volumes", lambda group: [thin, *pool(85, 5)])
+    monkeypatch.setattr(lvm, "list_volumes", lambda group: [thin, *pool(85, 5)])
     assert [line.partition(":")[0] for line in check_before(thin)] == ["vg/pool"]
-    monkeypatch.setattr(volumes, "list_volumes", lambda group: [volume("other", layout="thin pool", data_percent=99.0)])
+    monkeypatch.setattr(lvm, "list_volumes", lambda group: [volume("other", layout="thin pool", data_percent=99.0)])
     assert check_before(thin) == []  # another pool of the group
     ours = store(85, tags=frozenset(["lvmsync"]))
-    monkeypatch.setattr(volumes, "list_volumes", lambda group: ours)
+    monkeypatch.setattr(lvm, "list_volumes", lambda group: ours)
     assert [line.partition(":")[0] for line in check_before(ours[0])] == ["vg/snap"]
-    monkeypatch.setattr(volumes, "list_volumes", lambda group: store(85))  # not ours
+    monkeypatch.setattr(lvm, "list_volumes", lambda group: store(85))  # not ours
     assert check_before(ours[0]) == []
     monkeypatch.setattr(volumes, "is_suspended", lambda number: True)
     with pytest.raises(DeviceError, match=r"suspended.*dmsetup resume /dev/vg/lv"):
@@ -204,12 +204,12 @@ def test_tools_that_are_missing_or_too_old_are_found(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for name in ("lvs", "lvm", "dmsetup"):
         FakeProgram(tmp_path, name)
-    lvm = tmp_path / "lvm.answers"
-    (lvm / "say.version").write_text("  LVM version:     2.03.16(2) (2022-05-18)\n")
+    answers = tmp_path / "lvm.answers"
+    (answers / "say.version").write_text("  LVM version:     2.03.16(2) (2022-05-18)\n")
     assert not list(tools.check_programs())
-    (lvm / "say.version").write_text("  LVM version:     2.02.98(2) (2012-10-15)\n")
+    (answers / "say.version").write_text("  LVM version:     2.02.98(2) (2012-10-15)\n")
     assert [one.problem for one in tools.check_programs()] == ["version 2.2.98 has no reports in JSON"]
-    (lvm / "say.version").unlink()
+    (answers / "say.version").unlink()
     assert ["no answer for" in one.problem for one in tools.check_programs()] == [True]
 
 
