@@ -19,6 +19,7 @@ from lvmsync.jobs.migrate.users import Users
 from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.copy import PassOptions, PassResult, Replica, open_replica, run_pass
+from lvmsync.jobs.replica.watch import chunk_size
 from lvmsync.jobs.verify import verify_whole
 from lvmsync.names import Volume
 from lvmsync.system import dm, lvm
@@ -151,7 +152,10 @@ class _Steps:
         if kept and result.kind == "delta":
             self._sent_of_kept = min(1.0, result.changed_bytes / kept)
         if not self._has_stopped:
-            self._snapshot = lvm.find_volume(result.snapshot)
+            self._snapshot = snapshot = lvm.find_volume(result.snapshot)
+            if snapshot.is_classic_snapshot and not self._options.store:
+                # As the last one: what is known need not be asked of LVM in the downtime.
+                self._options = replace(self._options, store=snapshot.size, chunk=chunk_size(snapshot) or None)
         return Carried(result.receipt, result.kind, result.seconds, result.head_time)
 
     def _prepare(self) -> float:
@@ -203,15 +207,20 @@ class _Steps:
         """Take a snapshot of the target as it is now, and remember here that this is what the source holds."""
         made = self._job.connect().snapshot(self._job.target, self._replica.id)
         self._way_back = str(made["id"])
+        if self._job.fence == "deactivate":  # later there is no device to look at
+            self._remember_way_back()
         return str(made["name"])
+
+    def _remember_way_back(self) -> None:
+        remember_way_back(self._job.volume, self._way_back, self._job.state)
 
     def _finish(self, cut: Cut) -> list[str]:
         """Remove our snapshots of the source: nothing will change there any more."""
-        notes = snapshots.remove(self._replica.list_snapshots())
+        notes = snapshots.remove(snapshots.list_kept(self._job.volume, self._replica.id))
         if not notes:
             self._replica.notebook.forget()
         if cut.way_back and self._job.fence != "deactivate":
-            remember_way_back(self._job.volume, self._way_back, self._job.state)
+            self._remember_way_back()
         if self._job.fence != "none":
             how = "read-only" if self._job.fence == "readonly" else "not active"
             notes.append(f"{self._job.volume.full_name} is {how} now, so that nothing uses it by mistake")

@@ -350,7 +350,8 @@ class Pass:
         plan, options = self.plan, self._options
         base = self.kept[plan.base.id] if plan.base else None
         needed = [one for one in (base, head) if one]
-        watch = watch_fill(self.volume, needed, options.limits)
+        # Where nothing can be put off, nothing is written to the source either: its stores do not grow.
+        watch = watch_fill(self.volume, needed if options.promote else [], options.limits)
         report = watching(watch, self._report)
         began = time.monotonic()
         report(Progress("reading the map", 0, None))

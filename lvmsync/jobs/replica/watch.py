@@ -62,11 +62,11 @@ def watching(watch: FillWatch, report: Report) -> Report:
 
 
 def _holds_all(volume: LogicalVolume, snapshot: LogicalVolume) -> bool:
-    chunk = _chunk_size(snapshot)
+    chunk = chunk_size(snapshot)
     return chunk > 0 and snapshot.size >= whole_store(volume.size, chunk)
 
 
-def _chunk_size(snapshot: LogicalVolume) -> int:
+def chunk_size(snapshot: LogicalVolume) -> int:
     """Return the bytes of a classic snapshot's chunk; 0 where the kernel has none.
 
     Source: Linux v6.1, Documentation/admin-guide/device-mapper/snapshot.rst: ORIGIN STORE P|N CHUNK (sectors).
