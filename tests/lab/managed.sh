@@ -1,46 +1,9 @@
 # shellcheck shell=bash
-# Volumes whose snapshots lvmsync takes by itself, pushed and pulled between two sites, cut off at every step.
-# /dev/ubda is for LVM, /dev/ubdb is noise.
+# Volumes whose snapshots lvmsync takes by itself, pushed to another site, cut off at every step.
 . "$LAB/sites.sh"
 . "$LAB/cases.sh"
-
 two_sites
-make_vg my-vg /dev/ubda
-
-# make_volume NAME: 24 MiB of noise.
-make_volume() {
-    lvcreate -q -y -W n -L 24m -n "$1" my-vg
-    dd if=/dev/ubdb of="/dev/my-vg/$1" bs=1M count=24 oflag=direct status=none
-}
-make_volume plain-vol
-lvcreate -q -y -W n -L 24m -n copy my-vg
-lvcreate -q -y -W n -L 24m -n near my-vg
-lvcreate -q -y -L 80m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T my-vg/pool
-lvcreate -q -y -V 32m -T my-vg/pool -n thin-vol
-dd if=/dev/ubdb of=/dev/my-vg/thin-vol bs=1M seek=4 count=8 oflag=direct status=none
-
-# write_some VOLUME SEED: scattered changes.
-write_some() {
-    local at
-    for at in 1 40 41 700 "$((1000 + $2))" 2999; do
-        dd if=/dev/ubdb of="/dev/my-vg/$1" bs=4k skip="$((4000 + at + 17 * $2))" seek="$at" count=1 oflag=direct status=none
-    done
-}
-
-# ours [SELECTION]: how many snapshots with our tag there are.
-ours() { lvs --noheadings -o lv_name -S "tags=lvmsync ${1:+&& $1}" my-vg | wc -l; }
-
-# base_of VOLUME: its one base.
-base_of() { lvs --noheadings -o lv_full_name -S "origin=$1 && tags=lvmsync.role=base" my-vg | tr -d ' '; }
-
-# kind: what the last receipt says was done.
-kind() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["kind"])' "$OUT"; }
-
-# way SCRIPT: a command for -e.
-way() {
-    printf '#!/bin/bash\n%s\n' "$1" >/run/way
-    chmod +x /run/way
-}
+. "$LAB/managed_setup.sh"
 
 it "copies a plain volume the first time, and keeps one snapshot"
 expect 0 '' lvmsync sync my-vg/plain-vol siteb:my-vg/copy --json
@@ -122,49 +85,3 @@ expect 0 '' lvmsync sync my-vg/plain-vol siteb:my-vg/copy -e /run/way --compress
 is "$(kind)" resume kind
 same /dev/my-vg/plain-vol /dev/my-vg/copy
 (($(wc -c </run/sent) < 12000000)) || wrong "it sent $(wc -c </run/sent) bytes"
-
-it "finds its snapshots again when its state folder is lost"
-rm -rf /var/lib/lvmsync/replicas
-write_some plain-vol 11
-expect 0 '' lvmsync sync my-vg/plain-vol siteb:/dev/my-vg/copy --json
-is "$(kind)" delta kind
-same /dev/my-vg/plain-vol /dev/my-vg/copy
-
-it "refuses a target that was written to, that is mounted, or is another one of the same name"
-printf x | dd of=/dev/my-vg/copy bs=1 seek=5000000 conv=notrunc status=none
-sync
-expect 8 'siteb:my-vg/copy was written to by something else.*lvmsync repair' lvmsync sync my-vg/plain-vol siteb:my-vg/copy
-mkfs.ext4 -q -F /dev/my-vg/near
-mkdir -p /run/mounted
-mount /dev/my-vg/near /run/mounted
-expect 3 'my-vg/near is in use' lvmsync sync my-vg/plain-vol my-vg/near
-umount /run/mounted
-lvremove -q -y my-vg/near
-lvcreate -q -y -W n -L 24m -n near my-vg
-expect 8 'another device .* than the one that held the copy' lvmsync sync my-vg/plain-vol my-vg/near
-is "$(ours tags=lvmsync.role=head)" 0 'the number of heads'
-
-it "refuses when the base was removed or has overflowed, and copies anew with --full"
-lvremove -q -y "$(base_of thin-vol)"
-expect 8 'the snapshot that held this state was removed' lvmsync sync my-vg/thin-vol siteb:my-vg/thin-copy
-expect 0 '' lvmsync sync my-vg/thin-vol siteb:my-vg/thin-copy --full --json
-is "$(kind)" first kind
-same /dev/my-vg/thin-vol /dev/my-vg/thin-copy
-make_volume small
-expect 0 '' lvmsync sync my-vg/small my-vg/near --full --cow-size 512k
-dd if=/dev/ubdb of=/dev/my-vg/small bs=1M skip=30 count=4 oflag=direct status=none
-expect 5 'not known any more.*lvmsync repair' lvmsync sync my-vg/small my-vg/near
-expect 0 '' lvmsync sync my-vg/small my-vg/near --full
-same /dev/my-vg/small /dev/my-vg/near
-is "$(ours origin=small)" 1 'the number of snapshots'
-
-it "pulls"
-lvcreate -q -y -W n -L 24m -n pulled my-vg
-expect 0 '' lvmsync sync siteb:my-vg/small my-vg/pulled --json
-is "$(kind)" first kind
-same /dev/my-vg/small /dev/my-vg/pulled
-write_some small 21
-expect 0 '' lvmsync sync siteb:my-vg/small my-vg/pulled --json
-is "$(kind)" delta kind
-same /dev/my-vg/small /dev/my-vg/pulled
-expect 0 'nothing had changed' lvmsync sync siteb:my-vg/small my-vg/pulled
