@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +24,6 @@ from lvmsync.extents import ChangeMap
 from lvmsync.jobs import leaves
 from lvmsync.jobs.agent.client import open_agent
 from lvmsync.jobs.agent.peer import Peer
-from lvmsync.jobs.agent.policy import Policy
-from lvmsync.jobs.agent.server import serve
 from lvmsync.jobs.hash_tree import FAN_OUT, LEAF, hash_leaves, hash_root, leaves_of
 from lvmsync.jobs.leaves import Compared, answer, compare_device, open_far_comparison
 from lvmsync.jobs.progress import Progress, ignore
@@ -34,6 +31,7 @@ from lvmsync.names import Comparison, Volume
 from lvmsync.sources import Reading, Source
 from lvmsync.system.device import open_device
 from lvmsync.transport.pipe import Command
+from tests.agent_line import Socket, agent_peer
 from tests.sources.loops import loop_of, sparse
 
 BLOCK = 4096
@@ -55,53 +53,11 @@ def extents(changes: ChangeMap) -> list[tuple[int, int]]:
     return [(offset, length) for offset, length in changes]
 
 
-class Socket:
-    """One end of a pair of sockets, as a `Transport` that counts what comes in; its own process is the other's."""
-
-    stall_timeout: float | None = None
-
-    def __init__(self, end: socket.socket) -> None:
-        self.end = end
-        self.received = 0
-
-    def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
-        self.end.sendall(b"".join(buffers))
-
-    def receive_some(self, buffer: memoryview) -> int:
-        count = self.end.recv_into(buffer)
-        self.received += count
-        return count
-
-    def send_eof(self) -> None:
-        self.end.shutdown(socket.SHUT_WR)
-
-    def aclose(self) -> int:
-        self.end.close()
-        return 0
-
-
 @contextmanager
 def far_side(old: Path) -> Iterator[tuple[Socket, Callable[[int, int], Peer]]]:
-    """Yield our end of a line to an agent in a thread, and what starts the conversation about ``old``."""
-    ours, theirs = (Socket(end) for end in socket.socketpair())
-
-    def run() -> None:
-        with suppress(LvmsyncError):  # the other side was told
-            serve(theirs, Policy(), old.parent / "state", ignore)
-        theirs.aclose()
-
-    agent = threading.Thread(target=run, daemon=True)
-    agent.start()
-    peer = Peer(f"far:{old}")
-    peer.connect(ours)
-    try:
-        yield ours, lambda size, seed: open_agent(peer).begin_leaves(str(old), size, seed)
-    finally:
-        with suppress(OSError):
-            ours.send_eof()
-        agent.join(20)
-        assert not agent.is_alive()
-        ours.aclose()
+    """Yield our end of a line to an agent, and what starts the conversation about ``old``."""
+    with agent_peer(old.parent / "state", f"far:{old}") as (line, peer):
+        yield line, lambda size, seed: open_agent(peer).begin_leaves(str(old), size, seed)
 
 
 @contextmanager
@@ -364,8 +320,9 @@ def says(word: str) -> str:
     return f"out.write({f'lvmsync {word}'.encode()!r} + bytes([10]))\n"
 
 
-SIZE = says('LEAVES {"size": 3145728}')
-ROOT = SIZE + says('ROOT {"root": "%s"}' % ("0" * 32))
+# Each waits for what is asked next: who ends before it is asked has broken the line.
+SIZE = says('LEAVES {"size": 3145728}') + "out.flush(); sys.stdin.buffer.read(8)\n"
+ROOT = SIZE + says('ROOT {"root": "%s"}' % ("0" * 32)) + "out.flush(); sys.stdin.buffer.read(16)\n"
 DIGESTS = ROOT + says('DIGESTS {"count": 3}')
 
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lvmsync.errors import ConflictError, LvmsyncError, PeerError
+from lvmsync.errors import ConflictError, PeerError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs import repair as job
 from lvmsync.jobs.agent.client import Agent, open_agent
-from lvmsync.jobs.agent.peer import Peer
-from lvmsync.jobs.agent.policy import Policy
-from lvmsync.jobs.agent.server import serve
 from lvmsync.jobs.leaves import Compared, compare_device
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.repair import open_whole, repair
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.jobs.standing import Standing, Unfinished
 from lvmsync.system.device import open_device
-from tests.jobs.test_leaves import Socket
+from tests.agent_line import agent_peer
 
 BLOCK = 4096
 OLD = np.random.default_rng(3).bytes(2 << 20)
@@ -33,24 +28,8 @@ OLD = np.random.default_rng(3).bytes(2 << 20)
 
 @contextmanager
 def agent_in(state: Path) -> Iterator[Agent]:
-    ours, theirs = (Socket(end) for end in socket.socketpair())
-
-    def run() -> None:
-        with suppress(LvmsyncError):
-            serve(theirs, Policy(), state, ignore)
-        theirs.aclose()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    peer = Peer("far:target")
-    peer.connect(ours)
-    try:
+    with agent_peer(state, "far:target") as (_, peer):
         yield open_agent(peer)
-    finally:
-        with suppress(OSError):
-            ours.send_eof()
-        thread.join(20)
-        ours.aclose()
 
 
 def make(folder: Path, *places: int) -> Path:
