@@ -7,19 +7,22 @@ fails the one write, which is undone.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from lvmsync.errors import DeviceError
 from lvmsync.formats.snapshot import SECTOR
-from lvmsync.stream.frames import DELTA, Header
+from lvmsync.stream.frames import DELTA, Changes, Header
 from lvmsync.system import dm
 from lvmsync.system.fill import ThinPool, find_pool
 from lvmsync.targets.block import BlockTarget
 
+_EVERY = 1.0  # seconds
 
-def require_headroom(target: BlockTarget, header: Header, limit: float) -> Callable[[], None]:
-    """Refuse a stream that a target's pool or file system has no room for; return what is to be called while it lasts.
+
+def require_headroom(target: BlockTarget, header: Header, limit: float) -> Callable[[Changes], None]:
+    """Refuse a stream that a target's pool or file system has no room for; return what is to be called with each frame.
 
     Args:
         target: claimed.
@@ -30,19 +33,47 @@ def require_headroom(target: BlockTarget, header: Header, limit: float) -> Calla
         DeviceError: there is not enough room; what is returned raises it at the limit.
     """
     if limit >= 100:
-        return lambda: None
+        return lambda frame: None
     if target.number is None:
         _require_in_file_system(target, header)
-        return lambda: None
+        return lambda frame: None
     pool = find_pool(target.number)
     if pool is None:
-        return lambda: None
-    from lvmsync.system.fill_watch import FillWatch, pool_gauge  # few targets have a pool
-
-    watch = FillWatch([pool_gauge(pool)], limit=limit)
-    watch.check()
+        return lambda frame: None
+    watch = PoolWatch(pool, limit)
     _require_in_pool(target, header, pool, limit)
-    return watch.check
+    return watch
+
+
+class PoolWatch:
+    """Looks at a pool each second, and sooner where what is written could fill a quarter of what is left."""
+
+    def __init__(self, pool: ThinPool, limit: float) -> None:
+        """Look at it for the first time.
+
+        Raises:
+            DeviceError: it is at the limit.
+        """
+        from lvmsync.system.fill_watch import FillWatch, pool_gauge  # few targets have a pool
+
+        self._pool = pool
+        self._limit = limit
+        self._watch = FillWatch([pool_gauge(pool)], limit=limit, every=0)
+        self._look()
+
+    def __call__(self, frame: Changes) -> None:
+        """Take the frame that is written next, and look if it is time."""
+        # A chunk may be shared with a snapshot: a few bytes written to it take a whole one.
+        self._unseen += max(frame.changed_bytes, len(frame.table) * self._pool.chunk)
+        if self._unseen >= self._allowance or time.monotonic() >= self._next:
+            self._look()
+
+    def _look(self) -> None:
+        self._watch.check()
+        data = self._pool.read_fill().data
+        self._allowance = (data.total * self._limit / 100 - data.used) / 4
+        self._unseen = 0
+        self._next = time.monotonic() + _EVERY
 
 
 def _require_in_pool(target: BlockTarget, header: Header, pool: ThinPool, limit: float) -> None:

@@ -160,7 +160,7 @@ class _Job:
         try:
             checks = Checks(options, header, self._session.version, target, self._ledger, written, self._look)
             self._notes += checks.run()
-            watch = require_headroom(target, header, options.pool_limit)
+            watch_room = require_headroom(target, header, options.pool_limit)
             self._ledger.sweep()
             if target.created and header.size is not None:
                 transaction.make(header.size)
@@ -181,7 +181,8 @@ class _Job:
             else:
                 transaction.start()
                 on_ready()
-            transaction.apply(frames, self._report, watch)
+            target.before_write = watch_room
+            transaction.apply(frames, self._report)
             if options.prepare:
                 transaction.prepare()
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -177,10 +177,10 @@ class Transaction:
             self._out = Snapback(self._target, self._file, self._version)
         self.is_running = True
 
-    def apply(self, frames: Iterator[Frame], report: Report, watch: Callable[[], None] = lambda: None) -> End:
+    def apply(self, frames: Iterator[Frame], report: Report) -> End:
         """Apply frames up to the END, windows of them at a time, each saved before it is overwritten.
 
-        Returns the END; nothing is committed yet. ``watch`` is called before each window, and raises to stop.
+        Returns the END; nothing is committed yet.
         """
         size = done = flushed = 0
         limit = self._window_bytes()
@@ -191,7 +191,6 @@ class Transaction:
                 if size < limit:
                     continue
             if self._window:
-                watch()
                 self._write_window()
                 done += size
                 if done - flushed >= WINDOW:
@@ -259,6 +258,7 @@ class Transaction:
             LvmsyncError: going back failed; the transaction stays open for ``recover``.
         """
         self._close()
+        self._target.before_write = lambda frame: None  # whatever there is room for: this only gives room back
         note = self._ledger.record.transaction
         if note is None or note.id != self.id:  # it had not begun
             if self._target.created:
@@ -339,6 +339,7 @@ class Transaction:
             intent=header.intent,
             size=header.size,
             resumable=terms.resumable,
+            group=terms.group,
             is_proved=terms.written == "no",
             seen=record.seen,
         )

@@ -78,10 +78,12 @@ def _look_at_device(number: int) -> dict[str, str] | None:
     """Source: Linux v6.1, Documentation/block/stat.rst; an empty flush counts as a write, but has no sectors."""
     folder = _folder(number)
     diskseq = _read(folder, "diskseq")
-    if not diskseq or _read(folder, "queue/iostats") == "0":
+    if not diskseq:
         return None
     try:
         fields = (folder / "stat").read_text().split()
+        if fields[6] == "0":  # nothing is counted, perhaps (whether it is, queue/iostats does not tell of all devices)
+            return None
         return {
             "boot": boot_id(),
             "diskseq": diskseq,

@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class BlockTarget:
         is_block: whether it is a block device.
         number: ``(major, minor)`` of a block device; None for a file.
         fd: the open descriptor.
+        before_write: called with each frame before it is written; what it raises comes out of `write`.
     """
 
     def __init__(self, name: str, fd: int, reader: Device, *, created: bool) -> None:
@@ -45,6 +46,7 @@ class BlockTarget:
         self.created = created
         self.is_block = reader.is_block
         self.number = reader.number
+        self.before_write: Callable[[Changes], None] = lambda frame: None
         self.fd = fd
         self._reader = reader
 
@@ -88,6 +90,7 @@ class BlockTarget:
     def write(self, batch: Sequence[Changes]) -> None:
         """Apply frames in order; see `Target`."""
         for frame in batch:
+            self.before_write(frame)
             try:
                 match frame:
                     case Data(table, payload):

@@ -1,0 +1,143 @@
+"""Targets of a group: prepared one by one, committed at one point, together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lvmsync.errors import ConflictError
+from lvmsync.history import Point
+from lvmsync.jobs.prepared import commit_group, commit_prepared, is_committed
+from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.receive import ReceiveOptions, receive
+from lvmsync.jobs.recover import recover
+from lvmsync.jobs.standing import standing
+from lvmsync.stream.frames import FULL, Frame, Header
+from tests import fakes
+from tests.fakes import Crash, Disk, change, data, reader, zero
+
+SIZE = 16384
+OLD = b"\x01" * SIZE
+FRAMES: list[Frame] = [data((0, b"first" * 100)), zero((8192, 700)), data((12288, b"third" * 100))]
+NEW = change(OLD, FRAMES)
+HEAD = Point("lv:head")
+GROUP = "00ff00ff"
+
+
+class Group:
+    """Two targets on one disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.disk = Disk(folder / "disk")
+        self.state = self.disk.root / "state"
+        self.targets = [self.disk.root / name for name in ("a.img", "b.img")]
+        for target in self.targets:
+            target.write_bytes(OLD)
+
+    def prepare(self, target: Path, *, group: str | None = GROUP, full: bool = False) -> None:
+        header = Header(size=SIZE, changed_bytes=fakes.count_bytes(FRAMES), head=HEAD, intent=FULL if full else "delta")
+        options = ReceiveOptions(
+            str(target), self.state, prepare=group is not None, group=group, resumable=True, undo=not full
+        )
+        receive(reader(fakes.encode(FRAMES, header)), options, ignore)
+
+    def receive_again(self) -> None:
+        for target in self.targets:
+            self.prepare(target, group=None)
+
+    def commit(self) -> None:
+        commit_group([str(target) for target in self.targets], self.state, GROUP)
+
+    def contents(self) -> list[bytes]:
+        return [target.read_bytes() for target in self.targets]
+
+    def points(self) -> list[str | None]:
+        found = [standing(str(target), self.state).point for target in self.targets]
+        return [point.id if point else None for point in found]
+
+    def recover(self) -> list[str]:
+        return [recover(str(target), self.state, ignore).notes[0] for target in self.targets]
+
+
+@pytest.fixture
+def group(fast_path: Path) -> Group:
+    made = Group(fast_path)
+    for target in made.targets:
+        made.prepare(target)
+    return made
+
+
+def test_what_is_prepared_is_new_and_not_committed(group: Group) -> None:
+    assert group.contents() == [NEW, NEW]
+    assert group.points() == [None, None]
+    found = standing(str(group.targets[0]), group.state).transaction
+    assert found
+    assert (found.phase, found.group, found.resumable, found.can_go_back) == ("prepared", GROUP, False, True)
+
+
+def test_a_group_is_committed_at_once_and_again_without_harm(group: Group) -> None:
+    group.commit()
+    assert group.points() == ["lv:head", "lv:head"]
+    assert standing(str(group.targets[0]), group.state).written == "no"
+    assert not is_committed(group.state, GROUP)  # nobody needs to know any more
+    assert group.recover() == ["nothing to recover: no transaction is open"] * 2
+
+
+def test_nothing_is_committed_while_one_is_not_prepared(group: Group) -> None:
+    recover(str(group.targets[1]), group.state, ignore)
+    with pytest.raises(ConflictError, match=r"b.img is not prepared for group 00ff00ff: nothing"):
+        group.commit()
+    assert group.points() == [None, None]
+    assert not commit_prepared(str(group.targets[0]), group.state)
+    group.recover()
+    assert group.contents() == [OLD, OLD]
+
+
+def test_the_next_receive_brings_a_member_back_whose_group_was_not_committed(group: Group) -> None:
+    group.prepare(group.targets[0], group=None)
+    assert group.contents()[0] == NEW
+    assert group.points() == ["lv:head", None]
+    assert "rolled back: the target is as it was" in group.recover()
+
+
+def test_a_prepared_first_copy_whose_group_was_not_committed_can_be_gone_on_with(fast_path: Path) -> None:
+    made = Group(fast_path)
+    made.prepare(made.targets[0], full=True)
+    with pytest.raises(Exception, match="part of a first copy"):
+        recover(str(made.targets[0]), made.state, ignore)
+    found = standing(str(made.targets[0]), made.state).transaction
+    assert found
+    assert (found.phase, found.resumable, found.offset) == ("applying", True, 12288 + 500)
+
+
+@pytest.mark.parametrize("way", ["recover", "receive", "commit"])
+def test_a_crash_at_any_operation_leaves_all_old_or_all_new(way: str, group: Group) -> None:
+    before = group.disk.read()
+    with group.disk.recorded() as record:
+        group.commit()
+    last = len(record.steps)
+    goes: set[bool] = set()
+    for done, wreck in record.wrecks():
+        for fate in ("kept", "lost"):
+            group.disk.lay_out(wreck.crash(fate))
+            is_new = is_committed(group.state, GROUP) or any(group.points())
+            goes.add(is_new)
+            assert not (done == last and not is_new)
+            finish: dict[str, Callable[[], object]] = {
+                "recover": group.recover,
+                "receive": group.receive_again,
+                "commit": lambda: group.commit() if not all(group.points()) else None,
+            }
+            finish[way]()
+            group.recover()
+            if way == "recover":
+                assert group.contents() == ([NEW, NEW] if is_new else [OLD, OLD]), done
+            assert group.points() == (["lv:head"] * 2 if is_new or way != "recover" else [None, None])
+    assert goes == {True, False}
+    group.disk.lay_out(before)
+    with group.disk.recorded(group.disk.dying_at(last // 2)), pytest.raises(Crash):
+        group.commit()
+    group.recover()
+    assert len(set(group.contents())) == 1
