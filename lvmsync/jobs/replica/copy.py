@@ -302,6 +302,7 @@ class Pass:
         self.notes += snapshots.remove(self.kept.pop(one.id) for one in self.plan.drop)
         if not self.standing.exists:
             self._agent.create(self.replica.target, self.volume.size, pool=self._options.thin_pool)
+            self.standing = self._agent.standing(self.replica.target)  # what it is now
 
     def adopt(self, head: LogicalVolume, look: dict[str, str] | None) -> None:
         """Remember a snapshot that was taken just now as the one that is being sent.
@@ -330,15 +331,21 @@ class Pass:
         self._report(Progress("making the snapshot", 0, None))
         began = time.monotonic()
         look = look_at(self.volume)
-        with ExitStack() as stack:
-            if self._options.freeze:
-                self.notes.append(stack.enter_context(snapshots.quiet(self.volume)))
-            head = snapshots.take_head(
-                self.volume, self.replica.id, store=self._options.store, chunk=self._options.chunk
-            )
-        taken = time.monotonic()
+        head: LogicalVolume | None = None
+        try:
+            with ExitStack() as stack:
+                if self._options.freeze:
+                    self.notes.append(stack.enter_context(snapshots.quiet(self.volume)))
+                head = snapshots.take_head(
+                    self.volume, self.replica.id, store=self._options.store, chunk=self._options.chunk
+                )
+            taken = time.monotonic()
+            self.adopt(head, look)
+        except BaseException as error:
+            if head:
+                self._let_go(head, error)
+            raise
         self._seconds["snapshot"] = taken - began
-        self.adopt(head, look)
         return head, taken
 
     def carry(self, head: LogicalVolume) -> Receipt:
@@ -408,6 +415,7 @@ class Pass:
         def confirm() -> None:
             source.confirm()
             self._is_read = True  # the end of the stream is sent next
+            self._report(Progress("committing", source.changes.total_bytes, source.changes.total_bytes))
             self._seconds["read"] = time.monotonic()
 
         return confirm

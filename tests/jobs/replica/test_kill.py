@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ConflictError, TransportError
+from lvmsync.errors import ConflictError, DeviceError, TransportError
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.replica.copy import PassOptions, PassResult, open_replica, run_pass
-from lvmsync.jobs.replica.record import find_record
+from lvmsync.jobs.replica.record import Notebook, find_record
 from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import SIZE, FarSide, Killed, Machine, as_agent, install
 
@@ -155,6 +155,31 @@ def test_a_line_that_is_cut_leaves_the_head_and_the_next_run_goes_on_with_it(wor
     assert result.head_time is None
     assert world.target.read_bytes() == held
     assert world.far.sent < 1.2 * SIZE
+
+
+def test_a_head_that_cannot_be_remembered_is_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+
+    def fail(notebook: Notebook, **changes: object) -> None:
+        raise DeviceError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Notebook, "write", fail)
+        with pytest.raises(DeviceError, match="the disk is full"):
+            world.run()
+
+    assert len(world.machine.ours()) == 1
+
+
+def test_the_target_that_is_made_is_known_again(world: World, tmp_path: Path) -> None:
+    world.run()
+    content = world.target.read_bytes()
+    world.target.unlink()
+    (tmp_path / "another").write_bytes(b"")  # so that it does not get the number of the old one
+    world.target.write_bytes(content)
+
+    with pytest.raises(ConflictError, match=r"another device .* than the one that held the copy"):
+        world.run()
 
 
 def test_a_state_folder_that_is_lost_is_found_again_by_the_tags(world: World, tmp_path: Path) -> None:
