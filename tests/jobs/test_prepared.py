@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ConflictError
+from lvmsync.errors import ConflictError, StreamError
 from lvmsync.history import Point
-from lvmsync.jobs.prepared import commit_group, commit_prepared, is_committed
+from lvmsync.jobs.prepared import abort_group, commit_group, commit_prepared, is_committed, list_members
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.recover import recover
 from lvmsync.jobs.standing import standing
 from lvmsync.stream.frames import FULL, Frame, Header
+from lvmsync.system import seen
 from tests import fakes
 from tests.fakes import Crash, Disk, change, data, reader, zero
 
@@ -86,13 +87,13 @@ def test_a_group_is_committed_at_once_and_again_without_harm(group: Group) -> No
 
 
 def test_nothing_is_committed_while_one_is_not_prepared(group: Group) -> None:
-    recover(str(group.targets[1]), group.state, ignore)
+    group.prepare(group.targets[1], group=None)  # of its own, for which it goes back first
     with pytest.raises(ConflictError, match=r"b.img is not prepared for group 00ff00ff: nothing"):
         group.commit()
-    assert group.points() == [None, None]
+    assert group.points() == [None, "lv:head"]
     assert not commit_prepared(str(group.targets[0]), group.state)
     group.recover()
-    assert group.contents() == [OLD, OLD]
+    assert group.contents() == [OLD, NEW]
 
 
 def test_the_next_receive_brings_a_member_back_whose_group_was_not_committed(group: Group) -> None:
@@ -113,7 +114,10 @@ def test_a_prepared_first_copy_whose_group_was_not_committed_can_be_gone_on_with
 
 
 @pytest.mark.parametrize("way", ["recover", "receive", "commit"])
-def test_a_crash_at_any_operation_leaves_all_old_or_all_new(way: str, group: Group) -> None:
+def test_a_crash_at_any_operation_leaves_all_old_or_all_new(
+    way: str, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seen, "look", lambda fd: None)  # laying a disk out writes to its files
     before = group.disk.read()
     with group.disk.recorded() as record:
         group.commit()
@@ -141,3 +145,63 @@ def test_a_crash_at_any_operation_leaves_all_old_or_all_new(way: str, group: Gro
         group.commit()
     group.recover()
     assert len(set(group.contents())) == 1
+
+
+def cut(group: Group, target: Path, *, full: bool = False) -> None:
+    """Receive a stream for the group that is cut in the middle."""
+    header = Header(size=SIZE, changed_bytes=fakes.count_bytes(FRAMES), head=HEAD, intent=FULL if full else "delta")
+    stream = fakes.encode(FRAMES, header)
+    options = ReceiveOptions(str(target), group.state, prepare=True, group=GROUP, resumable=True, undo=not full)
+    with pytest.raises(StreamError):
+        receive(reader(stream[:-40]), options, ignore)
+
+
+def test_recovering_one_member_recovers_all_of_its_group(fast_path: Path) -> None:
+    made = Group(fast_path)
+    made.prepare(made.targets[0])
+    cut(made, made.targets[1])
+    assert list_members(made.state, GROUP) == [str(target) for target in made.targets]
+    notes = recover(str(made.targets[1]), made.state, ignore).notes
+    assert notes == [
+        "rolled back: the target is as it was", f"{made.targets[0]}: rolled back: the target is as it was"
+    ]  # fmt: skip
+    assert made.contents() == [OLD, OLD]
+    assert list_members(made.state, GROUP) == []
+
+
+def test_recovering_one_member_of_a_committed_group_brings_all_forward(group: Group) -> None:
+    with group.disk.recorded() as record:
+        group.commit()
+    for _, wreck in record.wrecks():
+        group.disk.lay_out(wreck.crash("kept"))
+        if is_committed(group.state, GROUP):
+            break
+    assert group.points() == [None, None]
+    recover(str(group.targets[0]), group.state, ignore)
+    assert group.points() == ["lv:head", "lv:head"]
+    assert not is_committed(group.state, GROUP)  # nobody needs to know any more
+
+
+def test_a_group_that_is_given_up_goes_back_and_is_as_if_never_written_to(fast_path: Path) -> None:
+    made = Group(fast_path)
+    for target in made.targets:
+        made.prepare(target, group=None)
+    for target in made.targets:
+        target.write_bytes(OLD)
+        made.prepare(target, group=None)
+    made.prepare(made.targets[0])
+    cut(made, made.targets[1])
+    abort_group([str(target) for target in made.targets], made.state, GROUP, ignore)
+    stands = [standing(str(target), made.state) for target in made.targets]
+    assert [stand.transaction for stand in stands] == [None, None]
+    assert [stand.written for stand in stands] == ["no", "no"]
+    assert made.contents() == [NEW, NEW]
+
+
+def test_first_copies_of_a_group_that_is_given_up_stay_to_be_gone_on_with(fast_path: Path) -> None:
+    made = Group(fast_path)
+    made.prepare(made.targets[0], full=True)
+    cut(made, made.targets[1], full=True)
+    abort_group([str(target) for target in made.targets], made.state, GROUP, ignore)
+    found = [standing(str(target), made.state).transaction for target in made.targets]
+    assert [(one.phase, one.group, one.resumable) for one in found if one] == [("applying", GROUP, True)] * 2
