@@ -1,10 +1,11 @@
 """Runs in the guest: lvmsync without the seconds that python and its modules take to start.
 
-    python3 forks.py FOLDER &     serves; FOLDER/lvmsync and FOLDER/run are programs from then on
+    python3 forks.py FOLDER [MODULE...] &     serves; FOLDER/lvmsync and FOLDER/run are programs from then on
 
 Each call is a fork of this process, which has imported everything, with the caller's standard input, output
 and error, working folder and environment. ``FOLDER/run SCRIPT.py ARGUMENTS`` runs a python file that way.
-Signals do not reach the fork through the caller: its children's $PPID is the process to send them to.
+MODULEs are imported as well. Signals do not reach the fork through the caller: FOLDER/NUMBER.pid names the process to
+send them to while it runs (NUMBER is the caller's), and so does its children's $PPID.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ def answer(folder: Path, number: str) -> None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(status)
+    pid = folder / f"{number}.pid"
+    pid.write_text(f"{child}\n")
     _, ended = os.waitpid(child, 0)
+    pid.unlink()
     code = os.waitstatus_to_exitcode(ended)
     (folder / f"{number}.done").write_text(f"{code if code >= 0 else 128 - code}\n")
 
@@ -106,6 +110,8 @@ def main() -> None:
         (folder / name).chmod(0o755)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts with &
     import_all()
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     gc.freeze()  # else a fork that collects copies every page
     os.mkfifo(folder / "calls")
     with open(os.open(folder / "calls", os.O_RDWR)) as calls:  # no end of the file between two calls
