@@ -16,6 +16,7 @@ from pathlib import Path
 from lvmsync.errors import ConflictError, DeviceError, FormatError
 from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.way_back import can_go_back, go_back
+from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, file_name, make_folders, open_ledger, remove_file, replace_file
 from lvmsync.targets.block import BlockTarget, open_target
 
@@ -48,6 +49,48 @@ def commit_group(targets: Sequence[str], state: Path, group: str) -> None:
         remove_file(_group_file(state, group))
 
 
+def abort_group(targets: Sequence[str], state: Path, group: str, report: Report) -> None:
+    """Bring back what a group has begun on these targets; if it is committed, they go forward instead.
+
+    A first copy has no way back: it stays as one whose stream was cut, to be gone on with.
+
+    Args:
+        targets: paths; one that has no transaction of this group is left alone.
+        state: the state folder.
+        group: its id.
+        report: takes the progress.
+
+    Raises:
+        DeviceError, ConflictError: one cannot be claimed.
+        VerifyError: what one has overwritten is damaged.
+    """
+    for path in sorted(set(targets)):
+        if not Path(path).exists():
+            continue
+        with ExitStack() as stack:
+            target, ledger = _claim(stack, path, state)
+            note = ledger.record.transaction
+            if note is None or note.group != group:
+                continue
+            if note.phase == "prepared":
+                settle(target, ledger, state, report)
+            elif can_go_back(note):
+                go_back(target, ledger, report, is_proved=_was_written(target, ledger) == "no")
+
+
+def list_members(state: Path, group: str) -> list[str]:
+    """Return the targets of this machine that are in the middle of a receive for a group: their canonical names."""
+    found = []
+    for path in sorted((state / "targets").glob("*/record.json")):
+        try:
+            values = json.loads(path.read_text())
+            if values["transaction"] and values["transaction"]["group"] == group:
+                found.append(str(values["target"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # who works on that target is told
+    return found
+
+
 def commit_prepared(path: str, state: Path) -> bool:
     """Bring one prepared target forward, if its group is committed; tell whether it was.
 
@@ -74,11 +117,13 @@ def settle(target: BlockTarget, ledger: Ledger, state: Path, report: Report) -> 
     if note.group is not None and is_committed(state, note.group):
         ledger.write(transaction=None, dirty=False, point=note.point, size=target.size, held=note.held)
         ledger.sweep()
+        if not list_members(state, note.group):
+            remove_file(_group_file(state, note.group))
         return True
     if can_go_back(note):
-        go_back(target, ledger, report)
+        go_back(target, ledger, report, is_proved=_was_written(target, ledger) == "no")
         return False
-    ledger.write(transaction=replace(note, phase="applying", group=None))
+    ledger.write(transaction=replace(note, phase="applying"))
     return None
 
 
@@ -100,6 +145,11 @@ def is_committed(state: Path, group: str) -> bool:
 def _claim(stack: ExitStack, path: str, state: Path) -> tuple[BlockTarget, Ledger]:
     target = stack.enter_context(open_target(path))
     return target, stack.enter_context(open_ledger(state, target.canonical, target.identity, target.size))
+
+
+def _was_written(target: BlockTarget, ledger: Ledger) -> seen.Written:
+    """Tell whether somebody has written to a target since we were last done with it."""
+    return seen.was_written(ledger.record.seen, seen.look(target.fd))
 
 
 def _write_commit(state: Path, group: str, members: list[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lvmsync.errors import DeviceError, VerifyError
-from lvmsync.jobs.prepared import settle
+from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
+from lvmsync.jobs.prepared import list_members, settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.transaction import Transaction, Undo, read_spool
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
@@ -16,8 +16,16 @@ from lvmsync.targets.block import BlockTarget, open_target
 from lvmsync.targets.durable import read_durable
 
 
-def recover(target_path: str, state: Path, report: Report, *, accept: bool = False, back: bool = False) -> Receipt:
-    """Bring a target out of a transaction that broke off.
+def recover(
+    target_path: str,
+    state: Path,
+    report: Report,
+    *,
+    accept: bool = False,
+    back: bool = False,
+    alone: bool = False,
+) -> Receipt:
+    """Bring a target out of a transaction that broke off; all others of its group go the same way.
 
     Args:
         target_path: the target.
@@ -25,6 +33,7 @@ def recover(target_path: str, state: Path, report: Report, *, accept: bool = Fal
         report: takes the progress.
         accept: where there is no way back: take the target as it is, on the user's word.
         back: go back even if a staged stream is there to go forward with.
+        alone: leave the others of its group as they are.
 
     Raises:
         VerifyError: there is no way back, or its file is damaged.
@@ -32,12 +41,14 @@ def recover(target_path: str, state: Path, report: Report, *, accept: bool = Fal
     watch = Stopwatch()
     if not Path(target_path).exists():
         return _recover_removed(target_path, state)
+    group: str | None = None
     with (
         open_target(target_path) as target,
         open_ledger(state, target.canonical, target.identity, target.size) as ledger,
     ):
         look = seen.look(target.fd)  # before anything of ours shows
         note = ledger.record.transaction
+        group = note.group if note else None
         if note is None:
             ledger.sweep()
             said = "nothing to recover: no transaction is open"
@@ -62,16 +73,28 @@ def recover(target_path: str, state: Path, report: Report, *, accept: bool = Fal
             is_untouched = seen.was_written(ledger.record.seen, look) == "no"
             go_back(target, ledger, report, is_proved=is_untouched)
             said = "rolled back: the target is as it was"
-        point = ledger.record.point
-        return Receipt(
-            job="recover",
-            target=target_path,
-            size=target.size,
-            seconds=round(watch.seconds, 3),
-            durable=True,
-            point=point.id if point else None,
-            notes=[said],
-        )
+        point, size = ledger.record.point, target.size
+    others = _recover_others(group, state, report) if group and not alone else []
+    return Receipt(
+        job="recover",
+        target=target_path,
+        size=size,
+        seconds=round(watch.seconds, 3),
+        durable=True,
+        point=point.id if point else None,
+        notes=[said, *others],
+    )
+
+
+def _recover_others(group: str, state: Path, report: Report) -> list[str]:
+    """Recover all other targets that are in the middle of a group's copy; return what became of each."""
+    said = []
+    for path in list_members(state, group):
+        try:
+            said += [f"{path}: {note}" for note in recover(path, state, report, alone=True).notes]
+        except LvmsyncError as error:
+            said.append(f"{path}, of the same group, could not be recovered: {error}")
+    return said
 
 
 def _recover_removed(path: str, state: Path) -> Receipt:

@@ -218,9 +218,15 @@ class Session:
         place = self._policy.find_target(asked["target"])
         if asked["accept"]:
             self._policy.require_risk("accept")
-        return asdict(
-            recover(place.path, self._state, self._report, accept=bool(asked["accept"]), back=bool(asked["back"]))
+        receipt = recover(
+            place.path,
+            self._state,
+            self._report,
+            accept=bool(asked["accept"]),
+            back=bool(asked["back"]),
+            alone=True,  # the others of its group may be none that this side may touch
         )
+        return asdict(receipt)
 
     def _snapshot(self, request: Request) -> dict[str, Any]:
         asked = _take(request, target=_is_word, replica=is_group)
@@ -249,11 +255,10 @@ class Session:
         return {}
 
     def _abort_group(self, request: Request) -> dict[str, Any]:
-        from lvmsync.jobs.recover import recover
+        from lvmsync.jobs.prepared import abort_group
 
-        paths, _ = self._take_group(request)
-        for path in paths:  # one that is not prepared any more has nothing to be brought back
-            recover(path, self._state, self._report, back=True)
+        paths, group = self._take_group(request)
+        abort_group(paths, self._state, group, self._report)
         return {}
 
     def _take_group(self, request: Request) -> tuple[list[str], str]:
