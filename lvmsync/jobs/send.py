@@ -15,7 +15,7 @@ from threading import local
 import numpy as np
 
 from lvmsync import __version__
-from lvmsync.errors import LvmsyncError, PeerError, TransportError
+from lvmsync.errors import LvmsyncError, PeerError, TransportError, UsageError
 from lvmsync.extents import ChangeMap, as_table
 from lvmsync.interfaces import Readable
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
@@ -93,7 +93,12 @@ class Sender:
             resume: send only what an unfinished transaction lacks.
             samples: what the base holds at some places; see `jobs.samples`.
             group: id of the group that the stream belongs to.
+
+        Raises:
+            UsageError: PROTO[3] cannot go on with a transaction.
         """
+        if resume and options.format != 4:
+            raise UsageError("an unfinished transaction is gone on with in format 4 only: leave --format away")
         if resume:
             source = clip_source(source, resume.offset)
         self._source = source

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvmsync.errors import ChangesLost, ConflictError, StreamError, TransportError, VerifyError
+from lvmsync.errors import ChangesLost, ConflictError, StreamError, TransportError, UsageError, VerifyError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.jobs import send as sending
@@ -319,6 +319,11 @@ def test_an_interrupted_receiver_keeps_what_has_come(pair: Pair) -> None:
     assert len(pair.stream()) < 0.6 * len(stream)
     pair.receive(pair.stream())
     assert pair.target.read_bytes() == pair.new
+
+
+def test_the_format_of_the_original_cannot_go_on(pair: Pair) -> None:
+    with pytest.raises(UsageError, match="format 4 only"):
+        Sender(pair.source, lambda buffers: None, StreamOptions(3), ignore, resume=Resume(4096, "x"))
 
 
 def test_what_was_written_to_an_unfinished_target_is_noticed(pair: Pair) -> None:
