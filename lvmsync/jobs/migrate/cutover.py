@@ -141,6 +141,7 @@ class CutOver:
             journal.enter(state.FENCED, is_fenced=True)
             move.fence()
         self._mark("fence")
+        writes = move.count_writes()
         carried = move.run_pass(self._report)
         self._mark("pass")
         if carried.head_time is None or carried.head_time < stopped:
@@ -150,6 +151,12 @@ class CutOver:
                 device=move.target,
             )
         journal.enter(state.SENT)
+        if move.count_writes() != writes:
+            raise VerifyError(
+                f"{move.source} was written to after the stop command had returned: {move.target} may lack that;"
+                " make the command wait until nothing writes any more, or let the source be fenced",
+                device=move.source,
+            )
         if move.verify_last:
             self._tick("verifying", None)
             move.verify_last()
@@ -173,6 +180,9 @@ class CutOver:
             raise
         try:
             ended = move.start()
+        except LvmsyncError as error:
+            self._bring_back(error)  # it was not begun
+            raise
         except BaseException as error:
             self._leave(error)
             raise

@@ -71,12 +71,13 @@ class Move:
         stop: stops the source's user; returns when it has stopped.
         restart: starts it again on this side.
         find_user: says who has the source open, or None.
+        count_writes: returns what changes with every write to the source; None where it is fenced.
         fence: makes sure that nothing can write to the source.
         unfence: undoes that; harmless where it was not done.
         verify_whole: compares the whole target with the last pass's snapshot.
         verify_last: compares on the target what the last pass has changed.
         keep_way_back: makes what ``migrate --back`` needs; returns what it is called.
-        start: starts the user on the target's side.
+        start: starts the user on the target's side; raises LvmsyncError only if that was certainly not begun.
         seal: takes the source away altogether, right before the start; ``unfence`` undoes that, too.
         finish: tidies up on the source's side when the target is in use; returns what the user should know.
         how_to_stop, how_to_restart, how_to_start: the commands in words, empty where there is none.
@@ -92,6 +93,7 @@ class Move:
     stop: Callable[[], None]
     find_user: Callable[[], str | None]
     restart: Callable[[], None] | None = None
+    count_writes: Callable[[], object] = lambda: None
     fence: Callable[[], None] | None = None
     unfence: Callable[[], None] | None = None
     verify_whole: Callable[[Report], None] | None = None

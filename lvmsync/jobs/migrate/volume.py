@@ -115,6 +115,7 @@ class _Steps:
             stop=self._stop,
             find_user=self._find_user,
             restart=None if users.restart is None else self._restart,
+            count_writes=self._count_writes if job.fence == "none" else lambda: None,
             fence=None if job.fence == "none" else lambda: set_writable(job.volume, is_writable=False),
             unfence=None if job.fence == "none" else lambda: unfence(job.volume),
             verify_whole=self._verify_whole if job.verify else None,
@@ -233,6 +234,12 @@ class _Steps:
         except OSError:  # not active: the pass will say so
             return None
         return None if dm.wait_until_closed((os.major(number), os.minor(number))) else "the kernel counts it as open"
+
+    def _count_writes(self) -> object:
+        """Return the kernel's count of writes to the source, once all that was buffered is written."""
+        with open_device(f"/dev/{self._job.volume.full_name}") as device:
+            os.fsync(device.fd)
+            return dm.count_writes(device.number) if device.number else None
 
     def _find_dirty(self) -> int | None:
         """Return how many bytes a pass would send now: a classic snapshot counts what it keeps.

@@ -165,6 +165,27 @@ def test_a_start_that_may_have_happened_starts_nothing_else(journal: Journal, tm
     assert list(tmp_path.glob("migrations/*/journal.json"))
 
 
+def test_a_start_that_was_certainly_not_begun_lets_the_source_run_again(journal: Journal) -> None:
+    world = World(fails={"start": TransportError("the line died while it waited")})
+    with pytest.raises(TransportError) as caught:
+        run(world.move(), journal)
+    assert world.runs_here
+    assert "the source was started again" in notes(caught.value)
+
+
+def test_a_source_that_is_written_to_after_its_stop_is_no_success(journal: Journal) -> None:
+    class Busy(World):
+        def run_pass(self, report: Report) -> Carried:
+            self.writes += 1
+            return super().run_pass(report)
+
+    world = Busy()
+    with pytest.raises(VerifyError, match="written to after the stop command had returned"):
+        run(world.move(), journal)
+    assert world.runs_here
+    assert "start" not in world.done
+
+
 def test_a_restart_that_fails_is_said_loudly_and_stays_in_the_journal(journal: Journal) -> None:
     world = World(fails={"fence": broken(), "restart": broken("no power")})
     with pytest.raises(DeviceError) as caught:

@@ -12,7 +12,6 @@ import pytest
 
 from lvmsync.errors import TransportError
 from lvmsync.interfaces import Transport
-from lvmsync.jobs.migrate.move import Ended
 from lvmsync.jobs.migrate.warm import WarmCommand
 from lvmsync.transport.pipe import Command
 
@@ -43,7 +42,8 @@ def test_it_begins_when_it_is_told_to_and_tells_its_status(tmp_path: Path) -> No
         command.make_ready()
         assert not (tmp_path / "made").exists()
         command.make_ready()  # the line that there is will do
-        assert command.run(30) == Ended(0, "said")
+        assert command.run(30).status == 0
+        assert command._has_spoken.wait(30)
     assert (tmp_path / "made").read_text() == "a b"
     assert heard == ["said"]
 

@@ -31,6 +31,7 @@ class World:
     fails: dict[str, BaseException] = field(default_factory=dict)
     rate_of: Callable[[int], float] | None = None
     user: str | None = None
+    writes: int = 0
     start_ends: Ended = field(default_factory=lambda: Ended(0))
     now: float = 1000.0
     runs_here: bool = True
@@ -135,6 +136,7 @@ class World:
             prepare=self.prepare,
             stop=self.stop,
             find_user=lambda: self.user,
+            count_writes=lambda: self.writes,
             restart=self.restart if can_restart else None,
             fence=self.fence,
             unfence=self.unfence,
