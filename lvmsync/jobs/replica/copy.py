@@ -39,6 +39,7 @@ MINIMAL_UP_TO = 64 << 20
 """Bytes of changes that are compared with the base before they are sent, as long as nobody says otherwise."""
 
 _MOST_STEPS = 4  # that set a replica right before anything is sent: commit, roll back, ...
+_FEW = 8  # every so many of the samples, when an unfinished delta is gone on with
 _RATE_WORTH = 8 << 20  # bytes of changes from which on a pass tells a rate
 
 
@@ -403,7 +404,9 @@ class Pass:
             is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
             if options.minimal or (options.minimal is None and is_quick):
                 source = replace(minimize(source, report), notes=source.notes)
-        return source, take_samples(base_data, source.changes.clip(size), size)
+        samples = take_samples(base_data, source.changes.clip(size), size)
+        # The target was held to all of them when this began; now they are only a few bytes more for each cut.
+        return source, samples[::_FEW] if self.plan.kind is Kind.RESUME else samples
 
     def _resume(self) -> Resume | None:
         open_one = self.standing.transaction

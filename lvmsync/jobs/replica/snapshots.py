@@ -9,19 +9,21 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from lvmsync.errors import CommandError, LvmsyncError, UsageError
+from lvmsync.errors import CommandError, DeviceError, LvmsyncError, UsageError
 from lvmsync.jobs.replica.choose import HOLDERS, POINT, Kept
 from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.lvm_commands import replica_tag, role_tag
+from lvmsync.system.snapshot_advice import advise_snapshot
 
 BASE, HEAD = "base", "head"
 """What a snapshot is for: the target holds it; it is being sent."""
 
 _REPLICA, _ROLE, _SIZE = replica_tag(""), role_tag(""), "lvmsync.size="
 _GROUP, _CUT = f"{lvm_commands.TAG}.group=", f"{lvm_commands.TAG}.cut="
+_LEAST = 4 << 20  # bytes of a store
 _LONGEST = 100  # letters of a volume's name that go into its snapshot's
 
 
@@ -148,9 +150,35 @@ def take_head(
         DeviceError: the volume group has too little room.
         CommandError: lvcreate failed; nothing was made.
     """
+    if store is None and not volume.is_thin:
+        store = choose_store(volume, chunk)
     return lvm_commands.take_snapshot(
         volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk
     )
+
+
+def choose_store(volume: LogicalVolume, chunk: int | None = None) -> int | None:
+    """Return how large the store of a new head is made, so that there is room for the next one; None: as advised.
+
+    Base and head are there at the same time, so one takes half of what its volume group has free at the most.
+
+    Args:
+        volume: of which.
+        chunk: bytes of its chunks; None: advised.
+
+    Raises:
+        DeviceError: the volume group has too little room.
+        CommandError: vgs failed.
+    """
+    group = lvm.read_group(volume.group)
+    half = group.free // 2 // group.extent_size * group.extent_size
+    try:
+        if advise_snapshot(volume, chunk=chunk).size <= half:
+            return None
+    except DeviceError:
+        if half < _LEAST:
+            raise
+    return half if half >= _LEAST else None
 
 
 def head_name(volume: LogicalVolume) -> str:

@@ -1,0 +1,66 @@
+"""The snapshots of a replica: how large they are made, and which volumes have some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lvmsync.errors import DeviceError
+from lvmsync.jobs.replica.snapshots import choose_store, is_managed, refusal
+from lvmsync.system import lvm
+from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.snapshot_advice import whole_store
+
+MIB = 1 << 20
+
+
+def volume(size: int = 256 * MIB, **values: Any) -> LogicalVolume:
+    made = LogicalVolume(
+        "vg", "x", "i", "-", frozenset({"linear"}), frozenset({"public"}), size, "", "", False, "", (253, 1), None
+    )
+    return made.__class__(**{**vars(made), **values})
+
+
+@pytest.mark.parametrize(
+    ("free", "store"),
+    [
+        (1024 * MIB, None),  # as advised: all of it, twice
+        (2 * whole_store(256 * MIB, 4096) - 8 * MIB, 252 * MIB),
+        (300 * MIB, 148 * MIB),
+        (60 * MIB, 28 * MIB),  # less than anybody would advise, and better than none
+        (8 * MIB, 4 * MIB),
+    ],
+)
+def test_a_store_leaves_room_for_the_next_one(monkeypatch: pytest.MonkeyPatch, free: int, store: int | None) -> None:
+    monkeypatch.setattr(lvm, "read_group", lambda name: lvm.Group(name, free, 4 * MIB))
+
+    assert choose_store(volume()) == store
+
+
+def test_no_room_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lvm, "read_group", lambda name: lvm.Group(name, 4 * MIB, 4 * MIB))
+
+    with pytest.raises(DeviceError, match="a snapshot of vg/x"):
+        choose_store(volume())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"layout": frozenset({"thin", "pool"})}, "is a pool"),
+        ({"role": frozenset({"private"})}, "a part of another volume"),
+        ({"role": frozenset({"snapshot", "thicksnapshot"})}, "no snapshots of snapshots"),
+        ({"is_merging": True}, "being merged"),
+        ({"role": frozenset({"public", "vorigin"})}, "sparse"),
+    ],
+)
+def test_what_has_no_snapshots_is_refused(values: dict[str, Any], words: str) -> None:
+    assert words in refusal(volume(**values))
+
+
+def test_what_is_a_snapshot_itself_tells_its_changes_by_itself() -> None:
+    assert is_managed(volume())
+    assert refusal(volume()) == ""
+    assert not is_managed(volume(role=frozenset({"public", "snapshot", "thinsnapshot"})))
+    assert not is_managed(volume(role=frozenset({"public", "snapshot", "thicksnapshot"})))
