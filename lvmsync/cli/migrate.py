@@ -14,6 +14,7 @@ from lvmsync.cli.options import (
     Compress,
     Create,
     Debug,
+    DryRun,
     Identity,
     Json,
     Port,
@@ -99,6 +100,7 @@ def migrate(
     stall_timeout: StallTimeout = 120,
     streams: Streams = 1,
     as_json: Json = False,
+    dry_run: DryRun = False,
     state: State = None,
     progress: ProgressStyle = "auto",
     quiet: Quiet = False,
@@ -106,10 +108,11 @@ def migrate(
     debug: Debug = False,
 ) -> None:
     """Move a volume in use: passes until the rest fits the downtime, then stop, send the rest, start."""
-    from lvmsync.cli import render_migrate
+    from lvmsync.cli import render, render_migrate
     from lvmsync.cli.delivery import Way
     from lvmsync.cli.migrate_jobs import Commands, go, go_back, settle
-    from lvmsync.jobs.migrate.move import Options
+    from lvmsync.jobs.migrate.move import Options, Outcome
+    from lvmsync.jobs.progress import Receipt
 
     _choose("--fence", fence, ("readonly", "deactivate", "none"))
     _choose("--on-overrun", on_overrun, ("restart", "go"))
@@ -147,14 +150,19 @@ def migrate(
     )
     with render_migrate.view("none" if quiet else progress) as tell:
         if back:
-            if create or thin_pool or verify:
-                raise UsageError("--create, --thin-pool and --verify are for the way there, not for --back")
-            outcome = go_back(source, target, way, asked, options, tell, fence=fence, compress=compress, state=state)
+            if create or thin_pool or verify or dry_run:
+                raise UsageError("--create, --thin-pool, --verify and --dry-run are for the way there, not for --back")
+            outcome: Outcome | Receipt = go_back(
+                source, target, way, asked, options, tell, fence=fence, compress=compress, state=state
+            )
         else:
             outcome = go(
                 source, target, way, asked, options, tell, fence=fence, verify=verify, way_back=not no_way_back,
-                create=create, thin_pool=thin_pool, compress=compress, state=state, debug=debug,
+                create=create, thin_pool=thin_pool, compress=compress, state=state, dry_run=dry_run, debug=debug,
             )  # fmt: skip
+    if isinstance(outcome, Receipt):
+        render.print_receipt(outcome, as_json=as_json, quiet=quiet)
+        return
     render_migrate.print_outcome(outcome, as_json=as_json, quiet=quiet)
 
 

@@ -19,7 +19,7 @@ from lvmsync.jobs.migrate.settle import abort, finish
 from lvmsync.jobs.migrate.state import Journal, Note, open_journal
 from lvmsync.jobs.migrate.users import Users, by_commands, by_libvirt, far_command, local_command, require_success
 from lvmsync.jobs.migrate.warm import Connect, WarmCommand
-from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica.snapshots import find_source
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.names import TargetName, Volume, parse_target
@@ -130,12 +130,14 @@ def go(
     thin_pool: str | None,
     compress: str | None,
     state: str | None,
+    dry_run: bool,
     debug: bool,
-) -> Outcome:
-    """Move a volume of this machine to another place."""
+) -> Outcome | Receipt:
+    """Move a volume of this machine to another place; in a dry run, say what its first pass would do."""
     from lvmsync.jobs.doctor.volumes import check_before
     from lvmsync.jobs.migrate.volume import Job, open_move
     from lvmsync.jobs.replica.copy import PassOptions
+    from lvmsync.jobs.replica.run import foresee
 
     with ExitStack() as stack:
         delivery = Delivery(target, way, Orders(debug=debug), ignore, compress=compress)
@@ -161,6 +163,11 @@ def go(
             verify=verify,
             way_back=way_back,
         )
+        if dry_run:
+            job.users.ready()
+            return replace(
+                foresee(delivery.agent, volume, place.name, str(place), job.state, job.options), job="migrate"
+            )
         journal = _open(stack, state, job.note)
         job.users.ready()  # what is not there is told before anything is sent
         move = stack.enter_context(open_move(job))

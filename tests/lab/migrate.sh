@@ -75,7 +75,7 @@ START='bash /run/guest/start_there /dev/vg/copy'
 go() {
     local status=$1 pattern=$2
     shift 2
-    expect "$status" "$pattern" lvmsync migrate vg/guest siteb:vg/copy --max-downtime 40s \
+    expect "$status" "$pattern" lvmsync migrate vg/guest siteb:vg/copy --max-downtime 100s \
         --stop-cmd "$STOP" --restart-cmd "$RESTART" "$@"
     cat "$ERR"
 }
@@ -99,7 +99,7 @@ mkfs.ext4 -q /dev/vg/guest
 mkdir -p /run/here
 $RESTART
 expect 3 'still in use .the kernel counts it as open.*started again .touch /run/guest/restarted.' \
-    lvmsync migrate vg/guest siteb:vg/copy --max-downtime 40s --stop-cmd true --restart-cmd 'touch /run/guest/restarted'
+    lvmsync migrate vg/guest siteb:vg/copy --max-downtime 100s --stop-cmd true --restart-cmd 'touch /run/guest/restarted'
 runs /run/here
 is "$(lvs --noheadings -o lv_permissions vg/guest | tr -d ' ')" writeable 'the source'
 [[ -e /run/guest/restarted ]] || wrong 'the restart command did not run'
@@ -114,7 +114,7 @@ runs /run/here
 
 it "moves a classic volume in use within the downtime, every file whole"
 go 0 'predicted downtime' --json --verify --start-cmd "$START"
-in_time 40
+in_time 100
 back=$(way_back)
 same /dev/vg/guest "/dev/$back"
 arrived
@@ -126,10 +126,10 @@ mount /dev/vg/copy /run/there
 dd if=/dev/urandom of=/run/there/written-there bs=64k count=8 conv=fsync status=none
 sum=$(sha256sum </run/there/written-there)
 umount /run/there
-expect 0 '' lvmsync migrate --back vg/guest siteb:vg/copy --max-downtime 40s --stop-cmd 'date +%s.%N >/run/guest/stopped_at' \
+expect 0 '' lvmsync migrate --back vg/guest siteb:vg/copy --max-downtime 100s --stop-cmd 'date +%s.%N >/run/guest/stopped_at' \
     --start-cmd 'mount /dev/vg/guest /run/here; date +%s.%N >/run/guest/started_at' --json
 cat "$ERR"
-in_time 40
+in_time 100
 first=$(python3 -S -c 'import json, sys; print(json.load(open(sys.argv[1]))["passes"][0]["kind"])' "$OUT")
 is "$first" delta 'the first pass back'
 is "$(sha256sum </run/here/written-there)" "$sum" 'what was written there'
@@ -143,11 +143,11 @@ lvcreate -q -y -V 64m --thinpool vg/pool -n thin
 mkfs.ext4 -q /dev/vg/thin
 rm /run/guest/log
 bash /run/guest/start /dev/vg/thin /run/here
-expect 0 'predicted downtime' lvmsync migrate vg/thin siteb:vg/copied --max-downtime 40s --json \
+expect 0 'predicted downtime' lvmsync migrate vg/thin siteb:vg/copied --max-downtime 100s --json \
     --create --thin-pool vg/pool --no-way-back --fence deactivate --stop-cmd "$STOP" \
     --start-cmd 'bash /run/guest/start_there /dev/vg/copied'
 cat "$ERR"
-in_time 40
+in_time 100
 is "$(lvs --noheadings -o lv_active vg/thin | tr -d ' ')" '' 'whether the source is active'
 nsenter --target "$(cat /run/siteb/sshd.pid)" --mount -- umount /run/there
 e2fsck -fn /dev/vg/copied >"$OUT" 2>&1 || wrong "the file system: $(cat "$OUT")"
