@@ -32,6 +32,7 @@ from lvmsync.cli.options import (
     Json,
     Minimal,
     NoUndo,
+    PoolLimit,
     ProgressStyle,
     Quiet,
     Snapback,
@@ -130,6 +131,7 @@ def receive(
     atomic: Atomic = False,
     allow_smaller: AllowSmaller = False,
     ignore_base: IgnoreBase = False,
+    pool_limit: PoolLimit = 95.0,
     as_json: Json = False,
     dry_run: DryRun = False,
     state: State = None,
@@ -158,6 +160,7 @@ def receive(
         atomic=atomic,
         allow_smaller=allow_smaller,
         ignore_base=ignore_base,
+        pool_limit=pool_limit,
         dry_run=dry_run,
     )
     if not source and sys.stdin is not None and sys.stdin.isatty():
@@ -185,6 +188,7 @@ def apply(
     atomic: Atomic = False,
     allow_smaller: AllowSmaller = False,
     ignore_base: IgnoreBase = False,
+    pool_limit: PoolLimit = 95.0,
     as_json: Json = False,
     dry_run: DryRun = False,
     state: State = None,
@@ -195,8 +199,8 @@ def apply(
 ) -> None:
     """Apply a stream file to a target: a snapback brings it back to the state before."""
     receive(
-        target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, as_json, dry_run, state,
-        progress, quiet, verbose, debug,
+        target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, pool_limit, as_json, dry_run,
+        state, progress, quiet, verbose, debug,
     )  # fmt: skip
 
 

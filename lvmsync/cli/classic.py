@@ -35,7 +35,7 @@ VALUED = frozenset(
         "--remote-command", "--width", "--release", "--audit", "--base-data",
         "--granularity", "--since", "--unit-dir", "--storage", "--limit", "--base",
         "--space", "--cache", "--minor", "--driver", "--cow", "--allow", "--allow-pull", "--permit", "--most-copies",
-        "--bwlimit", "--bwlimit-file", "--stall-timeout", "--streams",
+        "--bwlimit", "--bwlimit-file", "--pool-limit", "--stall-timeout", "--streams",
         "--max-downtime", "--stop-cmd", "--restart-cmd", "--start-cmd", "--libvirt", "--libvirt-uri", "--stop-time",
         "--start-time", "--command-timeout", "--max-passes", "--max-stops", "--on-no-convergence", "--on-overrun",
         "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries", "--replica",

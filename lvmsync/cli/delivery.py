@@ -65,6 +65,7 @@ class Orders:
     state: str | None = None
     dry_run: bool = False
     debug: bool = False
+    pool_limit: float | None = None
 
     def options(self) -> dict[str, Any]:
         """Return what a request to receive holds."""

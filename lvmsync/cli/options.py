@@ -11,7 +11,7 @@ SourceWord = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="vg/snap, vg/thinlv, a device, or KIND:PATH; kinds: snapshot thin era dattobd blksnap compare full",
+        help="vg/lv, vg/snap, a device, or KIND:PATH; kinds: snapshot thin era dattobd blksnap compare full",
     ),
 ]
 DataSource = Annotated[
@@ -40,6 +40,13 @@ Atomic = Annotated[bool, typer.Option("--atomic", help="stage and verify the who
 AllowSmaller = Annotated[
     bool, typer.Option("--allow-smaller-target", help="drop what is past the target's end, and list it")
 ]
+PoolLimit = Annotated[
+    float,
+    typer.Option(
+        "--pool-limit", metavar="PERCENT", help="stop when the target's thin pool is that full; 100: do not look",
+        min=1, max=100,
+    ),
+]  # fmt: skip
 Minimal = Annotated[
     bool, typer.Option("--minimal", help="compare with the base, and take only the 4 KiB blocks that differ")
 ]

@@ -191,7 +191,7 @@ def _options(
         if not 0 < managing.extend_at < limits.limit:
             raise UsageError(f"--extend-at {managing.extend_at:g} is out of range: 1 to {limits.limit:g}")
         limits = replace(limits, extend_at=managing.extend_at)
-    wanted = {"no_undo": orders.no_undo, "snapback": orders.snapback}
+    wanted = {"no_undo": orders.no_undo, "snapback": orders.snapback, "pool_limit": orders.pool_limit}
     return PassOptions(
         stream=stream_options(4, compress or ("zstd:1" if place.host else None)),
         create=orders.create,

@@ -26,6 +26,7 @@ from lvmsync.cli.options import (
     Json,
     Minimal,
     NoUndo,
+    PoolLimit,
     Port,
     ProgressStyle,
     Quiet,
@@ -94,6 +95,7 @@ def sync(
     atomic: Atomic = False,
     allow_smaller: AllowSmaller = False,
     ignore_base: IgnoreBase = False,
+    pool_limit: PoolLimit = 95.0,
     stream_format: Format = 4,
     compress: Compress = None,
     as_json: Json = False,
@@ -116,7 +118,7 @@ def sync(
     from lvmsync.system.ledger import state_folder
 
     way = Way(rsh, port, identity, sudo, remote_command, bwlimit, bwlimit_file, stall_timeout or None, streams)
-    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug, pool_limit)
     refinement = Refinement(minimal, audit, base_data)
     managing = Managing(managed, full, freeze, thin_pool, cow_size, chunk_size, extend_cmd, extend_at, retries)
     with ExitStack() as stack:
