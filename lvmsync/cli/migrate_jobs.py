@@ -162,6 +162,7 @@ def go(
             fence=fence,
             verify=verify,
             way_back=way_back,
+            max_downtime=options.max_downtime,
         )
         if dry_run:
             job.users.ready()

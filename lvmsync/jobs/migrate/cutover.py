@@ -263,9 +263,13 @@ def bring_back(move: Move, error: BaseException, *, is_fenced: bool) -> bool:
     return True
 
 
-def refuse(error: LvmsyncError) -> NoReturn:
-    """Raise an error about a migration that did not come to its stop."""
-    error.add_note("the source was never stopped, and runs on")
+def refuse(error: LvmsyncError, *, was_stopped: bool) -> NoReturn:
+    """Raise an error about a migration that did not come to its stop, or not to another one."""
+    error.add_note(
+        "the source runs: it was started again after each stop"
+        if was_stopped
+        else "the source was never stopped, and runs on"
+    )
     raise error
 
 

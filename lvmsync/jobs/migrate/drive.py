@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
+from lvmsync.errors import DeviceError, LvmsyncError
 from lvmsync.jobs.migrate import state
 from lvmsync.jobs.migrate.cutover import Budget, CutOver, refuse, refuse_leftover
 from lvmsync.jobs.migrate.move import Carried, Cut, Move, Options, Outcome, Status, Tell
@@ -20,7 +20,8 @@ def migrate(move: Move, options: Options, journal: state.Journal, tell: Tell) ->
     """Move a volume that is in use, and return what was done. The journal is removed when it is over.
 
     Raises:
-        ConflictError: an earlier try was cut off in its downtime; or the passes do not bring the downtime down.
+        ConflictError: an earlier try was cut off in its downtime.
+        DeviceError: the passes do not bring the downtime down.
         LvmsyncError: a step failed; its notes say what is left where.
     """
     if journal.before and journal.before.has_stopped:
@@ -71,9 +72,7 @@ class _Migration:
                 self._back_seconds = self._move.prepare()
                 prediction = self._predict() or prediction
             except LvmsyncError as error:
-                if not self._stops:
-                    refuse(error)
-                raise
+                refuse(error, was_stopped=self._stops > 0)
             cut = self._stop(prediction)
             if cut:
                 return cut
@@ -109,7 +108,7 @@ class _Migration:
             # What was allowed is waived: the cut-over is not to end itself because of it.
             self._options = replace(options, on_overrun="go")
             return
-        raise ConflictError(
+        raise DeviceError(
             f"{self._move.source} cannot be stopped for {options.max_downtime:g} s only: {reason}; the copy and the"
             " snapshots are kept for another try: allow more with --max-downtime, wait for a quieter hour, or stop it"
             " all the same with --on-no-convergence go",

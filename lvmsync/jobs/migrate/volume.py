@@ -27,7 +27,9 @@ from lvmsync.system.device import open_device
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.lvm_commands import set_active, set_writable
+from lvmsync.transport import STALL_TIMEOUT
 
+_LEAST_PATIENCE = 10.0  # seconds; a disk may take some for what it is to make durable
 _LOOK = 1.0  # seconds between two looks at the stores
 
 
@@ -46,6 +48,7 @@ class Job:
         fence: "none", "readonly" or "deactivate".
         verify: whether the target is compared.
         way_back: whether ``migrate --back`` is made possible.
+        max_downtime: seconds; a line that is silent for longer in the downtime counts as dead.
     """
 
     volume: LogicalVolume
@@ -58,6 +61,7 @@ class Job:
     fence: str = "readonly"
     verify: bool = False
     way_back: bool = True
+    max_downtime: float = STALL_TIMEOUT
 
     @property
     def note(self) -> Note:
@@ -94,6 +98,7 @@ class _Steps:
     def __init__(self, job: Job, replica: Replica) -> None:
         self._job = job
         self._replica = replica
+        self._agent: Agent | None = None
         self._last: PassResult | None = None
         self._has_stopped = False
         self._looked = float("-inf")
@@ -136,13 +141,13 @@ class _Steps:
         kept = 0
         if not self._has_stopped:
             kept = self._find_kept() or 0
-            pool = self._job.connect().standing(self._job.target).pool
+            pool = self._connect().standing(self._job.target).pool
             self._pool_fill = pool.data_percent / 100 if pool else None
         # In the downtime nothing is done that can wait: `_finish` removes the snapshots in any case.
         options = replace(self._options, promote=not self._has_stopped)
         while True:
             try:
-                result = run_pass(self._replica, self._job.connect(), options, report)
+                result = run_pass(self._replica, self._connect(), options, report)
                 break
             except LvmsyncError as error:
                 tries += 1
@@ -162,18 +167,31 @@ class _Steps:
     def _prepare(self) -> float:
         """Make sure of everything that the downtime needs; return how long the snapshot of the target will take."""
         self._job.users.ready()
-        self._job.connect()
+        self._connect()
         took = self._last.seconds.get("snapshot", 0.0) if self._last else 0.0
         return took if self._job.way_back and self._is_volume() else 0.0
 
     def _stop(self) -> None:
         self._has_stopped = True
+        self._be_patient(max(_LEAST_PATIENCE, self._job.max_downtime))
         self._job.users.stop()
 
     def _restart(self) -> None:
         assert self._job.users.restart
         self._job.users.restart()
         self._has_stopped = False
+        self._be_patient(STALL_TIMEOUT)
+
+    def _be_patient(self, seconds: float) -> None:
+        """Set how long the line may be silent, as far as that is less than usual."""
+        if self._agent and not self._agent.is_over:
+            transport = self._agent.peer.line.transport
+            if transport.stall_timeout is not None:
+                self._agent.stall = transport.stall_timeout = min(seconds, STALL_TIMEOUT)
+
+    def _connect(self) -> Agent:
+        self._agent = self._job.connect()
+        return self._agent
 
     def _is_volume(self) -> bool:
         """Tell whether the target is a volume of LVM, of which a snapshot can be kept."""
@@ -182,12 +200,12 @@ class _Steps:
     def _verify_whole(self, report: Report) -> None:
         """Compare the target with the snapshot that it was brought to."""
         assert self._last
-        verify_whole(self._job.connect(), self._job.target, self._last.snapshot, report, frozen=True).require_equal()
+        verify_whole(self._connect(), self._job.target, self._last.snapshot, report, frozen=True).require_equal()
 
     def _verify_last(self) -> None:
         """Compare what the last pass has changed with the source itself, which nobody writes to any more."""
         assert self._last
-        agent, target, place = self._job.connect(), self._job.target, self._job.place
+        agent, target, place = self._connect(), self._job.target, self._job.place
         with open_device(f"/dev/{self._job.volume.full_name}") as device:
             found = compare_device(
                 device,
@@ -206,7 +224,7 @@ class _Steps:
 
     def _keep_way_back(self) -> str:
         """Take a snapshot of the target as it is now, and remember here that this is what the source holds."""
-        made = self._job.connect().snapshot(self._job.target, self._replica.id)
+        made = self._connect().snapshot(self._job.target, self._replica.id)
         self._way_back = str(made["id"])
         if self._job.fence == "deactivate":  # later there is no device to look at
             self._remember_way_back()
