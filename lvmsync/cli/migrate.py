@@ -89,6 +89,19 @@ def migrate(
     thin_pool: Annotated[
         str | None, typer.Option("--thin-pool", metavar="VG/POOL", help="with --create: the target's thin pool")
     ] = None,
+    cow_size: Annotated[
+        str | None, typer.Option("--cow-size", metavar="SIZE", help="store of the snapshots that are taken")
+    ] = None,
+    chunk_size: Annotated[
+        str | None, typer.Option("--chunk-size", metavar="SIZE", help="chunks of these snapshots: 4K to 512K")
+    ] = None,
+    extend_cmd: Annotated[
+        str | None,
+        typer.Option("--extend-cmd", metavar="CMD", help="makes room in $LVMSYNC_VOLUME when that becomes full"),
+    ] = None,
+    extend_at: Annotated[
+        float | None, typer.Option("--extend-at", metavar="PERCENT", help="when that is  [default: 70]")
+    ] = None,
     compress: Compress = None,
     rsh: Rsh = None,
     port: Port = None,
@@ -111,6 +124,7 @@ def migrate(
     from lvmsync.cli import render, render_migrate
     from lvmsync.cli.delivery import Way
     from lvmsync.cli.migrate_jobs import Commands, go, go_back, settle
+    from lvmsync.cli.replica import Managing
     from lvmsync.jobs.migrate.move import Options, Outcome
     from lvmsync.jobs.progress import Receipt
 
@@ -148,17 +162,22 @@ def migrate(
         fence=fence != "none",
         ask=_ask,
     )
+    managing = Managing(
+        thin_pool=thin_pool, store=cow_size, chunk=chunk_size, extend_cmd=extend_cmd, extend_at=extend_at
+    )
     with render_migrate.view("none" if quiet else progress) as tell:
         if back:
-            if create or thin_pool or verify or dry_run:
-                raise UsageError("--create, --thin-pool, --verify and --dry-run are for the way there, not for --back")
+            if create or verify or dry_run or managing != Managing():
+                raise UsageError(
+                    "--create, --verify, --dry-run and options of snapshots are for the way there, not for --back"
+                )
             outcome: Outcome | Receipt = go_back(
                 source, target, way, asked, options, tell, fence=fence, compress=compress, state=state
             )
         else:
             outcome = go(
                 source, target, way, asked, options, tell, fence=fence, verify=verify, way_back=not no_way_back,
-                create=create, thin_pool=thin_pool, compress=compress, state=state, dry_run=dry_run, debug=debug,
+                create=create, managing=managing, compress=compress, state=state, dry_run=dry_run, debug=debug,
             )  # fmt: skip
     if isinstance(outcome, Receipt):
         render.print_receipt(outcome, as_json=as_json, quiet=quiet)

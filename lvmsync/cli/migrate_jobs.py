@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lvmsync.cli.delivery import Delivery, Orders, Way
 from lvmsync.cli.files import stream_options
+from lvmsync.cli.replica import Managing, pass_options
 from lvmsync.errors import UsageError
 from lvmsync.jobs.migrate.cutover import refuse_leftover
 from lvmsync.jobs.migrate.drive import migrate
@@ -127,7 +128,7 @@ def go(
     verify: bool,
     way_back: bool,
     create: bool,
-    thin_pool: str | None,
+    managing: Managing,
     compress: str | None,
     state: str | None,
     dry_run: bool,
@@ -136,7 +137,6 @@ def go(
     """Move a volume of this machine to another place; in a dry run, say what its first pass would do."""
     from lvmsync.jobs.doctor.volumes import check_before
     from lvmsync.jobs.migrate.volume import Job, open_move
-    from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.jobs.replica.run import foresee
 
     with ExitStack() as stack:
@@ -146,8 +146,6 @@ def go(
         volume = find_source(source)
         if place.host is None and is_same_storage(f"/dev/{volume.full_name}", Volume(place.name).path):
             raise UsageError(f"{volume.full_name} and the target are the same: name another target")
-        if thin_pool and not create:
-            raise UsageError("--thin-pool is for a target that is made: give --create as well")
         for note in check_before(volume):
             say(f"note: {note}")
         shells = Shells(stack, place, way, volume.full_name, str(place))
@@ -156,7 +154,7 @@ def go(
             target=place.name,
             place=str(place),
             state=state_folder(state),
-            options=PassOptions(stream=_stream(place, compress), create=create, thin_pool=thin_pool),
+            options=pass_options(place, Orders(create=create), managing, minimal=False, compress=compress),
             connect=lambda: delivery.agent,
             users=shells.users(asked, volume),
             fence=fence,

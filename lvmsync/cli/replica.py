@@ -110,7 +110,7 @@ def push(
         place = delivery.place
         if place.host is None:
             _require_other(volume, Volume(place.name).path)
-        options = _options(place, orders, managing, minimal=minimal, compress=compress)
+        options = pass_options(place, orders, managing, minimal=minimal, compress=compress)
         if orders.dry_run:
             return foresee(delivery.agent, volume, place.name, str(place), state_folder(orders.state), options)
         return sync_volume(
@@ -150,7 +150,7 @@ def pull(
         raise UsageError("--extend-cmd and --freeze act where the source is: push from there")
     far = replace(orders, state=None)
     with Delivery(source, way, far, report, compress=compress) as delivery:
-        options = _options(delivery.place, far, managing, minimal=minimal, compress=compress)
+        options = pass_options(delivery.place, far, managing, minimal=minimal, compress=compress)
         wanted = {
             "place": f"{os.uname().nodename}:{to.name}",
             "create": options.create,
@@ -178,9 +178,14 @@ def pull(
         )
 
 
-def _options(
+def pass_options(
     place: TargetName, orders: Orders, managing: Managing, *, minimal: bool, compress: str | None
 ) -> PassOptions:
+    """Read how a volume is to be copied.
+
+    Raises:
+        UsageError: a value out of range, or options that do not go together.
+    """
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.jobs.replica.watch import Limits
 

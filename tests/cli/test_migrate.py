@@ -33,6 +33,7 @@ STATUS = Status("sending", 2, 5 << 20, 20 << 20, 8e6, 1e6, 3.25, 5.0, 0.5, 0.25)
         (["--max-downtime", "5s", "--stop-cmd", "x", "--progress", "x"], "choose auto, json or none"),
         (["--max-downtime", "5s", "--stop-cmd", "x", "--back", "--verify"], "not for --back"),
         (["--max-downtime", "5s", "--stop-cmd", "x", "--back", "--fence", "deactivate"], "not for --back"),
+        (["--max-downtime", "5s", "--stop-cmd", "x", "--back", "--cow-size", "1G"], "not for --back"),
         (["--abort", "--finish"], "choose one"),
     ],
 )  # fmt: skip
