@@ -115,6 +115,8 @@ def plan_volume(
     try:
         found.notes += check_before(volume)
         with open_replica(agent, volume, target, place, state, is_dry=True) as replica:
+            if not options.cuts:
+                replica.require_alone()
             record = replica.notebook.record
             plan, found.standing = plan_pass(replica, agent, options)
         found.kind = plan.kind.value

@@ -80,6 +80,39 @@ class Receipt:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class GroupReceipt:
+    """What a sync of a group did; ``--json`` prints it.
+
+    Attributes:
+        job: "sync group".
+        group: its name.
+        cut: id of the moment that all its copies show now; None of a dry run.
+        kind: "first", "delta", "resume", or "nothing" where nothing had changed in any volume.
+        members: receipts of its volumes, in the order that they were named in.
+        bytes: bytes of changes carried, of all.
+        wire_bytes: bytes of all streams.
+        seconds: time it took.
+        still_seconds: for how long writes to the volumes had to wait at the most; 0 where no snapshot was taken.
+        confirmed: whether the far side has committed all of them at one point.
+        dry_run: nothing was changed: what would have been done.
+        notes: what the user should know, a sentence each.
+    """
+
+    job: str
+    group: str
+    cut: str | None
+    kind: str
+    members: list[Receipt]
+    bytes: int = 0
+    wire_bytes: int = 0
+    seconds: float = 0.0
+    still_seconds: float = 0.0
+    confirmed: bool = False
+    dry_run: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
 class Stopwatch:
     """Seconds since it was made."""
 

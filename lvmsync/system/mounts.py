@@ -62,9 +62,19 @@ def find_mounts(number: tuple[int, int], path: Path = MOUNTINFO) -> list[Mount]:
 
 
 def find_mounts_above(
-    number: tuple[int, int], path: Path = MOUNTINFO, blocks: Path = Path("/sys/dev/block")
+    number: tuple[int, int],
+    path: Path = MOUNTINFO,
+    blocks: Path = Path("/sys/dev/block"),
+    *,
+    with_own: bool = True,
 ) -> list[Mount]:
     """Return the mounts of the file systems on a device, and on devices that lie on it (encryption, partitions, LVM).
+
+    Args:
+        number: of the device.
+        path: the kernel's list.
+        blocks: where the kernel tells what lies on what.
+        with_own: whether a file system on the device itself counts; else only those on devices that lie on it.
 
     Raises:
         DeviceError: the kernel's list cannot be read.
@@ -78,6 +88,8 @@ def find_mounts_above(
         for place in (blocks / f"{one[0]}:{one[1]}").glob("holders/*/dev"):
             major, _, minor = place.read_text().strip().partition(":")
             todo.append((int(major), int(minor)))
+    if not with_own:
+        above.discard(number)
     return [mount for mount in list_mounts(path) if mount.number in above or _number_of(mount.source) in above]
 
 

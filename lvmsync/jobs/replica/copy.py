@@ -139,6 +139,23 @@ class Replica:
         """Return its snapshots, oldest first."""
         return snapshots.list_kept(self.find_volume(), self.id)
 
+    def require_alone(self) -> None:
+        """Refuse a volume that is kept at one moment with others: brought up to date alone it would be at another one.
+
+        Raises:
+            ConflictError: it is.
+        """
+        for one in self.list_snapshots():
+            group = snapshots.group_of(one)
+            if group and snapshots.role_of(one) == snapshots.BASE:
+                record = self.notebook.record
+                raise ConflictError(
+                    f"{record.target} is kept at one moment with other volumes, as group '{group}': run 'lvmsync sync"
+                    f" --group {group}' with all of them, or take it out of the group with 'lvchange --deltag"
+                    f" {snapshots.GROUP_TAG}{group} {one.full_name}'",
+                    device=record.source,
+                )
+
     def promote(self, head: LogicalVolume, kept: Iterable[LogicalVolume], identity: dict[str, str] | None) -> list[str]:
         """Make a head that the target holds the base, and remove what was there before.
 
@@ -336,7 +353,7 @@ class Pass:
         try:
             with ExitStack() as stack:
                 if self._options.freeze:
-                    self.notes.append(stack.enter_context(snapshots.quiet(self.volume)))
+                    self.notes.append(stack.enter_context(snapshots.quiet([self.volume])))
                 head = snapshots.take_head(
                     self.volume, self.replica.id, store=self._options.store, chunk=self._options.chunk
                 )
@@ -349,8 +366,12 @@ class Pass:
         self._seconds["snapshot"] = taken - began
         return head, taken
 
-    def carry(self, head: LogicalVolume) -> Receipt:
+    def carry(self, head: LogicalVolume, **orders: Any) -> Receipt:
         """Send a head as the plan says, and return the receipt.
+
+        Args:
+            head: the snapshot.
+            orders: more options of the receive.
 
         Raises:
             LvmsyncError: the target is as it was, or in the middle of it, to be gone on with.
@@ -379,6 +400,7 @@ class Pass:
                 lambda progress: self._note_progress(progress, report),
                 orders={
                     **options.orders,
+                    **orders,
                     "resumable": True,
                     "require_base": base is not None,
                     "restart": plan.restart,

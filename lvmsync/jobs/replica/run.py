@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from lvmsync.errors import LvmsyncError, PeerError, StreamError, TransportError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.doctor.volumes import check_before
 from lvmsync.jobs.plan import plan_volume
-from lvmsync.jobs.progress import Progress, Receipt, Report
+from lvmsync.jobs.progress import GroupReceipt, Progress, Receipt, Report
 from lvmsync.jobs.replica.choose import POINT, Kind, TargetBusy
 from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
 from lvmsync.jobs.replica.snapshots import HEAD, role_of
@@ -24,6 +25,9 @@ _OF_THE_LINE = (StreamError.exit_code, TransportError.exit_code)
 
 WAIT = 2.0
 """Seconds before the first of these; each further one waits twice as long."""
+
+
+R = TypeVar("R", Receipt, GroupReceipt)
 
 
 def sync_volume(
@@ -62,6 +66,7 @@ def sync_volume(
     def work(agent: Agent) -> Receipt:
         nonlocal old
         with open_replica(agent, volume, target, place, state) as replica:
+            replica.require_alone()
             if old is None:
                 old = {f"{POINT}{one.id}" for one in replica.list_snapshots() if role_of(one) == HEAD}
             receipt = run_pass(replica, agent, options, report).receipt
@@ -104,12 +109,12 @@ def foresee(agent: Agent, volume: LogicalVolume, target: str, place: str, state:
 
 def retried(
     connect: Callable[[], Agent],
-    work: Callable[[Agent], Receipt],
+    work: Callable[[Agent], R],
     report: Report,
     *,
     retries: int = RETRIES,
     wait: float = WAIT,
-) -> Receipt:
+) -> R:
     """Do some work with an agent; when its line fails, open another one and do it again."""
     tries = 0
     was_connected = False
@@ -136,5 +141,10 @@ def _may_pass(error: LvmsyncError, tries: int) -> bool:
     """Tell whether trying again may help: the line failed, or the far side has not noticed yet that it did."""
     if isinstance(error, TargetBusy):
         return error.transient or tries > 0
+    return is_of_line(error)
+
+
+def is_of_line(error: LvmsyncError) -> bool:
+    """Tell whether a line has failed, and nothing else."""
     # The far side sees a line that was cut as a stream that was, and may be the first to tell.
     return error.transient or (isinstance(error, PeerError) and error.exit_code in _OF_THE_LINE)

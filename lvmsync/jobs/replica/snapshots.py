@@ -6,8 +6,8 @@ Tags say whose a snapshot is (`replica_tag`), what it is for (`role_tag`) and ho
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from lvmsync.errors import CommandError, DeviceError, LvmsyncError, UsageError
 from lvmsync.jobs.replica.choose import HOLDERS, POINT, Kept
@@ -18,11 +18,14 @@ from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.lvm_commands import replica_tag, role_tag
 from lvmsync.system.snapshot_advice import advise_snapshot
 
+GROUP_TAG = f"{lvm_commands.TAG}.group="
+"""What the tag begins with of a snapshot that was taken together with others; the name of their group follows."""
+
 BASE, HEAD = "base", "head"
 """What a snapshot is for: the target holds it; it is being sent."""
 
 _REPLICA, _ROLE, _SIZE = replica_tag(""), role_tag(""), "lvmsync.size="
-_GROUP, _CUT = f"{lvm_commands.TAG}.group=", f"{lvm_commands.TAG}.cut="
+_CUT = f"{lvm_commands.TAG}.cut="
 _LEAST = 4 << 20  # bytes of a store
 _LONGEST = 100  # letters of a volume's name that go into its snapshot's
 
@@ -110,12 +113,12 @@ def group_tags(group: str, cut: str) -> frozenset[str]:
         group: its name.
         cut: id of that moment.
     """
-    return frozenset({f"{_GROUP}{group}", f"{_CUT}{cut}"})
+    return frozenset({f"{GROUP_TAG}{group}", f"{_CUT}{cut}"})
 
 
 def group_of(volume: LogicalVolume) -> str | None:
     """Return the name of the group that a snapshot was taken for."""
-    return _tagged(volume, _GROUP)
+    return _tagged(volume, GROUP_TAG)
 
 
 def cut_of(volume: LogicalVolume) -> str | None:
@@ -192,23 +195,34 @@ def head_tags(volume: LogicalVolume, replica: str) -> frozenset[str]:
 
 
 @contextmanager
-def quiet(volume: LogicalVolume) -> Iterator[str]:
-    """Freeze all file systems on a volume, however deep, for the time of the block; yield a note of which.
+def quiet(volumes: Sequence[LogicalVolume], *, limit: float | None = None) -> Iterator[str]:
+    """Freeze all file systems that lie deeper on volumes, for the time of the block; yield a note of which.
 
-    LVM does that by itself for one that lies on the volume directly, and not for one on an encrypted device in between.
+    Of one on a volume itself the kernel does that as it takes the snapshot, and refuses to if it is frozen already.
+    It does not for one on an encrypted device in between.
+
+    Args:
+        volumes: of which snapshots are taken in the block.
+        limit: seconds after which they are thawed, whatever happens; None: the usual.
 
     Raises:
         DeviceError: one of them cannot be frozen, or all were thawed before the block ended.
     """
-    from lvmsync.system.freeze import frozen
+    from lvmsync.system.freeze import LIMIT, frozen
     from lvmsync.system.mounts import find_mounts_above
 
-    points = list(dict.fromkeys(mount.point for mount in find_mounts_above(volume.number))) if volume.number else []
-    if not points:
-        yield f"nothing that is mounted lies on {volume.full_name}, so nothing was frozen"
+    numbers = [one.number for one in volumes if one.number]
+    own = list(dict.fromkeys(mount.point for number in numbers for mount in find_mounts_above(number)))
+    deep = [mount.point for number in numbers for mount in find_mounts_above(number, with_own=False)]
+    points = list(dict.fromkeys(deep))
+    if not own:
+        names = ", ".join(one.full_name for one in volumes)
+        yield f"nothing that is mounted lies on {names}, so nothing was frozen"
         return
-    with frozen(points):
-        yield f"frozen while the snapshot was taken: {', '.join(points)}"
+    with ExitStack() as stack:
+        if points:
+            stack.enter_context(frozen(points, limit=LIMIT if limit is None else limit))
+        yield f"frozen while the snapshot was taken: {', '.join(own)}"
 
 
 def promote(head: LogicalVolume) -> LogicalVolume:

@@ -1,0 +1,522 @@
+"""``sync`` of a group: volumes that are cut at one instant, and whose copies are committed together or not at all.
+
+Each member is a replica like any other, and its snapshots carry two tags more: the name of the group, and the id of the
+cut, which is also what the receivers on the target's side know the cut by. So LVM's tags and the targets' ledgers tell
+the next run everything: which heads belong together, and how far each target has come with its own.
+
+All are looked at before anything is made. Then they are cut together (`system.cut`), each is sent and *prepared*: on
+its target, durable, and not committed. The agent commits all at one point (`jobs.prepared`), and only then the heads
+become bases. A line that is cut, or a kill on either side, leaves the cut unfinished: the next run goes on with that
+very cut, or, if one of its heads is lost, brings all back. A member that fails brings all back at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
+from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.doctor.volumes import check_before
+from lvmsync.jobs.progress import GroupReceipt, Progress, Receipt, Report, Stopwatch
+from lvmsync.jobs.replica import snapshots
+from lvmsync.jobs.replica.choose import POINT, Kind
+from lvmsync.jobs.replica.copy import Pass, PassOptions, Replica, look_at, open_replica, run_pass
+from lvmsync.jobs.replica.record import list_records
+from lvmsync.jobs.replica.run import RETRIES, WAIT, foresee, is_of_line, retried
+from lvmsync.jobs.replica.watch import watch_fill
+from lvmsync.system import cut as cuts
+from lvmsync.system import lvm, lvm_commands
+from lvmsync.system.fill_watch import FillWatch
+from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.quiesce import quiesced
+from lvmsync.system.snapshot_advice import advise
+from lvmsync.system.suspend import LIMIT
+from lvmsync.units import size_words
+
+_MOST_STEPS = 6  # that set a group right before anything is sent
+
+
+@dataclass(frozen=True)
+class Member:
+    """A volume of a group, and its target.
+
+    Attributes:
+        volume: the source.
+        target: VG/LV or path, on the agent's machine.
+        place: the target as its user named it.
+    """
+
+    volume: LogicalVolume
+    target: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Stillness:
+    """What stands still while a group is cut, besides its volumes.
+
+    Attributes:
+        freeze: file systems on devices that lie on the volumes are frozen (those on the volumes always are).
+        freeze_cmd: the user's command that freezes what we cannot see, in a guest say; None: there is none.
+        thaw_cmd: the one that undoes it.
+        limit: seconds that anything stands still at most.
+    """
+
+    freeze: bool = False
+    freeze_cmd: str | None = None
+    thaw_cmd: str | None = None
+    limit: float = LIMIT
+
+
+def sync_group(
+    name: str,
+    connect: Callable[[], Agent],
+    members: Sequence[Member],
+    state: Path,
+    options: PassOptions,
+    stillness: Stillness,
+    report: Report,
+    *,
+    retries: int = RETRIES,
+    wait: float = WAIT,
+) -> GroupReceipt:
+    """Bring the targets of a group up to date with their volumes, to one moment; after a broken line, go on.
+
+    A cut that an earlier run has left unfinished is finished first; the receipt is of both then.
+
+    Args:
+        name: of the group.
+        connect: returns an agent on the targets' machine, another one if the last one's session is over.
+        members: the volumes; each once.
+        state: the state folder of this machine.
+        options: how each is copied.
+        stillness: what stands still while they are cut.
+        report: takes the progress.
+        retries: how often a failed line is tried again.
+        wait: seconds before the first of these.
+
+    Raises:
+        LvmsyncError: the last failure. No copy is at another moment than the others: what came is committed for
+            all, or brought back, or waits for the next run.
+    """
+    old: set[str] | None = None  # cuts that an earlier run has left
+
+    checked = [f"{one.volume.full_name}: {note}" for one in members for note in check_before(one.volume)]
+
+    def work(agent: Agent) -> GroupReceipt:
+        nonlocal old
+        with ExitStack() as stack:
+            replicas = [
+                stack.enter_context(open_replica(agent, one.volume, one.target, one.place, state)) for one in members
+            ]
+            run = _Run(name, connect, agent, replicas, state, options, stillness, report)
+            if old is None:
+                old = run.list_cuts()
+            receipt = run.go()
+            if receipt.cut in old:
+                receipt = _join(receipt, run.go())
+            receipt.notes.extend(run.let_go_of_others())
+            return receipt
+
+    receipt = retried(connect, work, report, retries=retries, wait=wait)
+    return replace(receipt, notes=[*dict.fromkeys(checked), *receipt.notes])
+
+
+def foresee_group(
+    name: str, agent: Agent, members: Sequence[Member], state: Path, options: PassOptions
+) -> GroupReceipt:
+    """Return what `sync_group` would do, as the receipt of a dry run; nothing is changed by that.
+
+    Raises:
+        LvmsyncError: it would refuse.
+    """
+    stands = [agent.standing(one.target) for one in members]
+    begun = {one.transaction.group for one in stands if one.transaction and one.transaction.group}
+    options = replace(options, cuts=frozenset(begun | {""}))
+    found = [foresee(agent, one.volume, one.target, one.place, state, options) for one in members]
+    notes = ["an unfinished cut of the group would be gone on with"] if begun else []
+    return GroupReceipt(
+        "sync group", name, None, _kind(found), found, sum(one.bytes for one in found), dry_run=True, notes=notes
+    )
+
+
+class _Run:
+    """One run, with all replicas of the group locked."""
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Agent],
+        agent: Agent,
+        replicas: Sequence[Replica],
+        state: Path,
+        options: PassOptions,
+        stillness: Stillness,
+        report: Report,
+    ) -> None:
+        self._name = name
+        self._connect = connect
+        self._agent = agent
+        self._replicas = {one.id: one for one in replicas}
+        self._state = state
+        self._options = options
+        self._stillness = stillness
+        self._report = report
+        self._notes: dict[str, list[str]] = {}
+        self._watches: list[FillWatch] = []  # of the members that are not being sent just now
+        self._step = ""
+        self._still_seconds = 0.0
+
+    def list_cuts(self) -> set[str]:
+        """Return the cuts that heads of this group's replicas are of."""
+        heads = (one for replica in self._replicas.values() for one in replica.list_snapshots())
+        return {cut for one in heads if snapshots.role_of(one) == snapshots.HEAD and (cut := snapshots.cut_of(one))}
+
+    def go(self) -> GroupReceipt:
+        """Finish the cut that an earlier run has begun, or make one; and commit it."""
+        watch = Stopwatch()
+        self._notes = {replica: [] for replica in self._replicas}
+        passes, cut = self._settle()
+        if cut is None:
+            cut = secrets.token_hex(8)
+            pairs = self._cut(cut, passes)
+        else:
+            pairs = [(one, one.kept[one.plan.head.id]) for one in passes if one.plan.head]
+            for one, _ in pairs:
+                one.make_room()
+        receipts = self._carry(cut, pairs)
+        return GroupReceipt(
+            "sync group",
+            self._name,
+            cut,
+            _kind(receipts),
+            receipts,
+            bytes=sum(one.bytes for one in receipts),
+            wire_bytes=sum(one.wire_bytes or 0 for one in receipts),
+            seconds=round(watch.seconds, 3),
+            still_seconds=round(self._still_seconds, 3),
+            confirmed=True,
+        )
+
+    def let_go_of_others(self) -> list[str]:
+        """Take volumes that are no members any more out of the group; return what the user should know about them."""
+        ours = [replica.notebook.record for replica in self._replicas.values()]
+        folders = {record.target.rpartition("/")[0] for record in ours}
+        others = {one.id: one for one in list_records(self._state) if one.id not in self._replicas}
+        notes = []
+        for one in lvm_commands.list_ours():
+            record = others.get(snapshots.replica_of(one) or "")
+            if snapshots.group_of(one) != self._name or not record:
+                continue
+            if record.target.rpartition("/")[0] in folders:
+                lvm_commands.change_tags(one, (), [f"{snapshots.GROUP_TAG}{self._name}"])
+                notes.append(
+                    f"{record.source} is no member of the group any more: its copy {record.target} stays as it was at"
+                    f" {record.committed or 'its last run'}; sync it by itself, or give it up with 'lvmsync cleanup"
+                    f" --replica {record.id}'"
+                )
+        return notes
+
+    # Before anything is sent
+
+    def _settle(self) -> tuple[list[Pass], str | None]:
+        """Bring all targets to rest, or find that all which are not are in the middle of one cut that can be finished.
+
+        Returns:
+            What is to be done for each member, and None; or for each member of that cut, and its id.
+        """
+        for _ in range(_MOST_STEPS):
+            stands = {replica.target: self._agent.standing(replica.target) for replica in self._replicas.values()}
+            begun: dict[str, list[str]] = {}
+            for target, stand in stands.items():
+                if stand.transaction and stand.transaction.group:
+                    begun.setdefault(stand.transaction.group, []).append(target)
+            points = {stand.point.id for stand in stands.values() if stand.point}
+            if self._go_forward(begun, points):
+                continue
+            options = replace(self._options, cuts=frozenset(begun))
+            passes = [
+                Pass(replica, self._agent, options, self._tell, self._notes[replica.id])
+                for replica in self._replicas.values()
+            ]
+            cut = next(iter(begun)) if len(begun) == 1 else None
+            chosen = self._choose_cut(cut, passes) if cut else None
+            if chosen:
+                return chosen, cut
+            if begun and self._go_back(begun, passes):
+                continue
+            ready = [self._is_ready(one, options) for one in passes]
+            if all(ready):
+                return passes, None
+        raise ConflictError(f"group '{self._name}' does not come to rest: does something else work on its targets?")
+
+    def _go_forward(self, begun: dict[str, list[str]], points: set[str]) -> bool:
+        """Bring the rest of a cut forward of which one target is at its head already: its commit point was passed."""
+        went = False
+        for cut, targets in begun.items():
+            if any(f"{POINT}{one.id}" in points for one in _list_cut(cut)):
+                self._agent.commit_group(cut, targets)
+                went = True
+        return went
+
+    def _choose_cut(self, cut: str, passes: Sequence[Pass]) -> list[Pass] | None:
+        """Return what is left to do for each member of a cut, if all of it can be done; else None.
+
+        Raises:
+            ConflictError: a volume that is not among the members was cut with them.
+        """
+        heads = {snapshots.replica_of(one) or "": one for one in _list_cut(cut)}
+        others = [one for replica, one in heads.items() if replica not in self._replicas]
+        if others:
+            names = ", ".join(f"{one.group}/{one.origin}" for one in others)
+            raise ConflictError(
+                f"the last copy of group '{self._name}' was not finished, and was of {names} as well: name that, too,"
+                " this once; or run 'lvmsync recover' on one of the targets, which brings all back"
+            )
+        chosen = []
+        for one in passes:
+            head = heads.get(one.replica.id)
+            if head is None:
+                if one.standing.transaction:
+                    return None
+                continue
+            plan, open_one = one.plan, one.standing.transaction
+            if open_one and plan.kind in (Kind.PREPARED, Kind.RESUME):
+                if open_one.group != cut or plan.head is None or plan.head.id != head.id:
+                    return None
+            else:
+                kept = next((kept for kept in plan.drop if kept.id == head.id), None)
+                if plan.kind not in (Kind.DELTA, Kind.FIRST) or kept is None or kept.trouble or plan.restart:
+                    return None
+                one.plan = replace(plan, head=kept, drop=tuple(other for other in plan.drop if other is not kept))
+            chosen.append(one)
+        return chosen or None
+
+    def _go_back(self, begun: dict[str, list[str]], passes: Sequence[Pass]) -> bool:
+        """Bring back what can be, of cuts that cannot be finished; first copies go on by themselves.
+
+        Returns:
+            Whether anything was done, so that all has to be looked at again.
+        """
+        stuck = []
+        went = False
+        for one in passes:
+            open_one = one.standing.transaction
+            if not open_one or not open_one.group:
+                continue
+            if open_one.can_go_back:
+                self._step = ""
+                self._tell(Progress("bringing the target back", 0, None))
+                self._agent.abort_group(open_one.group, [one.replica.target])
+                one.notes.append("what was sent to it before cannot be gone on with, so it was brought back first")
+                went = True
+            elif one.plan.kind in (Kind.PREPARED, Kind.RESUME) and one.plan.head:
+                stuck.append(one)
+        if went:
+            return True
+        for one in stuck:
+            cut = one.standing.transaction.group if one.standing.transaction else None
+            assert cut is not None
+            assert one.plan.head is not None
+            one.notes.append("its first copy was finished by itself: what was cut with it is lost")
+            self._carry(cut, [(one, one.kept[one.plan.head.id])])
+        return bool(stuck)
+
+    def _is_ready(self, one: Pass, options: PassOptions) -> bool:
+        """Set right what an earlier run of this volume alone has left; tell whether there was nothing."""
+        if one.plan.kind is Kind.RESUME:
+            self._step = f" {one.volume.full_name}"
+            run_pass(one.replica, self._agent, options, self._tell)
+            one.notes.append("a copy of it alone that was cut off was finished first")
+            return False
+        return one.is_ready()
+
+    # The cut
+
+    def _cut(self, cut: str, passes: Sequence[Pass]) -> list[tuple[Pass, LogicalVolume]]:
+        """Take the snapshots of all members at one instant."""
+        for one in passes:
+            one.make_room()
+        self._step = ""
+        self._tell(Progress("making the snapshots", 0, None))
+        sizes = self._choose_stores(passes)
+        orders = [
+            cuts.Order(
+                one.volume,
+                snapshots.head_name(one.volume),
+                snapshots.head_tags(one.volume, one.replica.id) | snapshots.group_tags(self._name, cut),
+                *sizes[one.replica.id],
+            )
+            for one in passes
+        ]
+        looks = [look_at(one.volume) for one in passes]
+        volumes = [one.volume for one in passes]
+        with self._quiet(volumes) as notes:
+            began = time.monotonic()
+            heads = cuts.cut_together(orders, limit=self._stillness.limit)
+            self._still_seconds = time.monotonic() - began
+        for one, head, look in zip(passes, heads, looks, strict=True):
+            one.notes += notes
+            one.adopt(head, look)
+        return list(zip(passes, heads, strict=True))
+
+    @contextmanager
+    def _quiet(self, volumes: Sequence[LogicalVolume]) -> Iterator[list[str]]:
+        """Freeze what the user wants frozen, for the time of the block; yield what he should know of that."""
+        still, notes = self._stillness, []
+        with ExitStack() as stack:
+            if still.freeze_cmd and still.thaw_cmd:
+                env = {"LVMSYNC_GROUP": self._name, "LVMSYNC_VOLUMES": " ".join(one.full_name for one in volumes)}
+                stack.enter_context(quiesced(still.freeze_cmd, still.thaw_cmd, env=env, limit=still.limit))
+            if still.freeze:
+                notes.append(stack.enter_context(snapshots.quiet(volumes, limit=still.limit)))
+            yield notes
+
+    def _choose_stores(self, passes: Sequence[Pass]) -> dict[str, tuple[int | None, int | None]]:
+        """Return size and chunk of each member's store: those of one volume group share what that has free.
+
+        Raises:
+            DeviceError: it has too little.
+        """
+        options = self._options
+        left = Counter(one.volume.group for one in passes if not one.volume.is_thin)
+        free = {group: lvm.read_group(group) for group in left}
+        found: dict[str, tuple[int | None, int | None]] = {}
+        used: Counter[str] = Counter()
+        for one in passes:
+            volume = one.volume
+            if volume.is_thin:
+                found[one.replica.id] = None, None
+                continue
+            group = free[volume.group]
+            room = group.free - used[group.name]
+            # Base and head are there at the same time, so half of it stays free where that is enough.
+            for share in (room // (2 * left[group.name]), room // left[group.name]):
+                share -= share % group.extent_size
+                advice = advise(volume.size, share, size=options.store, chunk=options.chunk)
+                if advice:
+                    break
+            else:
+                raise DeviceError(
+                    f"the volume group '{group.name}' has {size_words(group.free)} free, too few for snapshots of all"
+                    f" volumes of '{self._name}': add a disk ('vgextend'), or choose smaller stores with --cow-size",
+                    device=volume.full_name,
+                )
+            left[group.name] -= 1
+            used[group.name] += advice.size + group.extent_size
+            found[one.replica.id] = advice.size, advice.chunk
+        return found
+
+    # The copies
+
+    def _carry(self, cut: str, pairs: Sequence[tuple[Pass, LogicalVolume]]) -> list[Receipt]:
+        """Send the heads of a cut, commit them together, and make them the bases."""
+        watches = {one.replica.id: self._watch(one, head) for one, head in pairs}
+        receipts = []
+        try:
+            for number, (one, head) in enumerate(pairs, 1):
+                self._step = f" {one.volume.full_name} ({number} of {len(pairs)})"
+                self._watches = [watch for replica, watch in watches.items() if replica != one.replica.id]
+                receipts.append(one.tell(self._send(cut, one, head), head))
+            self._require_untouched(pairs)
+        except LvmsyncError as error:
+            if not is_of_line(error):
+                self._give_up(cut, pairs, error)
+            raise
+        self._watches, self._step = [], ""
+        self._tell(Progress("committing", 0, None))
+        try:
+            # One rename there is the commit point of all.
+            self._agent.commit_group(cut, [one.replica.target for one, _ in pairs])
+        except LvmsyncError as error:
+            error.add_note("everything was sent; the next run commits it, or finds that it was")
+            raise
+        for one, head in pairs:
+            one.promote(head)
+        return [replace(receipt, notes=[*dict.fromkeys(receipt.notes)]) for receipt in receipts]
+
+    def _send(self, cut: str, one: Pass, head: LogicalVolume) -> Receipt:
+        """Send one head, unless its target has it already, and leave it prepared."""
+        if one.plan.kind is not Kind.PREPARED:
+            return one.carry(head, prepare=True, group=cut)
+        return Receipt(
+            "sync",
+            target=one.replica.notebook.record.target,
+            size=one.volume.size,
+            durable=True,
+            confirmed=True,
+            point=f"{POINT}{head.id}",
+            notes=["all of it was sent by an earlier run"],
+        )
+
+    def _require_untouched(self, pairs: Sequence[tuple[Pass, LogicalVolume]]) -> None:
+        """Refuse to commit what something else has written to while it waited for the others."""
+        for one, _ in pairs:
+            if self._agent.standing(one.replica.target).written == "yes":
+                place = one.replica.notebook.record.target
+                raise ConflictError(
+                    f"{place} was written to by something else while it waited for the others of its group, so nothing"
+                    " was committed; find out what writes to it",
+                    device=place,
+                )
+
+    def _give_up(self, cut: str, pairs: Sequence[tuple[Pass, LogicalVolume]], error: LvmsyncError) -> None:
+        """Bring all members back, since one of them has failed; add to the error what is left."""
+        if any(one.plan.base is None for one, _ in pairs):  # has no way back
+            error.add_note("what has come of the group is kept: the next run goes on with it")
+            return
+        try:
+            self._connect().abort_group(cut, [one.replica.target for one, _ in pairs])
+        except LvmsyncError as failure:
+            error.add_note(f"bringing the others of the group back failed as well ({failure}): the next run does that")
+            return
+        error.add_note("nothing of the group was committed: all of its copies are as they were")
+        for note in snapshots.remove(head for _, head in pairs):
+            error.add_note(note)
+
+    def _watch(self, one: Pass, head: LogicalVolume) -> FillWatch:
+        base = [one.kept[one.plan.base.id]] if one.plan.base else []
+        return watch_fill(one.volume, [*base, head], self._options.limits)
+
+    def _tell(self, progress: Progress) -> None:
+        for watch in self._watches:
+            watch.check()
+        self._report(replace(progress, phase=f"{progress.phase}{self._step}"))
+
+
+def _list_cut(cut: str) -> list[LogicalVolume]:
+    """Return the snapshots of a cut that is whole."""
+    found = [one for one in lvm_commands.list_ours() if snapshots.cut_of(one) == cut]
+    return [] if any(cuts.PENDING_TAG in one.tags for one in found) else found
+
+
+def _join(first: GroupReceipt, second: GroupReceipt) -> GroupReceipt:
+    """Return the receipt of a run that has finished an earlier cut, and then has brought all up to date."""
+    return replace(
+        second,
+        kind=Kind.RESUME.value,
+        bytes=first.bytes + second.bytes,
+        wire_bytes=first.wire_bytes + second.wire_bytes,
+        seconds=round(first.seconds + second.seconds, 3),
+        notes=[
+            *first.notes,
+            *(f"{one.source}: {note}" for one in first.members for note in one.notes),
+            "it finished the cut that an earlier run had left, and then sent what had changed since",
+            *second.notes,
+        ],
+    )
+
+
+def _kind(receipts: Sequence[Receipt]) -> str:
+    """Return what was done, all in all."""
+    kinds = {one.kind for one in receipts}
+    if kinds & {Kind.RESUME.value, Kind.PREPARED.value}:
+        return Kind.RESUME.value
+    order = (Kind.FIRST.value, Kind.DELTA.value, Kind.COMMITTED.value, "nothing")
+    return next((one for one in order if one in kinds), "nothing")
