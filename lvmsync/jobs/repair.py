@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError, UsageError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.jobs.agent.client import Agent
@@ -117,8 +118,15 @@ def repair_volume(
             receipt.notes.append(f"{volume.full_name} itself was read: what is being written to it counts as differing")
             return receipt
         identity = agent.standing(target).identity
-        with _new_head(replica, volume, options) as head, open_first(volume, head) as whole:
-            receipt = repair(agent, target, whole, options.stream, report, orders=options.orders)
+        is_read = Event()
+        with _new_head(replica, volume, options, is_read) as head, open_first(volume, head) as whole:
+
+            def confirm() -> None:
+                whole.confirm()
+                is_read.set()  # the end of the stream is sent next
+
+            wanted = replace(whole, confirm=confirm)
+            receipt = repair(agent, target, wanted, options.stream, report, orders=options.orders)
         notes = replica.promote(head, replica.list_snapshots(), identity)
     return replace(receipt, kind="repair", snapshot=head.full_name, notes=[*receipt.notes, *notes])
 
@@ -159,18 +167,20 @@ def open_whole(word: str, *, frozen: bool = False) -> Iterator[Source]:
 
 
 @contextmanager
-def _new_head(replica: Replica, volume: LogicalVolume, options: PassOptions) -> Iterator[LogicalVolume]:
-    """Take the snapshot that is compared and sent; removed again unless the target may hold it."""
+def _new_head(replica: Replica, volume: LogicalVolume, options: PassOptions, is_read: Event) -> Iterator[LogicalVolume]:
+    """Take the snapshot that is compared and sent; removed again unless the target may hold it (``is_read``)."""
     head = snapshots.take_head(volume, replica.id, store=options.store, chunk=options.chunk)
     try:
         replica.notebook.write(head=head.id, head_look=None)
         yield head
     except BaseException as error:
-        if isinstance(error, LvmsyncError) and not isinstance(error, TransportError) and not error.transient:
+        if is_read.is_set():  # its receipt may have been lost: the next run finds out
+            error.add_note(f"{head.full_name} is kept: the target may hold it, and the next sync finds out")
+        elif isinstance(error, LvmsyncError):
             for note in snapshots.remove([head]):
                 error.add_note(note)
-        else:  # its receipt may have been lost: the next run finds out
-            error.add_note(f"{head.full_name} is kept until the next sync or 'lvmsync cleanup'")
+        else:  # called off: nothing more is waited for
+            error.add_note(f"{head.full_name} is left; the next sync or 'lvmsync cleanup --remove' removes it")
         raise
 
 
