@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import local
@@ -32,6 +34,8 @@ HOLE_BATCH = 1 << 30
 """Bytes of holes in a frame, at the most: PROTO[3] writes them as zeros, and a receiver may save what is there."""
 ZERO_BLOCK, ZERO_RUN = 4096, 16
 """Of a whole device, so many blocks of so many bytes that hold zeros are sent as zeros."""
+SIGN_EVERY = 2.0
+"""Seconds between two signs of life while a source makes sure of what was read."""
 MARK_EVERY = 1 << 30
 """Bytes of changes between two marks."""
 
@@ -152,7 +156,8 @@ class Sender:
         """Send all changes; end the stream if the source confirms them, and abort it if anything fails."""
         try:
             self._send_changes()
-            self._source.confirm()
+            with self._alive():
+                self._source.confirm()
         except (TransportError, PeerError):
             raise  # there is no one to tell
         except BaseException as error:
@@ -186,6 +191,27 @@ class Sender:
                 marked = self._changed_bytes
                 self._put(self._encoder.encode(Mark(self._extents, self._changed_bytes)))
             self._report(Progress("sending", self._changed_bytes, total))
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Send a mark now and then while the source makes sure: a receiver gives a line up on which nothing moves."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            with suppress(LvmsyncError):  # the END will meet it, too
+                while not is_over.wait(SIGN_EVERY):
+                    self._put(self._encoder.encode(Mark(self._extents, self._changed_bytes)))
+
+        if not isinstance(self._encoder, v4.Encoder):
+            yield
+            return
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def _abort(self, error: BaseException) -> None:
         """Tell the receiver why there will be no END; in PROTO[3] the stream just stops."""

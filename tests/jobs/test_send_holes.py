@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,3 +185,27 @@ def test_marks_and_the_end_count_holes_as_well(stream_format: int, monkeypatch: 
         assert [frame for frame in frames if isinstance(frame, Mark)] == [
             Mark(1, 100), Mark(2, 250), Mark(4, 400), Mark(5, 500),
         ]  # fmt: skip
+
+
+def test_a_source_that_takes_its_time_to_make_sure_keeps_its_line_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "SIGN_EVERY", 0.01)
+    content = bytes(range(256)) * 32
+    stream = bytearray()
+    has_moved = threading.Event()
+
+    def put(buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        before = len(stream)
+        stream.extend(b"".join(buffers))
+        if is_confirming and len(stream) > before:
+            has_moved.set()
+
+    def confirm() -> None:
+        is_confirming.append(True)
+        assert has_moved.wait(60)
+
+    is_confirming: list[bool] = []
+    source = replace(make_source(Memory(content), ChangeMap.whole(len(content))), confirm=confirm)
+    sending.Sender(source, put, StreamOptions(), ignore).deliver()
+    frames = list(read_stream(reader(bytes(stream)), Receiver()))
+    assert any(isinstance(frame, Mark) for frame in frames)
+    assert isinstance(frames[-1], End)
