@@ -145,7 +145,7 @@ def fit_cost(passes: Sequence[Pass]) -> Cost:
     mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
     spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
     if spread <= 1e-9 * total * mean_x**2:  # all of one size: it cannot be told apart what is fixed
-        return Cost(0.0, mean_y / mean_x) if mean_x else Cost(mean_y, 0.0)
+        return Cost(0.0, mean_y / mean_x) if mean_x else Cost(mean_y, _rate_before(passes))
     slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / spread
     if slope <= 0:
         # Larger passes were not slower. By bytes alone: that is too long for a small pass rather than too short.
@@ -155,6 +155,12 @@ def fit_cost(passes: Sequence[Pass]) -> Cost:
         return Cost(fixed, slope)
     squares = sum(w * x * x for w, (x, _) in zip(weights, points, strict=True))
     return Cost(0.0, sum(w * x * y for w, (x, y) in zip(weights, points, strict=True)) / squares)
+
+
+def _rate_before(passes: Sequence[Pass]) -> float:
+    """Return the seconds for each byte in the last pass that had any: better than none, where deltas were empty."""
+    some = [one for one in passes if one.changed_bytes]
+    return some[-1].seconds.get(SEND, 0.0) / some[-1].changed_bytes if some else 0.0
 
 
 def estimate_dirty(passes: Sequence[Pass], seconds: float) -> float:
