@@ -30,7 +30,7 @@ expect 3 'my-vg/near is in use' lvmsync sync my-vg/plain-vol my-vg/near
 umount /run/mounted
 lvremove -q -y my-vg/near
 lvcreate -q -y -W n -L 24m -n near my-vg
-expect 8 'another device .* than the one that held the copy' lvmsync sync my-vg/plain-vol my-vg/near
+expect 8 'nothing is known there of my-vg/near.*made anew.*lvmsync repair' lvmsync sync my-vg/plain-vol my-vg/near
 is "$(ours tags=lvmsync.role=head)" 0 'the number of heads'
 
 it "refuses when the base was removed or has overflowed, and copies anew with --full"

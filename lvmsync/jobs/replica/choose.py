@@ -245,11 +245,9 @@ def _require_no_shrink(record: Record, base: Kept, size: int) -> None:
 def _stranger(record: Record, kept: Sequence[Kept], point: str) -> ConflictError:
     bases = ", ".join(f"{POINT}{one.id} ({one.name})" for one in kept if one.role == "base") or "none"
     gone = record.base is not None and point == f"{POINT}{record.base}"
-    why = (
-        "the snapshot that held this state was removed"
-        if gone
-        else "it was brought up to date from elsewhere, or is the copy of another volume"
-    )
+    removed = "the snapshot that held this state was removed"
+    elsewhere = "it was brought up to date from elsewhere, or is the copy of another volume"
+    why = removed if gone else elsewhere if record.base else f"{removed}, {elsewhere}"
     return ConflictError(
         f"{record.target} is at point {point}, and the base snapshots here are at {bases}: {why}; run 'lvmsync repair"
         f" {record.source} {record.target}' (it sends what differs), or copy it anew with --full"
