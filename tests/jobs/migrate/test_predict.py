@@ -46,9 +46,7 @@ def test_passes_without_changes_cost_what_they_took() -> None:
     assert fit_cost([delta(0, 0.25), delta(0, 0.25)]) == Cost(0.25, 0.0)
     assert fit_cost([]) == Cost(0.0, 0.0)
     first = delta(1000, 5.0, None)
-    assert fit_cost([first, delta(0, 0.25)]) == Cost(
-        0.25, 5 / (1000 * MIB)
-    )
+    assert fit_cost([first, delta(0, 0.25)]) == Cost(0.25, 5 / (1000 * MIB))
 
 
 @given(
