@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from lvmsync.errors import ConflictError, DeviceError, UsageError
@@ -224,10 +225,10 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
     """Tell whether a target at ``point`` becomes the head by a delta that starts from ``base``.
 
     At that very point it does. Behind it, only if the delta holds all that came since the base as well. A
-    classic snapshot's does: its exceptions only grow. So do changes that are counted, at a later point of
-    the same history, up to the head. That of a thin snapshot does not: what was mapped since, and is
-    unmapped again, is not in it. Neither does what was held against the base, for what came and went since
-    is not in it. At the very head already it stays that, if the head is a snapshot that nobody writes to: a run
+    classic snapshot's does, unless it leads back: its exceptions only grow. So do changes that are counted, at
+    a later point of the same history, up to the head. That of a thin snapshot does not: what was mapped since,
+    and is unmapped again, is not in it. Neither does what was held against the base, for what came and went
+    since is not in it. At the very head already it stays that, if the head is a snapshot that nobody writes to: a run
     that was cut short after the target was done is repeated so.
     """
     if base.id == point.id:
@@ -237,7 +238,7 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
     if header.head and point.id == header.head.id and point.id.startswith(_FROZEN):
         return True
     if header.source == "snapshot":
-        return base.id == point.parent
+        return base.id == point.parent and not _is_later(point, header.head)
     since, now, head = _counted(base), _counted(point), _counted(header.head)
     if since is None or now is None or head is None or not since[0] == now[0] == head[0]:
         return False
@@ -247,15 +248,32 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
 def _is_unknown(point: Point, header: Header, base: Point) -> bool:
     """Tell whether nothing says that a target at ``point`` does *not* hold ``base``.
 
-    A full copy and a comparison leave a point that only says that nobody named it.
+    A full copy and a comparison leave a point that only says that nobody named it. Between two snapshots of LVM the
+    changes of a classic one hold all that is needed if it is the older one, and if they do not lead back: what lies
+    between the target's point and a later base would be missing.
     """
     if point.id.startswith(UNNAMED):
         return True
     if header.source == "era":
         since, now = _counted(base), _counted(point)
         return since is None or now is None or since[0] != now[0]
+    if _is_later(base, point) or _is_later(point, header.head):
+        return False
     return header.source == "snapshot" and not header.minimal
 
+
+def _is_later(one: Point, other: Point | None) -> bool:
+    """Tell whether a snapshot of LVM was surely taken after another one."""
+    if other is None or not one.id.startswith(_SNAPSHOT) or not other.id.startswith(_SNAPSHOT):
+        return False
+    try:
+        return datetime.fromisoformat(one.time or "") > datetime.fromisoformat(other.time or "")
+    except (TypeError, ValueError):  # a time is not known, or of no zone
+        return False
+
+
+_SNAPSHOT = "lv:"
+"""What the ids of points begin with that are snapshots of LVM."""
 
 _FROZEN = "dattobd/"
 """What the ids of points begin with that are one very snapshot, which does not change."""

@@ -116,6 +116,49 @@ def test_a_delta_that_does_not_lead_from_the_targets_point_is_refused(
     assert any("is your word" in note for note in place.receive(again, ignore_base=True).notes)
 
 
+def snapshots(*numbers: int) -> bytes:
+    """Return the delta between two snapshots of LVM, each taken an hour after the one before."""
+    base, head = (
+        Point(f"lv:{number}", f"lv:{number - 1}", f"2026-01-01T{number:02}:00:00+00:00") for number in numbers
+    )
+    return fakes.encode(
+        [data((0, b"x"))], Header(size=SIZE, source="snapshot", base=base, head=replace(head, parent=base.id))
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "is_taken"),
+    [
+        (3, 5, True),  # the target is at 5, from 3
+        (3, 6, True),  # from its parent, and further
+        (5, 6, True),
+        (2, 6, True),  # more than it needs: the user's word
+        (3, 4, False),  # back: what came between 4 and 5 would stay
+        (2, 4, False),
+        (6, 7, False),  # what came between 5 and 6 was never sent
+    ],
+)
+def test_deltas_of_snapshots_are_not_skipped_nor_applied_out_of_order(
+    place: Place, base: int, head: int, is_taken: bool
+) -> None:
+    place.receive(snapshots(3, 5))
+    if is_taken:
+        place.receive(snapshots(base, head))
+        return
+    before = place.target.read_bytes()
+    with pytest.raises(ConflictError, match=f"is at point lv:5, and the stream starts from lv:{base}"):
+        place.receive(snapshots(base, head))
+    assert place.target.read_bytes() == before
+    assert any("is your word" in note for note in place.receive(snapshots(base, head), ignore_base=True).notes)
+
+
+@pytest.mark.parametrize("time", [None, "then", "2026-01-01T00:00:00"])
+def test_snapshots_of_unknown_times_are_the_users_word(place: Place, time: str | None) -> None:
+    place.receive(snapshots(3, 5))
+    header = Header(size=SIZE, source="snapshot", base=Point("lv:6", None, time), head=Point("lv:7", "lv:6", time))
+    assert any("is your word" in note for note in place.receive(fakes.encode([data((0, b"x"))], header)).notes)
+
+
 @pytest.mark.parametrize("minimal", [False, True])
 def test_what_a_full_copy_or_a_comparison_left_is_its_users_word(place: Place, minimal: bool) -> None:
     place.receive(delta("compare", "old", "state:1234"))
