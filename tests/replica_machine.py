@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,15 +18,16 @@ from lvmsync.errors import LvmsyncError, TransportError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.prepared import abort_group, commit_group
 from lvmsync.jobs.progress import Receipt, Report, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.recover import recover
-from lvmsync.jobs.replica import copy, snapshots
+from lvmsync.jobs.replica import copy, group, snapshots
 from lvmsync.jobs.replica.record import Notebook
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.jobs.standing import Standing, standing
 from lvmsync.sources.source import Source
-from lvmsync.system import lvm, lvm_commands
+from lvmsync.system import cut, lvm, lvm_commands
 from lvmsync.system.device import open_device
 from lvmsync.system.fill_watch import FillWatch
 from lvmsync.system.lvm import LogicalVolume
@@ -117,6 +118,13 @@ class Machine:
         self.step("after the tags")
         return changed
 
+    def cut_together(self, orders: Sequence[cut.Order], *, limit: float) -> list[LogicalVolume]:
+        pending = [
+            self.take_snapshot(one.volume, one.name, tags={*one.tags, cut.PENDING_TAG}, size=None, chunk=None)
+            for one in orders
+        ]
+        return [self.change_tags(one, (), [cut.PENDING_TAG]) for one in pending]
+
     # What stands for the sources
 
     @contextmanager
@@ -166,6 +174,15 @@ class FarSide:
     def recover(self, target: str, *, back: bool = False, accept: bool = False) -> Receipt:
         self.machine.step("before the recovery")
         return recover(target, self.state, ignore, accept=accept, back=back)
+
+    def commit_group(self, group: str, targets: Sequence[str]) -> None:
+        self.machine.step("before the group's commit")
+        commit_group(targets, self.state, group)
+        self.machine.step("after the group's commit")
+
+    def abort_group(self, group: str, targets: Sequence[str]) -> None:
+        self.machine.step("before the group is given up")
+        abort_group(targets, self.state, group, ignore)
 
     def receive(
         self,
@@ -221,8 +238,10 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lvm_commands, name, getattr(machine, name))
     monkeypatch.setattr(copy, "open_first", machine.open_first)
     monkeypatch.setattr(copy, "open_delta", machine.open_delta)
-    monkeypatch.setattr(copy, "look_at", lambda volume: None)
-    monkeypatch.setattr(copy, "watch_fill", lambda *_: FillWatch([]))
+    monkeypatch.setattr(cut, "cut_together", machine.cut_together)
+    for module in (copy, group):
+        monkeypatch.setattr(module, "look_at", lambda volume: None)
+        monkeypatch.setattr(module, "watch_fill", lambda *_: FillWatch([]))
     write: Callable[..., None] = Notebook.write
 
     def stepped(notebook: Notebook, **changes: Any) -> None:

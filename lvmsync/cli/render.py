@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 
 import numpy as np
@@ -18,7 +18,7 @@ from lvmsync.cli.files import print_text
 from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.peer import Peer
-from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
+from lvmsync.jobs.progress import GroupReceipt, Progress, Receipt, Report, ignore
 from lvmsync.sources.source import Source
 from lvmsync.units import size_words
 
@@ -110,6 +110,22 @@ def print_receipt(receipt: Receipt, *, as_json: bool, quiet: bool, write: Callab
         print(f"dropped: {length} bytes at {offset}, past the end of the target", file=sys.stderr)
     if not quiet:
         print(_summary(receipt), file=sys.stderr)
+
+
+def print_group(receipt: GroupReceipt, *, as_json: bool, quiet: bool) -> None:
+    """Say what was done with a group: one JSON object to stdout, or lines on stderr."""
+    if as_json:
+        print_text(json.dumps(asdict(receipt)) + "\n")
+        return
+    for one in receipt.members:
+        print_receipt(replace(one, notes=[f"{one.source}: {note}" for note in one.notes]), as_json=False, quiet=quiet)
+    for note in receipt.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if not quiet:
+        done = "would be committed" if receipt.dry_run else "were committed"
+        still = f"; writes stood still for {receipt.still_seconds:.1f} s at the most" if receipt.still_seconds else ""
+        count = f"{len(receipt.members)} volume{'' if len(receipt.members) == 1 else 's'}"
+        print(f"group {receipt.group}: {count} {done} together{still}", file=sys.stderr)
 
 
 def _summary(receipt: Receipt) -> str:

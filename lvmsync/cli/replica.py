@@ -105,11 +105,11 @@ def push(
     """Bring a target up to date with a volume of this machine."""
     from lvmsync.jobs.replica.run import RETRIES, foresee, sync_volume
 
-    _require_simple(orders)
+    require_simple(orders)
     with Delivery(target, way, orders, report, compress=compress) as delivery:
         place = delivery.place
         if place.host is None:
-            _require_other(volume, Volume(place.name).path)
+            require_other(volume, Volume(place.name).path)
         options = pass_options(place, orders, managing, minimal=minimal, compress=compress)
         if orders.dry_run:
             return foresee(delivery.agent, volume, place.name, str(place), state_folder(orders.state), options)
@@ -140,7 +140,7 @@ def pull(
     from lvmsync.jobs.agent.policy import Policy
     from lvmsync.jobs.replica.run import RETRIES, retried
 
-    _require_simple(orders)
+    require_simple(orders)
     to = parse_target(target)
     if to.host:
         raise UsageError(f"'{source}' and '{target}' are both on other machines: run lvmsync on one of them")
@@ -211,7 +211,7 @@ def pass_options(
     )
 
 
-def _require_simple(orders: Orders) -> None:
+def require_simple(orders: Orders) -> None:
     """Refuse what makes no sense where lvmsync knows both sides."""
     for word, value in (
         ("--allow-smaller-target", orders.allow_smaller),
@@ -222,7 +222,8 @@ def _require_simple(orders: Orders) -> None:
             raise UsageError(f"{word} is for sources that are no volume with snapshots of lvmsync's own")
 
 
-def _require_other(volume: LogicalVolume, path: str) -> None:
+def require_other(volume: LogicalVolume, path: str) -> None:
+    """Refuse a target that is the source."""
     if is_same_storage(f"/dev/{volume.full_name}", path):
         raise UsageError(
             f"{volume.full_name} and the target {path} are the same: the copy would be itself; name another target",

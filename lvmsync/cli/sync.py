@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lvmsync.cli.group import Grouping, push_group
 from lvmsync.cli.options import (
     AllowSmaller,
     Atomic,
@@ -48,6 +49,12 @@ from lvmsync.names import BlockMap, Comparison, CowFile, Volume, parse_source
 def sync(
     source: SourceWord,
     target: Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="...", help="with --group: more volumes, and last [HOST:]VG")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", metavar="NAME", help="cut all volumes at one instant, commit all or none")
+    ] = None,
     snapback: SnapbackName = None,
     data_source: DataSource = None,
     frozen: Frozen = False,
@@ -72,6 +79,15 @@ def sync(
     freeze: Annotated[
         bool, typer.Option("--freeze", help="freeze file systems on SOURCE while its snapshot is taken")
     ] = False,
+    freeze_cmd: Annotated[
+        str | None,
+        typer.Option("--freeze-cmd", metavar="CMD", help="with --group: freezes what lvmsync cannot see, in a guest"),
+    ] = None,
+    thaw_cmd: Annotated[str | None, typer.Option("--thaw-cmd", metavar="CMD", help="undoes --freeze-cmd")] = None,
+    freeze_limit: Annotated[
+        float | None,
+        typer.Option("--freeze-limit", metavar="SECONDS", help="with --group: anything stands still  [default: 10]"),
+    ] = None,
     managed: Annotated[
         bool, typer.Option("--managed", help="take snapshots of SOURCE, though it is a thin snapshot itself")
     ] = False,
@@ -123,7 +139,15 @@ def sync(
     managing = Managing(managed, full, freeze, thin_pool, cow_size, chunk_size, extend_cmd, extend_at, retries)
     with ExitStack() as stack:
         report = stack.enter_context(render.progress("none" if quiet else progress))
+        grouping = Grouping(group, freeze_cmd, thaw_cmd, freeze_limit)
         is_plain = data_source is None and not frozen and audit is None and base_data is None and stream_format == 4
+        if group is not None:
+            if not is_plain:
+                raise UsageError("--group: -r, --frozen, --audit, --base-data and --format 3 are not for that")
+            words = [source, target, *(more or ())]
+            receipts = push_group(words, grouping, way, orders, managing, report, minimal=minimal, compress=compress)
+            return render.print_group(receipts, as_json=as_json, quiet=quiet)
+        grouping.require_none(more or ())
         if far_source(source):
             if not is_plain:
                 raise UsageError(

@@ -1,0 +1,167 @@
+"""``sync --group``: several volumes, cut at one instant, to volumes of the same names in another volume group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.replica import Managing, far_source, find_managed, pass_options, require_other, require_simple
+from lvmsync.errors import UsageError
+from lvmsync.jobs.progress import GroupReceipt, Report
+from lvmsync.names import KINDS, TargetName, parse_target, parse_volume
+from lvmsync.system.ledger import state_folder
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.replica.group import Member
+
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Options of a group, as the user wrote them.
+
+    Attributes:
+        name: of the group; None: there is none.
+        freeze_cmd: freezes what lvmsync cannot see.
+        thaw_cmd: undoes that.
+        limit: seconds that anything stands still at most; None: the usual.
+    """
+
+    name: str | None = None
+    freeze_cmd: str | None = None
+    thaw_cmd: str | None = None
+    limit: float | None = None
+
+    def require_none(self, words: Sequence[str]) -> None:
+        """Refuse them, and more than one volume, where no group is named."""
+        given = {"--freeze-cmd": self.freeze_cmd, "--thaw-cmd": self.thaw_cmd, "--freeze-limit": self.limit}
+        for word, value in given.items():
+            if value is not None:
+                raise UsageError(f"{word} is for volumes that are cut together: give --group NAME as well")
+        if words:
+            raise UsageError(
+                f"one SOURCE and one TARGET, and '{words[0]}' is one word more; to cut several volumes together give"
+                " --group NAME, and the volume group of the copies as the last word"
+            )
+
+    def require_some(self) -> None:
+        """Refuse what makes no group.
+
+        Raises:
+            UsageError: a name that does not fit in a tag of LVM, or options that do not go together.
+        """
+        from lvmsync.system.suspend import LIMIT
+
+        name = self.name or ""
+        if not name or len(name) > _LONGEST_NAME or not set(name) <= _NAME_LETTERS:
+            raise UsageError(
+                f"--group '{name}': a name of letters, digits, '_', '.' and '-', {_LONGEST_NAME} at the most"
+            )
+        if (self.freeze_cmd is None) != (self.thaw_cmd is None):
+            raise UsageError("--freeze-cmd and --thaw-cmd: give both, or what was frozen would stay so")
+        if self.limit is not None and not 0 < self.limit <= 30 * LIMIT:
+            raise UsageError(f"--freeze-limit {self.limit:g} is out of range: up to {30 * LIMIT:g} seconds")
+
+
+def push_group(
+    words: Sequence[str],
+    grouping: Grouping,
+    way: Way,
+    orders: Orders,
+    managing: Managing,
+    report: Report,
+    *,
+    minimal: bool,
+    compress: str | None,
+) -> GroupReceipt:
+    """Bring copies of several volumes of this machine up to date, to one moment.
+
+    Args:
+        words: the volumes, and the volume group of the copies as the last one.
+        grouping: options of the group.
+        way, orders, managing, minimal, compress: as of `cli.replica.push`.
+        report: takes the progress.
+    """
+    grouping.require_some()
+    require_simple(orders)
+    for word, value in (("--no-undo", orders.no_undo), ("--snapback", orders.snapback)):
+        if value:
+            raise UsageError(f"{word}: the copies of a group are brought back together, by undo files of their own")
+    *sources, last = words
+    place = _parse_group(last)
+    far = next((word for word in sources if far_source(word)), None)
+    if far:
+        raise UsageError(f"{far}: the volumes of a group are pushed from the machine that they are on")
+    from lvmsync.jobs.replica.group import Stillness, foresee_group, sync_group
+    from lvmsync.jobs.replica.run import RETRIES
+    from lvmsync.system.suspend import LIMIT
+
+    name = grouping.name or ""
+    # It names the line in messages.
+    line = str(place) if place.host else f"/dev/{place.name}"
+    with Delivery(line, way, orders, report, compress=compress) as delivery:
+        members = _find_members(sources, place, managing)
+        if place.host is None:
+            for one in members:
+                require_other(one.volume, f"/dev/{one.target}")
+        options = pass_options(place, orders, replace(managing, freeze=False), minimal=minimal, compress=compress)
+        folder = state_folder(orders.state)
+        if orders.dry_run:
+            return foresee_group(name, delivery.agent, members, folder, options)
+        limit = LIMIT if grouping.limit is None else grouping.limit
+        return sync_group(
+            name,
+            lambda: delivery.agent,
+            members,
+            folder,
+            options,
+            Stillness(managing.freeze, grouping.freeze_cmd, grouping.thaw_cmd, limit),
+            report,
+            retries=RETRIES if managing.retries is None else managing.retries,
+        )
+
+
+def _parse_group(word: str) -> TargetName:
+    """Return where the copies are: ``name`` is a volume group."""
+    bad = UsageError(
+        f"'{word}': with --group the last word is the volume group that the copies are in: VG, or HOST:VG (each copy"
+        " has the name of its volume there; write vg/lv=NAME for another one)"
+    )
+    if word.partition(":")[0] in KINDS or word.startswith(("/", ".")):
+        raise bad
+    place = parse_target(word) if ":" in word else TargetName(None, word)
+    if not place.name or "/" in place.name:
+        raise bad
+    parse_volume(f"{place.name}/x")
+    return place
+
+
+def _find_members(words: Sequence[str], place: TargetName, managing: Managing) -> list[Member]:
+    from lvmsync.jobs.replica import snapshots
+    from lvmsync.jobs.replica.group import Member
+
+    found: dict[str, Member] = {}
+    targets: dict[str, str] = {}
+    for word in words:
+        source, _, other = word.partition("=")
+        volume = find_managed(source, managing)
+        if volume is None:
+            snapshots.find_source(source)  # says why, if it has no snapshots
+            raise UsageError(
+                f"{source} is a snapshot itself; give --managed as well if snapshots of it are to be taken"
+            )
+        if volume.id in found:
+            raise UsageError(f"{volume.full_name} is named twice; name each volume of a group once")
+        target = parse_volume(f"{place.name}/{other or volume.name}").word
+        if target in targets:
+            raise UsageError(
+                f"{targets[target]} and {volume.full_name} would both be copied to {target}: write"
+                f" {volume.full_name}=NAME for one of them"
+            )
+        targets[target] = volume.full_name
+        found[volume.id] = Member(volume, target, str(TargetName(place.host, target)))
+    return list(found.values())
