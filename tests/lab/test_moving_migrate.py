@@ -1,0 +1,22 @@
+"""A volume that is hammered moves to another site, with accidents in its downtime."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import guest
+from tests.lab.cases import Outcome, cases_of, run_cases
+from tests.lab.conftest import Lab
+
+SCRIPT = guest.LAB / "moving_migrate.sh"
+
+
+@pytest.fixture(scope="module")
+def outcome(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    lab = Lab(tmp_path_factory.mktemp("moving"))
+    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 400 << 20)], modules=["sch_netem"])
+
+
+@pytest.mark.parametrize("case", cases_of(SCRIPT))
+def test_moving_migrate(outcome: Outcome, case: str) -> None:
+    outcome.check(case)
