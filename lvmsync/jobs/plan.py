@@ -30,7 +30,6 @@ REFUSED = "refused"
 """What would be done where nothing would be."""
 
 _TABLE = 16  # bytes that a range of a delta costs on the line, besides its data
-_FIRST_COPY = (Kind.FIRST.value, "full")  # has no undo
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,8 @@ def _look_ahead(found: Forecast, record: Record | None) -> None:
         found.seconds = round(changed / record.rate, 1)
     if standing is None or not changed:
         return
-    if found.kind not in _FIRST_COPY and standing.exists:
+    open_one = standing.transaction
+    if standing.exists and not standing.made and (open_one is None or open_one.can_go_back):
         found.undo_bytes = changed
         if standing.undo_free is not None and standing.undo_free < changed:
             found.problems.append(

@@ -15,7 +15,7 @@ from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.receive_checks import Checks
 from lvmsync.jobs.transaction import Terms, Transaction, Undo, read_spool
 from lvmsync.jobs.way_back import can_go_back
-from lvmsync.stream.frames import Abort, Data, End, Frame, Header, Hole, Zero, clip
+from lvmsync.stream.frames import FULL, Abort, Data, End, Frame, Header, Hole, Zero, clip
 from lvmsync.stream.session import Receiver
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
@@ -154,7 +154,7 @@ class _Job:
         """Check, apply and commit; on any error bring the target back, or leave it to be gone on with."""
         options, target, header = self._options, self._target, self._header
         written = seen.was_written(self._ledger.record.seen, self._look)
-        undo = Undo(options.undo and not (target.created and not options.snapback), options.snapback)
+        undo = Undo(options.undo and not self._holds_nothing(written), options.snapback)
         terms = Terms(self._is_resumable, options.group, written)
         transaction = Transaction(target, self._ledger, header, self._session.version, undo, terms)
         try:
@@ -195,6 +195,16 @@ class _Job:
                 self._end_badly(transaction, error)
             raise
         return self._receipt(transaction)
+
+    def _holds_nothing(self, written: seen.Written) -> bool:
+        """Tell whether there is nothing on the target that an undo would be for."""
+        if self._options.snapback:
+            return False
+        record = self._ledger.record
+        if self._target.created or (record.transaction and not can_go_back(record.transaction)):
+            return True
+        # A copy that cannot be gone on with could only be thrown away: that one is taken back.
+        return record.made and written != "yes" and self._header.intent == FULL and self._is_resumable
 
     def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Pass frames on, holding changes to the target's size; an ABORT is an error."""

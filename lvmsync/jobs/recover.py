@@ -57,7 +57,7 @@ def recover(
         elif ledger.record.transaction is None:  # prepared, and its group was not committed
             said = "rolled back: the target is as it was"
         elif accept and note.phase in ("applying", "prepared") and not can_go_back(note):
-            ledger.write(transaction=None, dirty=False, point=None, seen=None)
+            ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False)
             said = "taken as good, on your word"
         elif note.spool and note.phase in ("staged", "applying") and not back:
             _go_forward(target, ledger, report)

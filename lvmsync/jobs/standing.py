@@ -91,6 +91,7 @@ class Standing:
         in_use: why it cannot be claimed now.
         pool: the thin pool below it.
         undo_free: bytes that are free in the state folder.
+        made: lvmsync made it, and no copy was committed to it yet.
     """
 
     target: str
@@ -108,6 +109,7 @@ class Standing:
     in_use: str | None = None
     pool: PoolRoom | None = None
     undo_free: int | None = None
+    made: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object for JSON."""
@@ -200,6 +202,7 @@ def _known_of(record: ledger.Record, folder: Path, life: str) -> dict[str, Any]:
     return {
         "point": record.point,
         "held": record.held,
+        "made": record.made,
         "dirty": record.dirty or (note is not None and not can_go_back(note)),
         "transaction": note and _unfinished(note, record, folder, life),
     }

@@ -216,6 +216,7 @@ class Transaction:
             size=self._target.size,
             held=self._held_bytes(),
             seen=seen.look_when_settled(self._target.fd),
+            made=False,
         )
         self._ledger.sweep()
 

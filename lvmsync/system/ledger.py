@@ -97,6 +97,7 @@ class Record:
         dirty: a sync failed, or there is no way back: what the target holds is not known.
         held: bytes of the target that the point is about, where it was smaller than its source; None: all.
         seen: what the target looked like when we were last done with it (see `system.seen`); None: not known.
+        made: lvmsync made it, and nothing was committed to it since: it holds nothing to go back to.
     """
 
     target: str
@@ -107,6 +108,7 @@ class Record:
     dirty: bool = False
     held: int | None = None
     seen: dict[str, str] | None = None
+    made: bool = False
 
 
 def state_folder(given: str | None = None) -> Path:

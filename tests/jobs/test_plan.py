@@ -63,7 +63,8 @@ def test_time_is_by_the_last_rate_and_unknown_without() -> None:
     [
         (forecast(GIB), []),
         (forecast(6 * GIB), ["the target's side keeps"]),
-        (forecast(6 * GIB, kind="first"), []),
+        (forecast(6 * GIB, kind="first"), ["the target's side keeps"]),
+        (forecast(6 * GIB, kind="first", standing=replace(STANDING, made=True)), []),
         (forecast(6 * GIB, standing=replace(STANDING, exists=False)), []),
         (forecast(6 * GIB, standing=replace(STANDING, undo_free=None)), []),
         (forecast(GIB, standing=replace(STANDING, pool=POOL)), []),

@@ -195,20 +195,16 @@ class Session:
         return {}
 
     def _create(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.create import create_file, create_volume
+
         asked = _take(request, target=_is_word, size=_is_size, pool=_is_word)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_create, "makes no targets", "--allow-create")
         pool = _find_pool(place, asked["pool"]) if asked["pool"] else None
-        if not place.is_volume:
-            from lvmsync.targets.block import open_target
-
-            with open_target(place.path, create=True) as target:
-                target.resize(asked["size"])
-                target.sync()
-            return {}
-        from lvmsync.system.lvm_commands import create_volume
-
-        create_volume(place.name, asked["size"], pool=pool)
+        if place.is_volume:
+            create_volume(place.name, asked["size"], pool, self._state)
+        else:
+            create_file(place.path, asked["size"], self._state)
         return {}
 
     def _recover(self, request: Request) -> dict[str, Any]:
