@@ -139,6 +139,7 @@ def pull(
     """Bring a target of this machine up to date with a volume of another one."""
     from lvmsync.jobs.agent.policy import Policy
     from lvmsync.jobs.replica.run import RETRIES, retried
+    from lvmsync.jobs.standing import standing
 
     require_simple(orders)
     to = parse_target(target)
@@ -175,6 +176,7 @@ def pull(
             lambda agent: agent.pull(delivery.place.name, to.name, wanted, policy, state_folder(orders.state), report),
             report,
             retries=RETRIES if managing.retries is None else managing.retries,
+            find_place=lambda: standing(to.name, state_folder(orders.state)).transaction,
         )
 
 

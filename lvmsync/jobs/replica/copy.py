@@ -28,7 +28,7 @@ from lvmsync.jobs.replica.record import Notebook, open_record
 from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
 from lvmsync.jobs.samples import take_samples
 from lvmsync.jobs.send import Resume, StreamOptions
-from lvmsync.jobs.standing import Standing
+from lvmsync.jobs.standing import Standing, Unfinished
 from lvmsync.sources.source import Source
 from lvmsync.stream.frames import Sample
 from lvmsync.system import lvm, seen
@@ -108,11 +108,13 @@ class Replica:
     Attributes:
         notebook: what is remembered of it.
         target: VG/LV or path, on the agent's machine.
+        found: the target's unfinished transaction, as it was found.
     """
 
-    def __init__(self, notebook: Notebook, target: str) -> None:
+    def __init__(self, notebook: Notebook, target: str, found: Unfinished | None = None) -> None:
         self.notebook = notebook
         self.target = target
+        self.found = found
 
     @property
     def id(self) -> str:
@@ -200,9 +202,10 @@ def open_replica(
         ConflictError: another run works on it.
         FormatError: its record cannot be read.
     """
-    found = snapshots.find_replica(volume, snapshots.points_of(agent.standing(target)))
+    standing = agent.standing(target)
+    found = snapshots.find_replica(volume, snapshots.points_of(standing))
     with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
-        yield Replica(notebook, target)
+        yield Replica(notebook, target, standing.transaction)
 
 
 def run_pass(replica: Replica, agent: Agent, options: PassOptions, report: Report) -> PassResult:

@@ -24,7 +24,11 @@ RETRIES = 3
 _OF_THE_LINE = (StreamError.exit_code, TransportError.exit_code)
 
 WAIT = 2.0
-"""Seconds before the first of these; each further one waits twice as long."""
+"""Seconds before the first of these; each further one waits twice as long, up to `LONGEST_WAIT`."""
+
+LONGEST_WAIT = 30.0
+
+_TOLD = 3  # failures of the line that are told one by one
 
 
 R = TypeVar("R", Receipt, GroupReceipt)
@@ -62,10 +66,12 @@ def sync_volume(
     """
     notes = check_before(volume)
     old: set[str] | None = None  # points of heads that an earlier run has left
+    found: object = None
 
     def work(agent: Agent) -> Receipt:
-        nonlocal old
+        nonlocal old, found
         with open_replica(agent, volume, target, place, state) as replica:
+            found = replica.found
             replica.require_alone()
             if old is None:
                 old = {f"{POINT}{one.id}" for one in replica.list_snapshots() if role_of(one) == HEAD}
@@ -74,7 +80,7 @@ def sync_volume(
                 return _join(receipt, run_pass(replica, agent, replace(options, full=False), report).receipt)
             return receipt
 
-    receipt = retried(connect, work, report, retries=retries, wait=wait)
+    receipt = retried(connect, work, report, retries=retries, wait=wait, find_place=lambda: found)
     return replace(receipt, notes=[*notes, *receipt.notes])
 
 
@@ -114,33 +120,57 @@ def retried(
     *,
     retries: int = RETRIES,
     wait: float = WAIT,
+    find_place: Callable[[], object] = lambda: None,
 ) -> R:
-    """Do some work with an agent; when its line fails, open another one and do it again."""
+    """Do some work with an agent; when its line fails, open another one and do it again.
+
+    Args:
+        connect: returns an agent, another one if the last one's session is over.
+        work: is done again from its beginning.
+        report: takes the progress.
+        retries: how often, as long as nothing gets across.
+        wait: seconds before the first of these.
+        find_place: returns how far the work was when it was last known; once that has changed, failures are counted
+            from one again.
+
+    Raises:
+        LvmsyncError: the last failure, with how often it was tried.
+    """
     tries = 0
+    failures: list[LvmsyncError] = []
     was_connected = False
-    notes: list[str] = []
+    place: object = None
     while True:
         try:
             agent = connect()
             was_connected = True
             receipt = work(agent)
-            receipt.notes[:0] = notes
+            receipt.notes[:0] = _tell(failures)
             return receipt
         except LvmsyncError as error:
-            if not was_connected or not _may_pass(error, tries) or tries >= retries:
-                if tries:
-                    error.add_note(f"it was tried {tries + 1} times; run it again to go on where it was")
+            if find_place() != place:
+                place, tries = find_place(), 0
+            if not was_connected or not _may_pass(error, len(failures)) or tries >= retries:
+                if failures:
+                    error.add_note(f"it was tried {len(failures) + 1} times; run it again to go on where it was")
                 raise
-            notes.append(f"the line failed and was opened again: {error}")
+            failures.append(error)
         report(Progress(f"trying again ({tries + 1} of {retries})", 0, None))
-        time.sleep(wait * 2**tries)
+        time.sleep(min(wait * 2**tries, LONGEST_WAIT))
         tries += 1
 
 
-def _may_pass(error: LvmsyncError, tries: int) -> bool:
+def _tell(failures: list[LvmsyncError]) -> list[str]:
+    """Return what the user should know of lines that failed."""
+    if len(failures) <= _TOLD:
+        return [f"the line failed and was opened again: {error}" for error in failures]
+    return [f"the line failed {len(failures)} times and was opened again each time, last: {failures[-1]}"]
+
+
+def _may_pass(error: LvmsyncError, failures: int) -> bool:
     """Tell whether trying again may help: the line failed, or the far side has not noticed yet that it did."""
     if isinstance(error, TargetBusy):
-        return error.transient or tries > 0
+        return error.transient or failures > 0
     return is_of_line(error)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from lvmsync.cli.delivery import Delivery, Orders, Way
-from lvmsync.errors import PeerError
+from lvmsync.errors import PeerError, TransportError
+from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica.copy import PassOptions
-from lvmsync.jobs.replica.run import foresee, sync_volume
+from lvmsync.jobs.replica.run import foresee, retried, sync_volume
 from lvmsync.system.lvm import LogicalVolume
 from tests import replica_machine
 from tests.replica_machine import Machine, install
@@ -88,11 +92,10 @@ def test_a_run_goes_on_after_each_cut_and_sends_hardly_anything_twice(site: Site
 
 
 def test_when_it_gives_up_the_next_run_finishes_and_brings_the_target_up_to_date(site: Site) -> None:
-    site.cut(2)
+    site.cut(1)
     with pytest.raises(PeerError) as caught:
-        site.sync(retries=1)
+        site.sync(retries=0)
     assert caught.value.exit_code == 6
-    assert "it was tried 2 times" in caught.value.__notes__[-1]
     assert site.foresee().kind == "resume"
     site.machine.write(site.volume, 0, 4000)
 
@@ -125,3 +128,49 @@ def test_a_dry_run_remembers_nothing_and_makes_nothing(site: Site) -> None:
     assert site.machine.ours() == []
     assert not (site.folder / "copy").exists()
     assert not list((site.folder / "here").rglob("record.json"))
+
+
+@dataclass
+class Flaky:
+    """Work over lines that fail, each of which brings it on by some bytes."""
+
+    bytes_each: int
+    goal: int
+    done: int = 0
+    seen: int = 0
+    waits: list[float] = field(default_factory=list)
+
+    def work(self, agent: Agent) -> Receipt:
+        self.seen = self.done
+        self.done += self.bytes_each
+        if self.done < self.goal:
+            raise TransportError("the line was cut")
+        return Receipt("sync")
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, retries: int) -> Receipt:
+        monkeypatch.setattr(time, "sleep", self.waits.append)
+        agent = cast(Agent, None)
+        return retried(lambda: agent, self.work, ignore, retries=retries, find_place=lambda: self.seen)
+
+
+def test_failures_are_counted_anew_once_something_got_across_and_no_wait_is_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flaky = Flaky(bytes_each=10, goal=500)
+
+    receipt = flaky.run(monkeypatch, retries=2)
+
+    assert receipt.notes == ["the line failed 49 times and was opened again each time, last: the line was cut"]
+    assert max(flaky.waits) <= 4
+
+
+def test_lines_over_which_nothing_gets_are_given_up_after_waits_that_do_not_grow_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flaky = Flaky(bytes_each=0, goal=500)
+
+    with pytest.raises(TransportError) as caught:
+        flaky.run(monkeypatch, retries=20)
+
+    assert caught.value.__notes__ == ["it was tried 21 times; run it again to go on where it was"]
+    assert flaky.waits == [2, 4, 8, 16, *[30] * 16]
