@@ -193,6 +193,7 @@ class Checks:
         check_samples(
             self.target,
             [one for one in header.samples if one.offset >= first and one.offset + one.length <= size],
+            _base_words(header.base),
         )
 
     def _refuse(self, message: str) -> ConflictError:
@@ -215,6 +216,13 @@ class Checks:
 def _may_be_begun_anew(note: ledgers.Transaction) -> bool:
     """Tell whether nothing is lost by a first copy in the place of the open transaction."""
     return note.intent == FULL and note.phase == "applying" and note.undo is None
+
+
+def _base_words(base: Point | None) -> str:
+    if base is None:
+        return "the source, which were the same when both were compared,"
+    time = f" (of {base.time})" if base.time else ""
+    return f"the base {base.id}{time} that the changes start from"
 
 
 def _id(point: Point | None) -> str | None:

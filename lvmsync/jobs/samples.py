@@ -38,17 +38,23 @@ def take_samples(base: Readable, changes: ChangeMap, size: int, seed: int | None
     return [Sample(offset, length, _digest(base, offset, length)) for offset, length in sorted(places) if length]
 
 
-def check_samples(target: Readable, samples: Iterable[Sample]) -> None:
+def check_samples(target: Readable, samples: Iterable[Sample], wanted: str = "the base") -> None:
     """Compare a target with samples of what it should hold.
+
+    Args:
+        target: where it is read.
+        samples: of that.
+        wanted: what it is called.
 
     Raises:
         ConflictError: it holds something else at one of them.
     """
     for offset, length, digest in samples:
-        if _digest(target, offset, length) != digest:
+        found = _digest(target, offset, length)
+        if found != digest:
             raise ConflictError(
-                f"{target.name} was written to in between: the {length} bytes at {offset} are not those of the base"
-                " that the changes start from. Bring it up to date with 'lvmsync repair' or 'compare:'",
+                f"{target.name} was written to in between: the {length} bytes at {offset} have the digest {found}, and"
+                f" those of {wanted} have {digest}. Bring it up to date with 'lvmsync repair' or 'compare:'",
                 device=target.name,
                 offset=offset,
             )

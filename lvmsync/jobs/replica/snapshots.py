@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from lvmsync.errors import CommandError, DeviceError, LvmsyncError, UsageError
+from lvmsync.formats.snapshot import INSTEAD
 from lvmsync.jobs.replica.choose import HOLDERS, POINT, Kept
 from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm, lvm_commands
@@ -251,7 +252,9 @@ def _trouble(volume: LogicalVolume) -> str:
     except CommandError:
         raise
     except LvmsyncError as error:
-        return str(error)
+        # Whoever tells it names the snapshot, and a way out that leads on from here.
+        words = str(error).removesuffix(f"; {INSTEAD}").removeprefix(f"{volume.full_name}: ")
+        return f"it {words.removeprefix(volume.full_name).lstrip()}" if words.startswith(volume.full_name) else words
     return ""
 
 

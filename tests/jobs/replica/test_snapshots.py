@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from lvmsync.errors import DeviceError
-from lvmsync.jobs.replica.snapshots import choose_store, is_managed, refusal
+from lvmsync.errors import ChangesLost, DeviceError
+from lvmsync.history import Point
+from lvmsync.jobs.replica.choose import choose
+from lvmsync.jobs.replica.record import Record
+from lvmsync.jobs.replica.snapshots import choose_store, describe, is_managed, refusal
+from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.snapshot_advice import whole_store
@@ -64,3 +68,27 @@ def test_what_is_a_snapshot_itself_tells_its_changes_by_itself() -> None:
     assert refusal(volume()) == ""
     assert not is_managed(volume(role=frozenset({"public", "snapshot", "thinsnapshot"})))
     assert not is_managed(volume(role=frozenset({"public", "snapshot", "thicksnapshot"})))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"trouble": "snapshot invalid"}, "vg/base: LVM says 'snapshot invalid': what changed"),
+        ({"is_merging": True}, "vg/base: it is being merged into vg/x, or will be when that is activated: its origin"),
+    ],
+)
+def test_a_base_that_is_lost_is_named_once_and_with_one_way_out(values: dict[str, Any], words: str) -> None:
+    tags = frozenset({"lvmsync", "lvmsync.replica=ab", "lvmsync.role=base"})
+    role = frozenset({"public", "snapshot", "thicksnapshot"})
+    base = volume(name="base", role=role, tags=tags, origin="x", **values)
+    record = Record("ab", "i", "vg/x", "host:vg/x", base="i", committed="today")
+    standing = Standing("vg/x", "1", "now", exists=True, size=256 * MIB, point=Point("lv:i"))
+
+    with pytest.raises(ChangesLost) as caught:
+        choose(record, [describe(base)], standing, 256 * MIB)
+
+    message = str(caught.value)
+    assert message.startswith(words)
+    assert message.count("vg/base") == 1
+    assert message.endswith("run 'lvmsync repair vg/x host:vg/x' (it sends what differs), or copy it anew with --full")
+    assert "new snapshot" not in message
