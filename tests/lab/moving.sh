@@ -10,6 +10,7 @@ PYTHON=$LAB_ROOT/.venv/bin/python
 # moving_sites: two sites; lvmsync is forked on both, so that a run takes 3 s and not 18.
 moving_sites() {
     local path=$PATH
+    mkfifo /run/never
     PATH=/run/forks-b:$PATH two_sites
     at_siteb "$PYTHON" -P "$LAB/forks.py" /run/forks-b asyncssh </dev/null &
     "$PYTHON" -P "$LAB/forks.py" /run/forks asyncssh </dev/null &
@@ -58,18 +59,27 @@ ended() {
 }
 
 # line_bytes: all bytes that have gone over the line between the sites, both ways.
-line_bytes() { echo $(($(cat /sys/class/net/vetha/statistics/tx_bytes) + $(cat /sys/class/net/vetha/statistics/rx_bytes))); }
+line_bytes() {
+    look_at_line
+    echo "$line_now"
+}
+look_at_line() { # without a fork: it is asked often
+    local sent received
+    read -r sent </sys/class/net/vetha/statistics/tx_bytes
+    read -r received </sys/class/net/vetha/statistics/rx_bytes
+    line_now=$((sent + received))
+}
 
-# on_line BYTES: wait until so much has gone over the line since the run began.
-on_line() {
-    until (($(line_bytes) - sent_before >= $1)); do
-        if [[ ! -d /proc/$RUN ]]; then
-            wrong "the run ended before $1 bytes had gone over the line: $(tail -n 5 "$ERR")"
-            return 0
-        fi
-        sleep 0.01
+# is_on_line BYTES: wait until so much has gone over the line since the run began; fails if that has ended before.
+is_on_line() {
+    look_at_line
+    until ((line_now - sent_before >= $1)); do
+        [[ -d /proc/$RUN ]] || return
+        read -rt 0.01 <>/run/never || true # a sleep without a process
+        look_at_line
     done
 }
+on_line() { is_on_line "$1" || wrong "the run ended before $1 bytes had gone over the line: $(tail -n 5 "$ERR")"; }
 
 # kill_source, kill_agent: SIGKILL to the lvmsync that sends, and to those on the other site.
 kill_source() { kill -KILL "$(cat "/run/forks/$RUN.pid")"; }

@@ -9,6 +9,7 @@ mkdir -p /run/disk/a /run/disk/b /run/siteb/state
 mount --bind /run/disk/a /var/lib/lvmsync
 mount --bind /run/disk/b /run/siteb/state
 two_sites
+mkfifo /run/never
 
 # files FIRST LAST: durable files with their checksums as names.
 files() {

@@ -14,7 +14,7 @@ SCRIPT = guest.LAB / "moving_migrate.sh"
 @pytest.fixture(scope="module")
 def outcome(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     lab = Lab(tmp_path_factory.mktemp("moving"))
-    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 400 << 20)], modules=["sch_netem"])
+    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 400 << 20)], modules=["sch_netem"], timeout=900)
 
 
 @pytest.mark.parametrize("case", cases_of(SCRIPT))
