@@ -118,7 +118,10 @@ class Machine:
         self.step("after the tags")
         return changed
 
-    def cut_together(self, orders: Sequence[cut.Order], *, limit: float) -> list[LogicalVolume]:
+    def cut_together(
+        self, orders: Sequence[cut.Order], *, limit: float, tell_still: Callable[[float], None]
+    ) -> list[LogicalVolume]:
+        tell_still(0.1)
         pending = [
             self.take_snapshot(one.volume, one.name, tags={*one.tags, cut.PENDING_TAG}, size=None, chunk=None)
             for one in orders

@@ -93,7 +93,7 @@ def push_group(
             raise UsageError(f"{word}: the copies of a group are brought back together, by undo files of their own")
     *sources, last = words
     place = _parse_group(last)
-    far = next((word for word in sources if far_source(word)), None)
+    far = next((word for word in sources if far_source(word.partition("=")[0])), None)
     if far:
         raise UsageError(f"{far}: the volumes of a group are pushed from the machine that they are on")
     from lvmsync.jobs.replica.group import Stillness, foresee_group, sync_group

@@ -20,7 +20,8 @@ All this was tried with LVM 2.03.16 on Linux 6.1.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +48,15 @@ class Order:
     chunk: int | None = None
 
 
-def cut_together(orders: Sequence[Order], *, limit: float = LIMIT) -> list[LogicalVolume]:
+def cut_together(
+    orders: Sequence[Order], *, limit: float = LIMIT, tell_still: Callable[[float], None] = lambda seconds: None
+) -> list[LogicalVolume]:
     """Take snapshots of several volumes at one instant; file systems on them are frozen meanwhile, and so whole.
 
     Args:
         orders: one for each volume.
         limit: seconds that the volumes stand still at most.
+        tell_still: told for how many seconds they did.
 
     Returns:
         The snapshots, in the order of ``orders``; all of them, or none was made.
@@ -78,6 +82,7 @@ def cut_together(orders: Sequence[Order], *, limit: float = LIMIT) -> list[Logic
                 if order.volume.is_thin:
                     run_to_end(command, timeout=lvm_commands.TIMEOUT)
             thin = [(order, _find(order), _pool_of(order)) for order in orders if order.volume.is_thin]
+            began = time.monotonic()
             with suspended(numbers, limit=limit):
                 for order, snapshot, pool in thin:
                     dm.send_message(pool, f"delete {snapshot.thin_id}")
@@ -85,6 +90,7 @@ def cut_together(orders: Sequence[Order], *, limit: float = LIMIT) -> list[Logic
                 for order, command in commands:
                     if not order.volume.is_thin:
                         run_to_end(command, timeout=lvm_commands.TIMEOUT)
+            tell_still(time.monotonic() - began)
             found = [_find(one) for one in orders]
         except BaseException as error:
             _remove_made(orders, error)

@@ -14,6 +14,7 @@ from lvmsync.errors import ConflictError, UsageError
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.record import Record, is_busy, list_records, open_record
 from lvmsync.system import lvm, lvm_commands
+from lvmsync.system.cut import PENDING_TAG
 from lvmsync.system.lvm import LogicalVolume
 
 
@@ -68,7 +69,7 @@ def find_snapshots(state: Path) -> list[Found]:
                 snapshots.role_of(one),
                 names.get(one.origin_id, ""),
                 record.target if record else "",
-                text,
+                f"{text} (group {group})" if (group := snapshots.group_of(one)) else text,
                 is_spare,
             )
         )
@@ -80,6 +81,8 @@ def _judge(volume: LogicalVolume, record: Record | None, *, has_source: bool, is
     role = snapshots.role_of(volume)
     if is_running:
         return "a run works with it now", False
+    if PENDING_TAG in volume.tags:
+        return "of a cut of several volumes that broke off before all were taken", True
     if role == "back":
         return "kept for the way back of a migration", False
     if record is None:

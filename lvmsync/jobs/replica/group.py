@@ -13,7 +13,6 @@ very cut, or, if one of its heads is lost, brings all back. A member that fails 
 from __future__ import annotations
 
 import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -358,13 +357,14 @@ class _Run:
         looks = [look_at(one.volume) for one in passes]
         volumes = [one.volume for one in passes]
         with self._quiet(volumes) as notes:
-            began = time.monotonic()
-            heads = cuts.cut_together(orders, limit=self._stillness.limit)
-            self._still_seconds = time.monotonic() - began
+            heads = cuts.cut_together(orders, limit=self._stillness.limit, tell_still=self._keep_still_seconds)
         for one, head, look in zip(passes, heads, looks, strict=True):
             one.notes += notes
             one.adopt(head, look)
         return list(zip(passes, heads, strict=True))
+
+    def _keep_still_seconds(self, seconds: float) -> None:
+        self._still_seconds = seconds
 
     @contextmanager
     def _quiet(self, volumes: Sequence[LogicalVolume]) -> Iterator[list[str]]:

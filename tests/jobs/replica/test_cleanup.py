@@ -139,3 +139,11 @@ def test_the_command_shows_offers_and_removes(
     assert run(["cleanup", "--replica", ID, *state]) == 0
     assert world.machine.ours() == []
     assert run(["cleanup", "--replica", ID, "--remove", *state]) == 2
+
+
+def test_a_snapshot_of_a_cut_that_broke_off_is_removed_and_one_of_a_group_says_so(world: World) -> None:
+    base = world.snapshot("base", ID, "lvmsync.group=db")
+    half = world.snapshot("head", ID, "lvmsync.group=db", "lvmsync.pending")
+    world.remember(base, half)
+    assert world.spare() == [half.name]
+    assert world.find(base).state.endswith("(group db)")
