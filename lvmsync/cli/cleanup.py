@@ -75,8 +75,9 @@ def _remove(found: list[Found], holds: list[Hold]) -> None:
         ConflictError: something could not be removed.
     """
     from lvmsync.jobs.replica.cleanup import remove_spare
-    from lvmsync.system.holds import is_kept, mend
+    from lvmsync.system.holds import forget_old, is_kept, mend
 
+    forget_old()
     for hold in holds:
         if not is_kept(hold):
             mend(hold)

@@ -56,6 +56,7 @@ class Checks:
         if self.version == 3:
             notes.append("a PROTO[3] stream has no size, checksums or end mark: whether it is whole cannot be known")
         if self.header.resume is None:
+            self._check_dirty()
             notes += [*self._check_held(), *self._check_base(), *self._check_written()]
         self._check_samples()
         return notes
@@ -125,6 +126,17 @@ class Checks:
                 device=target.name,
             )
         return []
+
+    def _check_dirty(self) -> None:
+        """Refuse changes of a target that nobody knows the content of."""
+        header, name = self.header, self.target.name
+        if not self.ledger.record.dirty or header.intent == FULL or header.source == "compare":
+            return
+        if not self.options.ignore_base:
+            raise self._refuse(
+                f"{name} is not whole: a copy to it was given up, or could not be made durable; bring it up to date"
+                " with 'lvmsync repair' or 'compare:', or copy it anew"
+            )
 
     def _check_held(self) -> list[str]:
         """Refuse a delta for a target that has grown since it was too small for its source."""

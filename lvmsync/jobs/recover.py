@@ -23,6 +23,7 @@ def recover(
     *,
     accept: bool = False,
     back: bool = False,
+    give_up: bool = False,
     alone: bool = False,
 ) -> Receipt:
     """Bring a target out of a transaction that broke off; all others of its group go the same way.
@@ -32,6 +33,7 @@ def recover(
         state: the state folder.
         report: takes the progress.
         accept: where there is no way back: take the target as it is, on the user's word.
+        give_up: where there is no way back: end the transaction, and note that what the target holds is not known.
         back: go back even if a staged stream is there to go forward with.
         alone: leave the others of its group as they are.
 
@@ -57,8 +59,12 @@ def recover(
         elif ledger.record.transaction is None:  # prepared, and its group was not committed
             said = "rolled back: the target is as it was"
         elif accept and note.phase in ("applying", "prepared") and not can_go_back(note):
-            ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False)
+            ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False, traces=())
             said = "taken as good, on your word"
+        elif give_up and note.phase in ("applying", "prepared") and not can_go_back(note):
+            ledger.write(transaction=None, dirty=True, point=None, held=None, seen=None)
+            ledger.sweep()
+            said = "given up: what the target holds is not known, until it is repaired or copied anew"
         elif note.spool and note.phase in ("staged", "applying") and not back:
             _go_forward(target, ledger, report)
             said = "rolled forward: the staged stream is applied, the target is wholly new"

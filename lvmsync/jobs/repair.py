@@ -198,7 +198,7 @@ def _settle(agent: Agent, target: str, size: int, *, dry_run: bool) -> list[str]
         )
     if dry_run:
         return [f"{agent.place} is in the middle of a receive that began {open_one.began}, which would be ended first"]
-    done = agent.recover(target, accept=not open_one.can_go_back)
+    done = agent.recover(target, give_up=True)
     return [f"a receive that had begun {open_one.began} was ended first: {', '.join(done.notes)}"]
 
 

@@ -74,18 +74,23 @@ class Hold:
 
 def list_holds() -> list[Hold]:
     """Return the notes of this boot: of holds that are on, and of those whose watchdog could not remove its note."""
-    found = []
+    return [hold for hold in _read_notes() if hold.boot == boot_id()]
+
+
+def forget_old() -> None:
+    """Remove the notes of earlier boots, after which nothing is held any more."""
+    for hold in _read_notes():
+        if hold.boot != boot_id():
+            _note_path(hold).unlink(missing_ok=True)
+
+
+def _read_notes() -> Iterator[Hold]:
     for path in sorted((run_folder() / "holds").glob("*.json")):
         try:
             values = json.loads(path.read_text())
-            hold = Hold(**{**values, "what": tuple(values["what"])})
+            yield Hold(**{**values, "what": tuple(values["what"])})
         except (OSError, ValueError, TypeError, KeyError):
             continue  # it was removed just now
-        if hold.boot == boot_id():
-            found.append(hold)
-        else:
-            _note_path(hold).unlink(missing_ok=True)
-    return found
 
 
 def is_kept(hold: Hold) -> bool:

@@ -10,17 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvmsync.errors import ConflictError, PeerError
+from lvmsync.errors import ConflictError, DeviceError, PeerError, StreamError
 from lvmsync.extents import ChangeMap
+from lvmsync.history import Point
 from lvmsync.jobs import repair as job
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.leaves import Compared, compare_device
 from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.repair import open_whole, repair
-from lvmsync.jobs.send import StreamOptions
-from lvmsync.jobs.standing import Standing, Unfinished
+from lvmsync.jobs.send import Sender, StreamOptions
+from lvmsync.jobs.standing import Standing, Unfinished, standing
+from lvmsync.stream.frames import Header
 from lvmsync.system.device import open_device
+from tests import fakes
 from tests.agent_line import agent_peer
+from tests.fakes import reader
 
 BLOCK = 4096
 OLD = np.random.default_rng(3).bytes(2 << 20)
@@ -104,3 +109,39 @@ def test_a_group_that_was_not_finished_is_left_alone(tmp_path: Path, monkeypatch
             repair(agent, str(target), whole, StreamOptions(), ignore)
     with open_device(str(target)) as device:
         assert device.size == len(OLD)
+
+
+def test_a_first_copy_that_was_cut_off_and_then_not_repaired_either_is_known_to_be_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, state = make(tmp_path, *range(0, len(OLD), BLOCK)), tmp_path / "state"
+    with open_whole(str(tmp_path / "source")) as whole:
+        first = replace(whole, head=Point("lv:one"))
+        sent = bytearray()
+        Sender(first, lambda some: sent.extend(b"".join(some)), StreamOptions(resumable=True), ignore).deliver()
+        cut = ReceiveOptions(str(target), state, undo=False, resumable=True)
+        with pytest.raises(StreamError):
+            receive(reader(bytes(sent[: len(sent) // 2])), cut, ignore)
+
+    def fail(*args: object) -> Compared:
+        raise DeviceError("a disk that cannot be read")
+
+    monkeypatch.setattr(job, "compare_device", fail)
+    with (
+        agent_in(state) as agent,
+        open_whole(str(tmp_path / "source")) as whole,
+        pytest.raises(DeviceError, match="cannot be read"),
+    ):
+        repair(agent, str(target), whole, StreamOptions(), ignore)
+
+    found = standing(str(target), state)
+    assert (found.dirty, found.point, found.transaction) == (True, None, None)
+    delta = fakes.encode([], Header(size=len(OLD), base=Point("lv:one"), head=Point("lv:two")))
+    with pytest.raises(ConflictError, match="is not whole: a copy to it was given up"):
+        receive(reader(delta), ReceiveOptions(str(target), state), ignore)
+
+    monkeypatch.setattr(job, "compare_device", compare_device)
+    with agent_in(state) as agent, open_whole(str(tmp_path / "source")) as whole:
+        repair(agent, str(target), whole, StreamOptions(), ignore)
+    assert target.read_bytes() == OLD
+    assert not standing(str(target), state).dirty

@@ -143,9 +143,10 @@ class Agent:
         """Make a target of ``size`` bytes: a volume (VG/LV), thin if ``pool`` names its pool, or an image file."""
         self.ask("create", target=target, size=size, pool=pool)
 
-    def recover(self, target: str, *, back: bool = False, accept: bool = False) -> Receipt:
+    def recover(self, target: str, *, back: bool = False, accept: bool = False, give_up: bool = False) -> Receipt:
         """Bring a target out of a transaction that broke off; see `jobs.recover`."""
-        return _read_receipt(self.ask("recover", target=target, back=back, accept=accept), self.place)
+        answer = self.ask("recover", target=target, back=back, accept=accept, give_up=give_up)
+        return _read_receipt(answer, self.place)
 
     def snapshot(self, target: str, replica: str) -> dict[str, Any]:
         """Make a snapshot of a target for the way back, tagged as the replica's; return its "name" and "id"."""

@@ -210,7 +210,7 @@ class Session:
     def _recover(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.recover import recover
 
-        asked = _take(request, target=_is_word, back=_is_flag, accept=_is_flag)
+        asked = _take(request, target=_is_word, back=_is_flag, accept=_is_flag, give_up=_is_flag)
         place = self._policy.find_target(asked["target"])
         if asked["accept"]:
             self._policy.require_risk("accept")
@@ -220,6 +220,7 @@ class Session:
             self._report,
             accept=bool(asked["accept"]),
             back=bool(asked["back"]),
+            give_up=bool(asked["give_up"]),
             alone=True,  # the others of its group may be none that this side may touch
         )
         return asdict(receipt)
@@ -233,13 +234,16 @@ class Session:
         if not asked["replica"]:
             raise UsageError("request 'snapshot' lacks 'replica'")
         from lvmsync.jobs.replica import snapshots
+        from lvmsync.system import lvm
         from lvmsync.system.lvm_commands import replica_tag, role_tag, take_snapshot
 
-        volume = snapshots.find_source(place.name)
+        told = lvm.list_volumes(place.name.split("/")[0])
+        volume = snapshots.find_source(place.name, told)
         made = take_snapshot(
             volume,
             f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{asked['replica'][:8]}",
             tags=[replica_tag(asked["replica"]), role_tag("back")],
+            told=told,
         )
         return {"name": made.full_name, "id": made.id}
 
