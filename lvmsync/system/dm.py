@@ -1,19 +1,23 @@
-"""The device mapper, asked through dmsetup: which devices there are, their tables and states, and snapshots.
+"""The device mapper: which devices there are, their tables and states, and snapshots.
 
+It is asked through its control node, and through dmsetup where that is not to be had: both say the same.
 Devices are told apart by number and uuid. Names are for people only: they are never taken apart or built.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lvmsync.errors import CommandError, DeviceError
+from lvmsync.formats import dm_ioctl
+from lvmsync.formats.dm_ioctl import Answer, Target
 from lvmsync.formats.snapshot import SECTOR, SnapshotTable, Usage, parse_status, parse_table
 from lvmsync.system.command import run
 from lvmsync.system.device import Device, open_device
+from lvmsync.system.dm_control import control
 
 NODES = Path("/dev/mapper")
 MISC_DEVICES = Path("/proc/misc")
@@ -22,7 +26,7 @@ SYSFS_BLOCK = Path("/sys/dev/block")
 CLOSE_TRIES, CLOSE_WAIT = 11, 0.1
 """How often, and how many seconds apart, an open device is looked at: udev opens devices for a moment."""
 
-Number = tuple[int, int]
+Number = dm_ioctl.Number
 """Major and minor number of a block device."""
 
 _FIELDS = "name,uuid,major,minor,open"
@@ -127,13 +131,21 @@ def list_devices() -> list[Mapped]:
     """Return all mapped devices; none without a device mapper.
 
     Raises:
-        CommandError: dmsetup is missing or failed.
+        CommandError: the kernel does not tell, and dmsetup is missing or failed.
     """
     if not is_in_kernel():
         return []
+    with control() as kernel:
+        if kernel:
+            found = [kernel.describe(number) for number in kernel.list_numbers()]
+            return [_mapped(answer) for answer in found if answer]  # the others are gone meanwhile
     # dmsetup escapes '|' in names, as it does blanks; a ':' it leaves alone.
     text = run(["dmsetup", "info", "-c", "--noheadings", "--separator", "|", "-o", _FIELDS])
     return [_parse_device(line) for line in text.splitlines() if line and line != _NONE]
+
+
+def _mapped(answer: Answer) -> Mapped:
+    return Mapped(answer.name, answer.uuid, answer.number, answer.open_count)
 
 
 def _parse_device(line: str) -> Mapped:
@@ -145,13 +157,19 @@ def _parse_device(line: str) -> Mapped:
 
 
 def is_mapped(number: Number) -> bool:
-    """Tell, without dmsetup, whether a block device is one of the device mapper's."""
+    """Tell, by sysfs, whether a block device is one of the device mapper's."""
     return (SYSFS_BLOCK / f"{number[0]}:{number[1]}" / "dm").exists()
 
 
 def find_device(number: Number | None) -> Mapped | None:
     """Return the mapped device with this number."""
-    return next((device for device in list_devices() if device.number == number), None) if number else None
+    if number is None or not is_in_kernel():
+        return None
+    with control() as kernel:
+        if kernel:
+            answer = kernel.describe(number)
+            return _mapped(answer) if answer else None
+    return next((device for device in list_devices() if device.number == number), None)
 
 
 def list_below(number: Number) -> list[Number]:
@@ -165,6 +183,12 @@ def list_below(number: Number) -> list[Number]:
 
 def list_tables() -> list[Line]:
     """Return the tables of all mapped devices."""
+    if not is_in_kernel():
+        return []
+    with control() as kernel:
+        if kernel:
+            tables = [kernel.read_table(number) for number in kernel.list_numbers()]
+            return [line for table in tables if table for line in _lines(_mapped(table[0]), table[1])]
     devices = {device.name: device for device in list_devices()}
     if not devices:
         return []
@@ -177,10 +201,24 @@ def list_tables() -> list[Line]:
 
 
 def read_status(device: Mapped) -> list[Line]:
-    """Return the status of each target of a device."""
+    """Return the status of each target of a device.
+
+    Raises:
+        CommandError: it is gone.
+    """
+    with control() as kernel:
+        if kernel:
+            status = kernel.read_status(device.number)
+            if status is None or (status[0].uuid or status[0].name) != (device.uuid or device.name):
+                raise CommandError(f"{device.path} is gone: it was removed meanwhile")
+            return _lines(device, status[1])
     major, minor = map(str, device.number)
     text = run(["dmsetup", "status", "-j", major, "-m", minor])
     return [_parse_line(device, line.removeprefix(f"{device.name}: ")) for line in text.splitlines() if line]
+
+
+def _lines(device: Mapped, targets: Iterable[Target]) -> list[Line]:
+    return [Line(device, one.start * SECTOR, one.length * SECTOR, one.kind, one.text) for one in targets]
 
 
 def _parse_line(device: Mapped, text: str) -> Line:
@@ -197,6 +235,9 @@ def send_message(device: Mapped, text: str) -> None:
     Raises:
         CommandError: the kernel did not take it.
     """
+    with control() as kernel:
+        if kernel:
+            return kernel.send_message(device.number, text)
     run(["dmsetup", "message", device.name, "0", text])
 
 
