@@ -107,7 +107,8 @@ def push_group(
         members = _find_members(sources, place, managing)
         if place.host is None:
             for one in members:
-                require_other(one.volume, f"/dev/{one.target}")
+                for other in members:
+                    require_other(other.volume, f"/dev/{one.target}")
         options = pass_options(place, orders, replace(managing, freeze=False), minimal=minimal, compress=compress)
         folder = state_folder(orders.state)
         if orders.dry_run:
