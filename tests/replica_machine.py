@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -90,14 +90,14 @@ class Machine:
 
     # What stands for LVM
 
-    def find_volume_by_id(self, volume_id: str) -> LogicalVolume | None:
+    def find_volume_by_id(self, volume_id: str, volumes: object = None) -> LogicalVolume | None:
         return self.volumes.get(volume_id)
 
     def list_ours(self, group: str | None = None) -> list[LogicalVolume]:
         return self.ours()
 
     def take_snapshot(
-        self, volume: LogicalVolume, name: str, *, tags: Iterable[str], size: int | None, chunk: int | None
+        self, volume: LogicalVolume, name: str, *, tags: Iterable[str], size: int | None, chunk: int | None, **_: object
     ) -> LogicalVolume:
         self.step("before the snapshot")
         made = self.add(name, volume, {"lvmsync", *tags})
@@ -119,13 +119,19 @@ class Machine:
         return changed
 
     def cut_together(
-        self, orders: Sequence[cut.Order], *, limit: float, tell_still: Callable[[float], None]
+        self,
+        orders: Sequence[cut.Order],
+        *,
+        limit: float,
+        around: AbstractContextManager[None],
+        tell_still: Callable[[float], None],
     ) -> list[LogicalVolume]:
         tell_still(0.1)
-        pending = [
-            self.take_snapshot(one.volume, one.name, tags={*one.tags, cut.PENDING_TAG}, size=None, chunk=None)
-            for one in orders
-        ]
+        with around:
+            pending = [
+                self.take_snapshot(one.volume, one.name, tags={*one.tags, cut.PENDING_TAG}, size=None, chunk=None)
+                for one in orders
+            ]
         return [self.change_tags(one, (), [cut.PENDING_TAG]) for one in pending]
 
     # What stands for the sources
@@ -139,7 +145,9 @@ class Machine:
             )  # fmt: skip
 
     @contextmanager
-    def open_delta(self, volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
+    def open_delta(
+        self, volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, told: object = None
+    ) -> Iterator[Source]:
         one, other = (np.fromfile(self.path(snap), np.uint8).reshape(-1, BLOCK) for snap in (base, head))
         changed = np.flatnonzero((one != other).any(axis=1)) * BLOCK
         changes = ChangeMap.from_extents([(int(at), BLOCK) for at in changed])

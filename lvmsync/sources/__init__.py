@@ -70,7 +70,7 @@ def open_source(name: SourceName, reading: Reading | None = None) -> AbstractCon
             from lvmsync.sources import snapshot, thin
             from lvmsync.system.lvm import find_named
 
-            volume = find_named(name)
+            volume = find_named(name, reading.volumes)
             if volume and volume.is_thin:
                 return thin.open_volume(name, volume, reading)
             return snapshot.open_volume(name, volume, reading)

@@ -243,7 +243,7 @@ def _open_data(base: _Base, reading: Reading) -> Iterator[_Data]:
     with open_device(name.path) as device:
         below = base.kept.table.origin if base.kept else None
         if device.number is None or device.number not in (base.origin_number, below):
-            yield _later_snapshot(base, device, reading.data_source)
+            yield _later_snapshot(base, device, reading)
             return
     with _open_origin(base, frozen) as device:
         yield _Data(device, True)
@@ -264,12 +264,13 @@ def _open_origin(base: _Base, frozen: bool) -> Device:
         raise
 
 
-def _later_snapshot(base: _Base, device: Device, word: str) -> _Data:
+def _later_snapshot(base: _Base, device: Device, reading: Reading) -> _Data:
     """Check what -r names: a snapshot must be a valid and later one of the same origin; else it is taken as is."""
+    word = reading.data_source
     later = dm.find_snapshot(device.number)
     mapped = later.device if later else dm.find_device(device.number)
     ids = lvm.parse_dm_uuid(mapped.uuid) if mapped else None
-    volume = lvm.find_volume_by_id(ids[0]) if ids else None
+    volume = lvm.find_volume_by_id(ids[0], reading.volumes) if ids else None
     if volume and volume.is_classic_snapshot:
         lvm.require_usable_snapshot(volume)
     if later is None:

@@ -9,6 +9,7 @@ from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.interfaces import Readable
+from lvmsync.system.lvm import LogicalVolume
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Reading:
         with_data: whether the head's data will be read; without, only the map is wanted.
         base_source: VG/LV or path where the base's data is read; None: where the mechanism says.
         with_base: whether the base's data will be read as well.
+        volumes: what LVM told just now of the volumes of the source's group, as they are still; None: it is asked.
     """
 
     data_source: str | None = None
@@ -28,6 +30,7 @@ class Reading:
     with_data: bool = True
     base_source: str | None = None
     with_base: bool = False
+    volumes: Sequence[LogicalVolume] | None = None
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def open_volume(name: Volume, volume: lvm.LogicalVolume, reading: Reading) -> It
         volume: LVM's view of it.
         reading: what is wanted; ``data_source`` may name a later snapshot, which is the head then.
     """
-    volumes = lvm.list_volumes(volume.group)
-    base, head = _choose(volume, volumes, reading.data_source)
+    volumes = lvm.list_volumes(volume.group) if reading.volumes is None else list(reading.volumes)
+    base, head = _choose(volume, volumes, reading)
     pool = _find_lvm_pool(volume)
     with ExitStack() as stack:
         data: Device | None = None
@@ -183,9 +183,10 @@ def _head_point(head: lvm.LogicalVolume, base: Point, *, is_snapshot: bool) -> P
 
 
 def _choose(
-    volume: lvm.LogicalVolume, volumes: list[lvm.LogicalVolume], data_source: str | None
+    volume: lvm.LogicalVolume, volumes: list[lvm.LogicalVolume], reading: Reading
 ) -> tuple[lvm.LogicalVolume, lvm.LogicalVolume]:
     """Return the base and the head that a thin volume's name means."""
+    data_source = reading.data_source
     pool = [one for one in volumes if one.is_thin and one.pool_id == volume.pool_id]
     snapshots = sorted((one for one in pool if one.origin_id == volume.id), key=_age)
     if _is_snapshot(volume, pool):
@@ -204,7 +205,7 @@ def _choose(
             device=volume.full_name,
         )
     if data_source is not None:
-        named = lvm.find_named(parse_volume(data_source))
+        named = lvm.find_named(parse_volume(data_source), reading.volumes)
         head = next((one for one in pool if named and one.id == named.id), None)
         if head is None:
             raise UsageError(

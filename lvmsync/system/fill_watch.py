@@ -53,8 +53,12 @@ def store_gauge(snapshot: lvm.LogicalVolume) -> Gauge:
     return Gauge(name, lambda: (f"the store of {name}", store_fill(snapshot)), remedy, snapshot)
 
 
-def pool_gauge(pool: dm.Number | ThinPool) -> Gauge:
+def pool_gauge(pool: dm.Number | ThinPool, told: Iterable[lvm.LogicalVolume] | None = None) -> Gauge:
     """Return the gauge of the thin pool that a device takes its space from.
+
+    Args:
+        pool: it, or the device.
+        told: what LVM told of the pool's group just now; None: it is asked.
 
     Raises:
         DeviceError: the device is of no thin pool.
@@ -63,7 +67,7 @@ def pool_gauge(pool: dm.Number | ThinPool) -> Gauge:
     found = pool if isinstance(pool, ThinPool) else find_pool(pool)
     if found is None:
         raise DeviceError(f"device {pool} takes its space from no thin pool")
-    name = pool_name(found)
+    name = pool_name(found, told)
 
     def read() -> tuple[str, Fill]:
         filled = found.read_fill()
@@ -74,11 +78,11 @@ def pool_gauge(pool: dm.Number | ThinPool) -> Gauge:
     return Gauge(name, read, f"lvextend -L +SIZE {name}' or 'lvextend --poolmetadatasize +SIZE {name}")
 
 
-def pool_name(pool: ThinPool) -> str:
+def pool_name(pool: ThinPool, told: Iterable[lvm.LogicalVolume] | None = None) -> str:
     """Return ``VG/POOL``, or the path of its device where LVM does not know it or does not answer."""
     ids = lvm.parse_dm_uuid(pool.device.uuid)
     try:
-        volume = lvm.find_volume_by_id(ids[0]) if ids else None
+        volume = lvm.find_volume_by_id(ids[0], told) if ids else None
     except LvmsyncError:
         volume = None
     return volume.full_name if volume else pool.device.path

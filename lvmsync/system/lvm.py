@@ -229,23 +229,31 @@ def hyphenate(part: str) -> str:
     return "-".join(pieces)
 
 
-def find_volume(word: str) -> LogicalVolume:
+def find_volume(word: str, volumes: Sequence[LogicalVolume] | None = None) -> LogicalVolume:
     """Return the volume called ``VG/LV``.
+
+    Args:
+        word: its name.
+        volumes: what LVM told of its group just now; None: LVM is asked.
 
     Raises:
         DeviceError: there is none.
         CommandError: there is no such group, or lvs failed.
     """
     group, _, name = word.partition("/")
-    volumes = list_volumes(group)
+    volumes = list_volumes(group) if volumes is None else [one for one in volumes if one.group == group]
     for volume in volumes:
         if volume.name == name:
             return volume
     raise DeviceError(f"there is no volume '{name}' in group '{group}'; it has: {_names(volumes)}", device=word)
 
 
-def find_named(name: Volume) -> LogicalVolume | None:
+def find_named(name: Volume, volumes: Sequence[LogicalVolume] | None = None) -> LogicalVolume | None:
     """Return the volume that a name of whatever spelling means; None if LVM has nothing to do with it.
+
+    Args:
+        name: of the volume.
+        volumes: what LVM told of all groups that matter just now; None: LVM is asked.
 
     Raises:
         UsageError: it names a hidden part of a volume.
@@ -255,7 +263,7 @@ def find_named(name: Volume) -> LogicalVolume | None:
     parts = name.word.split("/")
     is_link = name.word.startswith("/dev/") and len(parts) == 4 and parts[2] != "mapper"
     if name.is_lvm_name:
-        return find_volume(name.word)
+        return find_volume(name.word, volumes)
     if is_link and not Path(name.word).exists():  # not active, or hidden while it is merged
         return find_volume("/".join(parts[2:]))
     with open_device(name.path) as device:
@@ -276,36 +284,58 @@ def activated(volume: LogicalVolume) -> Iterator[LogicalVolume]:
     Raises:
         CommandError: lvchange failed.
     """
-    if volume.number is not None:
-        yield volume
+    with all_activated([volume]) as (active,):
+        yield active
+
+
+@contextmanager
+def all_activated(volumes: Sequence[LogicalVolume]) -> Iterator[list[LogicalVolume]]:
+    """Yield volumes of one group as they are when active; those that were not are deactivated again at the end.
+
+    Raises:
+        CommandError: lvchange failed.
+    """
+    idle = [volume.full_name for volume in volumes if volume.number is None]
+    if not idle:
+        yield list(volumes)
         return
-    is_refused = False
     try:
-        try:
-            run(["lvchange", "-ay", "-K", volume.full_name])  # -K: new thin snapshots are skipped otherwise
-        except CommandError:
-            is_refused = True
-            raise
-        yield find_volume(volume.full_name)
+        run(["lvchange", "-ay", "-K", *idle])  # -K: new thin snapshots are skipped otherwise
+    except CommandError as error:
+        if len(idle) > 1:  # one of them may be active now
+            try:
+                _deactivate(idle)
+            except LvmsyncError as failed:
+                error.add_note(str(failed))
+        raise
+    try:
+        told = list_volumes(volumes[0].group)
+        yield [find_volume(one.full_name, told) if one.number is None else one for one in volumes]
     finally:
-        if not is_refused:
-            _deactivate(volume.full_name)
+        _deactivate(idle)
 
 
-def _deactivate(name: str) -> None:
-    """Deactivate a volume that was activated here, unless another program has it open by now."""
+def _deactivate(names: Sequence[str]) -> None:
+    """Deactivate volumes that were activated here, but for those that another program has open by now."""
     try:
-        run(["lvchange", "-an", name])
+        run(["lvchange", "-an", *names])
     except CommandError:
-        number = find_volume(name).number
-        mapped = find_device(number)
-        if not mapped or not mapped.open_count:
-            raise  # otherwise it is in use, perhaps by another run of ours, and stays active
+        for name in names:
+            number = find_volume(name).number
+            mapped = find_device(number)
+            if number is not None and (not mapped or not mapped.open_count):
+                raise  # otherwise it is in use, perhaps by another run of ours, and stays active
 
 
-def find_volume_by_id(volume_id: str) -> LogicalVolume | None:
-    """Return the volume with this id (as in `LogicalVolume`), in whatever group it is."""
-    return next((volume for volume in list_volumes() if volume.id == volume_id), None)
+def find_volume_by_id(volume_id: str, volumes: Iterable[LogicalVolume] | None = None) -> LogicalVolume | None:
+    """Return the volume with this id (as in `LogicalVolume`), in whatever group it is.
+
+    Args:
+        volume_id: its id.
+        volumes: what LVM told just now of all groups that matter; None: LVM is asked.
+    """
+    told = list_volumes() if volumes is None else volumes
+    return next((volume for volume in told if volume.id == volume_id), None)
 
 
 def list_snapshots(origin: LogicalVolume) -> list[LogicalVolume]:

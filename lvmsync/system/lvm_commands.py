@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,7 +69,13 @@ def list_ours(group: str | None = None) -> list[LogicalVolume]:
 
 
 def take_snapshot(
-    volume: LogicalVolume, name: str, *, tags: Iterable[str], size: int | None = None, chunk: int | None = None
+    volume: LogicalVolume,
+    name: str,
+    *,
+    tags: Iterable[str],
+    size: int | None = None,
+    chunk: int | None = None,
+    told: Sequence[LogicalVolume] | None = None,
 ) -> LogicalVolume:
     """Take a read-only snapshot of a volume, tagged as ours in the same step.
 
@@ -81,6 +87,7 @@ def take_snapshot(
         tags: besides `TAG`.
         size: bytes of a classic snapshot's store; None: as `advise_snapshot` says. LVM makes it no larger than needed.
         chunk: bytes that a classic snapshot keeps at a time, a power of two from 4 KiB to 512 KiB; None: advised.
+        told: what LVM told of the group just now; None: it is asked.
 
     Raises:
         UsageError: a name or tag that LVM does not take.
@@ -90,7 +97,7 @@ def take_snapshot(
     """
     argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk)
     require_going_on(volume)
-    return _create(argv, f"{volume.group}/{name}", {TAG, *tags})
+    return _create(argv, f"{volume.group}/{name}", {TAG, *tags}, told)
 
 
 def require_going_on(volume: LogicalVolume) -> None:
@@ -223,8 +230,11 @@ def extend_volume(volume: LogicalVolume, by: int) -> LogicalVolume:
     return found
 
 
-def set_writable(volume: LogicalVolume, *, is_writable: bool) -> None:
+def set_writable(volume: LogicalVolume, *, is_writable: bool) -> list[LogicalVolume]:
     """Let a volume be written to, or not; one that is so already is left alone. It may be in use.
+
+    Returns:
+        All volumes, as LVM tells then.
 
     Raises:
         DeviceError: it is gone, or another program changes it at the same time.
@@ -235,12 +245,14 @@ def set_writable(volume: LogicalVolume, *, is_writable: bool) -> None:
         _change(["lvchange", "-y", "-prw" if is_writable else "-pr", "-S", _with_id(volume), volume.full_name])
     except CommandError as error:  # it is so already, perhaps
         failure = error
-    found = lvm.find_volume_by_id(volume.id)
+    told = lvm.list_volumes()
+    found = lvm.find_volume_by_id(volume.id, told)
     if found is None:
         raise DeviceError(f"{volume.full_name} is gone", device=volume.full_name)
     if found.attr[1:2] != ("w" if is_writable else "r"):  # R: only this activation is read-only
         wanted = "writable" if is_writable else "read-only"
         raise failure or DeviceError(f"{volume.full_name} did not become {wanted}", device=volume.full_name)
+    return told
 
 
 def set_active(volume: LogicalVolume, *, is_active: bool) -> None:
@@ -253,10 +265,12 @@ def set_active(volume: LogicalVolume, *, is_active: bool) -> None:
     _change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
 
 
-def _create(argv: list[str], name: str, tags: Iterable[str]) -> LogicalVolume:
-    """Run lvcreate; what it left half made is removed."""
+def _create(
+    argv: list[str], name: str, tags: Iterable[str], told: Sequence[LogicalVolume] | None = None
+) -> LogicalVolume:
+    """Run lvcreate; what it left half made is removed: what was not there in ``told``, or before."""
     with lvm_locked():
-        before = _find(name)
+        before = _find(name, told)
         if before:
             raise ConflictError(f"there is a volume {name} already; choose another name", device=name)
         for tries_left in reversed(range(3)):
@@ -264,7 +278,8 @@ def _create(argv: list[str], name: str, tags: Iterable[str]) -> LogicalVolume:
                 run_to_end(argv, timeout=TIMEOUT)
                 break
             except CommandError as error:
-                rest = _find(name)
+                # Of that name another run may have made one since LVM was asked: that is not ours to remove.
+                rest = None if "already exists" in str(error) else _find(name)
                 if rest and set(tags) <= rest.tags:
                     _run_remove(rest, next(iter(tags)))
                 if not tries_left or not _BUSY.search(str(error)):
@@ -273,16 +288,15 @@ def _create(argv: list[str], name: str, tags: Iterable[str]) -> LogicalVolume:
         return lvm.find_volume(name)
 
 
-def _find(name: str) -> LogicalVolume | None:
-    group, _, short = name.partition("/")
-    return next((one for one in lvm.list_volumes(group) if one.name == short), None)
+def _find(name: str, told: Sequence[LogicalVolume] | None = None) -> LogicalVolume | None:
+    group = name.partition("/")[0]
+    told = lvm.list_volumes(group) if told is None else told
+    return next((one for one in told if one.full_name == name), None)
 
 
 def _remove(volume: LogicalVolume, tag: str) -> None:
     with lvm_locked():
-        found = lvm.find_volume_by_id(volume.id)
-        if found:
-            _run_remove(found, tag)
+        _run_remove(volume, tag)
 
 
 def _run_remove(volume: LogicalVolume, tag: str) -> None:
@@ -303,9 +317,10 @@ def _run_remove(volume: LogicalVolume, tag: str) -> None:
                 f"{left.full_name} has lost its tag '{tag}' meanwhile, so lvmsync does not remove it",
                 device=left.full_name,
             )
-        if failure and (not tries_left or not _BUSY.search(str(failure))):
+        is_renamed = left.full_name != volume.full_name
+        if failure and (not tries_left or not (is_renamed or _BUSY.search(str(failure)))):
             raise failure
-        volume = left  # it may have got another name
+        volume = left
         time.sleep(WAIT)
     raise CommandError(f"lvremove says that it removed {volume.full_name}, and it is there; try it by hand")
 

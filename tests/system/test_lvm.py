@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lvmsync.errors import ChangesLost, CommandError, DeviceError, UsageError
+from lvmsync.names import Volume
 from lvmsync.system import lvm
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case, list_cases
@@ -171,3 +172,48 @@ def test_a_volume_of_unknown_age_has_no_time() -> None:
 def test_a_report_of_another_shape_is_an_error(text: str) -> None:
     with pytest.raises(CommandError, match="cannot read the report of lvs"):
         lvm.parse_report(text)
+
+
+def test_what_lvm_told_just_now_is_not_asked_for_again(lvs: FakeProgram) -> None:
+    told = lvm.parse_report(report(row(), row(**ORIGIN), row(vg_name="other")))
+    assert lvm.find_volume("vg/data", told) is told[1]
+    assert lvm.find_named(Volume("vg/snap"), told) is told[0]
+    assert lvm.find_volume_by_id(told[0].id, told) is told[0]
+    with pytest.raises(DeviceError, match="there is no volume 'x' in group 'vg'; it has: data, snap"):
+        lvm.find_volume("vg/x", told)
+    with pytest.raises(DeviceError, match="in group 'other'; it has: snap"):
+        lvm.find_volume("other/data", told)
+
+
+IDLE = {"lv_kernel_major": "-1", "lv_kernel_minor": "-1"}
+
+
+@pytest.fixture
+def lvchange(lvs: FakeProgram, tmp_path: Path) -> FakeProgram:
+    lvs.answer(report(row(), row(**ORIGIN), row(lv_name="more", lv_kernel_minor="4")), "-a")
+    return FakeProgram(tmp_path, "lvchange")
+
+
+def test_volumes_that_are_not_active_are_made_so_together_and_given_back(lvchange: FakeProgram) -> None:
+    lvchange.answer("", "-ay")
+    lvchange.answer("", "-an")
+    idle = [volume(**IDLE), volume(**ORIGIN), volume(lv_name="more", **IDLE)]
+    with lvm.all_activated(idle) as active:
+        assert [one.number for one in active] == [(254, 3), (254, 3), (254, 4)]
+        assert active[1] is idle[1]
+    assert lvchange.calls() == ["-ay -K vg/snap vg/more", "-an vg/snap vg/more"]
+    with lvm.all_activated([idle[1]]) as active:
+        assert active == [idle[1]]
+    assert len(lvchange.calls()) == 2
+
+
+def test_what_was_activated_of_several_volumes_is_given_back_when_one_is_refused(lvchange: FakeProgram) -> None:
+    lvchange.fail("no\n", "-ay")
+    lvchange.answer("", "-an")
+    idle = [volume(**IDLE), volume(lv_name="more", **IDLE)]
+    with pytest.raises(CommandError, match="no"), lvm.all_activated(idle):
+        pass
+    assert lvchange.calls()[1:] == ["-an vg/snap vg/more"]
+    with pytest.raises(CommandError, match="no"), lvm.activated(idle[0]):
+        pass
+    assert len(lvchange.calls()) == 3

@@ -108,6 +108,7 @@ class _Steps:
         self._pool_fill: float | None = None
         self._way_back = ""
         self._options = job.options
+        self._told: list[LogicalVolume] | None = None  # by LVM, a moment ago
 
     def move(self) -> Move:
         """Return the steps."""
@@ -121,7 +122,7 @@ class _Steps:
             find_user=self._find_user,
             restart=None if users.restart is None else self._restart,
             count_writes=self._count_writes if job.fence == "none" else lambda: None,
-            fence=None if job.fence == "none" else lambda: set_writable(job.volume, is_writable=False),
+            fence=None if job.fence == "none" else self._fence,
             unfence=None if job.fence == "none" else lambda: unfence(job.volume),
             verify_whole=self._verify_whole if job.verify else None,
             verify_last=self._verify_last if job.verify else None,
@@ -145,9 +146,10 @@ class _Steps:
             self._pool_fill = pool.data_percent / 100 if pool else None
         # In the downtime nothing is done that can wait: `_finish` removes the snapshots in any case.
         options = replace(self._options, promote=not self._has_stopped)
+        told, self._told = self._told, None
         while True:
             try:
-                result = run_pass(self._replica, self._connect(), options, report)
+                result = run_pass(self._replica, self._connect(), options, report, told)
                 break
             except LvmsyncError as error:
                 tries += 1
@@ -181,6 +183,10 @@ class _Steps:
         self._job.users.restart()
         self._has_stopped = False
         self._be_patient(STALL_TIMEOUT)
+
+    def _fence(self) -> None:
+        """Make the source read-only; what LVM tells then, the last pass need not ask for again."""
+        self._told = set_writable(self._job.volume, is_writable=False)
 
     def _be_patient(self, seconds: float) -> None:
         """Set how long the line may be silent, as far as that is less than usual."""

@@ -8,7 +8,7 @@ leaves, the tags of the snapshots and the target's ledger tell the next run wher
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -121,14 +121,17 @@ class Replica:
         """What its snapshots are tagged with."""
         return self.notebook.record.id
 
-    def find_volume(self) -> LogicalVolume:
+    def find_volume(self, told: Iterable[LogicalVolume] | None = None) -> LogicalVolume:
         """Return the source as it is now: by its LVM id, whatever it is called.
+
+        Args:
+            told: what LVM told of all volumes just now; None: it is asked.
 
         Raises:
             DeviceError: it is gone, or not active.
         """
         record = self.notebook.record
-        volume = lvm.find_volume_by_id(record.source_id)
+        volume = lvm.find_volume_by_id(record.source_id, lvm.list_volumes() if told is None else told)
         if volume is None:
             raise DeviceError(f"{record.source} is gone", device=record.source)
         if volume.number is None:
@@ -139,7 +142,8 @@ class Replica:
 
     def list_snapshots(self) -> list[LogicalVolume]:
         """Return its snapshots, oldest first."""
-        return snapshots.list_kept(self.find_volume(), self.id)
+        told = lvm.list_volumes()
+        return snapshots.list_kept(self.find_volume(told), self.id, told)
 
     def require_alone(self) -> None:
         """Refuse a volume that is kept at one moment with others: brought up to date alone it would be at another one.
@@ -208,7 +212,13 @@ def open_replica(
         yield Replica(notebook, target, standing.transaction)
 
 
-def run_pass(replica: Replica, agent: Agent, options: PassOptions, report: Report) -> PassResult:
+def run_pass(
+    replica: Replica,
+    agent: Agent,
+    options: PassOptions,
+    report: Report,
+    told: Sequence[LogicalVolume] | None = None,
+) -> PassResult:
     """Bring the target to the state of the volume now, or finish what an earlier run has begun ("resume").
 
     Args:
@@ -216,15 +226,17 @@ def run_pass(replica: Replica, agent: Agent, options: PassOptions, report: Repor
         agent: on the target's machine.
         options: how.
         report: takes the progress.
+        told: what LVM told of all volumes just now, where nothing has changed since; None: it is asked.
 
     Raises:
         LvmsyncError: nothing is lost by that: the next run goes on.
     """
     notes: list[str] = []
     for _ in range(_MOST_STEPS):
-        job = Pass(replica, agent, options, report, notes)
+        job = Pass(replica, agent, options, report, notes, told)
         if job.is_ready():
             return job.run()
+        told = None
     raise ConflictError(f"{replica.notebook.record.target} does not come to rest: does something else work on it?")
 
 
@@ -250,7 +262,15 @@ class Pass:
         notes: what the user should know, a sentence each; grows.
     """
 
-    def __init__(self, replica: Replica, agent: Agent, options: PassOptions, report: Report, notes: list[str]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        agent: Agent,
+        options: PassOptions,
+        report: Report,
+        notes: list[str],
+        told: Sequence[LogicalVolume] | None = None,
+    ) -> None:
         """Look, and decide; nothing is changed.
 
         Raises:
@@ -261,8 +281,11 @@ class Pass:
         self._options = options
         self._report = report
         self.notes = notes
-        self.volume = replica.find_volume()
-        self.kept = {one.id: one for one in snapshots.list_kept(self.volume, replica.id)}
+        told = lvm.list_volumes() if told is None else told
+        self.volume = replica.find_volume(told)
+        # What changes in its group from now on is done here, and noted here.
+        self._told = [one for one in told if one.group == self.volume.group]
+        self.kept = {one.id: one for one in snapshots.list_kept(self.volume, replica.id, self._told)}
         self.standing = agent.standing(replica.target)
         self.plan = choose(
             replica.notebook.record,
@@ -333,6 +356,7 @@ class Pass:
             look: what the kernel had counted on the volume right before.
         """
         self.kept[head.id] = head
+        self._told.append(head)
         self.replica.notebook.write(head=head.id, head_look=look)
 
     def tell(self, receipt: Receipt, head: LogicalVolume) -> Receipt:
@@ -358,7 +382,11 @@ class Pass:
                 if self._options.freeze:
                     self.notes.append(stack.enter_context(snapshots.quiet([self.volume])))
                 head = snapshots.take_head(
-                    self.volume, self.replica.id, store=self._options.store, chunk=self._options.chunk
+                    self.volume,
+                    self.replica.id,
+                    store=self._options.store,
+                    chunk=self._options.chunk,
+                    told=self._told,
                 )
             taken = time.monotonic()
             self.adopt(head, look)
@@ -383,11 +411,11 @@ class Pass:
         base = self.kept[plan.base.id] if plan.base else None
         needed = [one for one in (base, head) if one]
         # Where nothing can be put off, nothing is written to the source either: its stores do not grow.
-        watch = watch_fill(self.volume, needed if options.promote else [], options.limits)
+        watch = watch_fill(self.volume, needed if options.promote else [], options.limits, self._told)
         report = watching(watch, self._report)
         began = time.monotonic()
         report(Progress("reading the map", 0, None))
-        opened = open_delta(self.volume, base, head) if base else open_first(self.volume, head)
+        opened = open_delta(self.volume, base, head, self._told) if base else open_first(self.volume, head)
         with opened as source:
             samples: list[Sample] = []
             if base:

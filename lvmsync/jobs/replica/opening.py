@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -49,23 +49,27 @@ def open_first(volume: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
 
 
 @contextmanager
-def open_delta(volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
+def open_delta(
+    volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, told: Sequence[LogicalVolume] | None = None
+) -> Iterator[Source]:
     """Open what changed from a base to a head, with the data of both.
 
     Args:
         volume: what both are snapshots of.
         base: the older one.
         head: the newer one, which is there already: the map is read after it was taken.
+        told: what LVM told just now of the volumes of their group, these included; None: it is asked.
 
     Raises:
         DeviceError, CommandError, FormatError: they cannot be read.
         ChangesLost: one of them has overflowed.
     """
-    reading = Reading(data_source=head.full_name, with_base=True)
     with ExitStack() as stack:
         # Kept active for both: for its map, and for its data.
-        active_base = stack.enter_context(lvm.activated(base))
-        active_head = stack.enter_context(lvm.activated(head))
+        active_base, active_head = stack.enter_context(lvm.all_activated([base, head]))
+        now = {base.id: active_base, head.id: active_head}
+        volumes = None if told is None else tuple(now.get(one.id, one) for one in told)
+        reading = Reading(data_source=head.full_name, with_base=True, volumes=volumes)
         source = stack.enter_context(open_source(Volume(active_base.full_name), reading))
         points = source.base and source.base.id, source.head and source.head.id
         if points != (f"{POINT}{base.id}", f"{POINT}{head.id}"):

@@ -16,7 +16,7 @@ from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import LogicalVolume
-from lvmsync.system.lvm_commands import replica_tag, role_tag
+from lvmsync.system.lvm_commands import is_ours, replica_tag, role_tag
 from lvmsync.system.snapshot_advice import advise_snapshot
 
 GROUP_TAG = f"{lvm_commands.TAG}.group="
@@ -31,11 +31,12 @@ _LEAST = 4 << 20  # bytes of a store
 _LONGEST = 100  # letters of a volume's name that go into its snapshot's
 
 
-def find_source(word: str) -> LogicalVolume:
+def find_source(word: str, told: Sequence[LogicalVolume] | None = None) -> LogicalVolume:
     """Return the volume that is to be copied.
 
     Args:
         word: VG/LV, or its path under /dev.
+        told: what LVM told of its group just now; None: it is asked.
 
     Raises:
         UsageError: it is no volume of LVM, or one that has no snapshots.
@@ -43,7 +44,7 @@ def find_source(word: str) -> LogicalVolume:
     """
     from lvmsync.names import parse_volume
 
-    volume = lvm.find_named(parse_volume(word))
+    volume = lvm.find_named(parse_volume(word), told)
     if volume is None:
         raise UsageError(f"{word} is no volume of LVM, so no snapshot of it can be taken; use full:{word} or compare:")
     why = refusal(volume)
@@ -81,9 +82,15 @@ def is_managed(volume: LogicalVolume) -> bool:
     return not volume.is_classic_snapshot and "thinsnapshot" not in volume.role
 
 
-def list_kept(volume: LogicalVolume, replica: str) -> list[LogicalVolume]:
-    """Return the snapshots of a volume that carry a replica's tag, oldest first."""
-    ours = lvm_commands.list_ours(volume.group)
+def list_kept(volume: LogicalVolume, replica: str, told: Iterable[LogicalVolume] | None = None) -> list[LogicalVolume]:
+    """Return the snapshots of a volume that carry a replica's tag, oldest first.
+
+    Args:
+        volume: the source.
+        replica: whose they are.
+        told: what LVM told of the volume's group just now; None: it is asked.
+    """
+    ours = lvm_commands.list_ours(volume.group) if told is None else [one for one in told if is_ours(one)]
     kept = [one for one in ours if one.origin_id == volume.id and replica_tag(replica) in one.tags]
     return sorted(kept, key=lambda one: one.created or 0)
 
@@ -140,7 +147,12 @@ def describe(volume: LogicalVolume) -> Kept:
 
 
 def take_head(
-    volume: LogicalVolume, replica: str, *, store: int | None = None, chunk: int | None = None
+    volume: LogicalVolume,
+    replica: str,
+    *,
+    store: int | None = None,
+    chunk: int | None = None,
+    told: Sequence[LogicalVolume] | None = None,
 ) -> LogicalVolume:
     """Take the snapshot that will be sent.
 
@@ -149,6 +161,7 @@ def take_head(
         replica: whose it is.
         store: bytes of a classic snapshot's store; None: advised.
         chunk: bytes of its chunks; None: advised.
+        told: what LVM told of the volume's group just now; None: it is asked.
 
     Raises:
         DeviceError: the volume group has too little room.
@@ -157,7 +170,7 @@ def take_head(
     if store is None and not volume.is_thin:
         store = choose_store(volume, chunk)
     return lvm_commands.take_snapshot(
-        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk
+        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk, told=told
     )
 
 

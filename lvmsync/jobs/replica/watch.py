@@ -29,11 +29,22 @@ class Limits:
     limit: float = LIMIT
 
 
-def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Limits) -> FillWatch:
+def watch_fill(
+    volume: LogicalVolume,
+    kept: Iterable[LogicalVolume],
+    limits: Limits,
+    told: Iterable[LogicalVolume] | None = None,
+) -> FillWatch:
     """Return what watches the stores of a volume's snapshots, or its thin pool.
 
     A store that holds every chunk of its origin cannot overflow, and is left alone. One that is over the limit when the
     run begins may be half as empty again before it is stopped: finishing is what empties it.
+
+    Args:
+        volume: the source.
+        kept: snapshots of it that must not overflow.
+        limits: what is too full.
+        told: what LVM told of its group just now; None: it is asked.
 
     Raises:
         UsageError: the command that extends is no command.
@@ -41,7 +52,7 @@ def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Lim
     gauges: list[Gauge] = []
     if volume.is_thin:
         pool = find_pool(volume.number) if volume.number else None
-        gauges = [pool_gauge(pool)] if pool else []
+        gauges = [pool_gauge(pool, told)] if pool else []
     else:
         gauges = [store_gauge(one) for one in kept if one.is_classic_snapshot and not _holds_all(volume, one)]
     extend = extend_command(limits.extend_cmd) if limits.extend_cmd else None
