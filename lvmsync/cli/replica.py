@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lvmsync.cli.delivery import Delivery, Orders, Way
 from lvmsync.cli.files import stream_options
@@ -137,7 +137,7 @@ def pull(
     compress: str | None,
 ) -> Receipt:
     """Bring a target of this machine up to date with a volume of another one."""
-    from lvmsync.jobs.agent.policy import Policy
+    from lvmsync.jobs.agent.policy import POOL_LIMIT, Policy
     from lvmsync.jobs.replica.run import RETRIES, retried
     from lvmsync.jobs.standing import standing
 
@@ -145,29 +145,18 @@ def pull(
     to = parse_target(target)
     if to.host:
         raise UsageError(f"'{source}' and '{target}' are both on other machines: run lvmsync on one of them")
-    if orders.dry_run:
-        raise UsageError("--dry-run: ask on the source's machine, with 'lvmsync plan'")
     if managing.extend_cmd or managing.freeze:
         raise UsageError("--extend-cmd and --freeze act where the source is: push from there")
     far = replace(orders, state=None)
     with Delivery(source, way, far, report, compress=compress) as delivery:
         options = pass_options(delivery.place, far, managing, minimal=minimal, compress=compress)
-        wanted = {
-            "place": f"{os.uname().nodename}:{to.name}",
-            "create": options.create,
-            "thin_pool": options.thin_pool,
-            "full": options.full,
-            "minimal": options.minimal,
-            "store": options.store,
-            "chunk": options.chunk,
-            "level": options.stream.level,
-            **options.orders,
-        }
+        wanted = pull_options(options, to, dry_run=orders.dry_run)
         policy = Policy.of_word(
             to.name,
             may_create=orders.create,
             risks=["no_undo"] if orders.no_undo else [],
             files=[orders.snapback] if orders.snapback else [],
+            pool_limit=orders.pool_limit or POOL_LIMIT,
         )
         if options.thin_pool:
             policy = replace(policy, words=policy.words | {options.thin_pool})
@@ -178,6 +167,22 @@ def pull(
             retries=RETRIES if managing.retries is None else managing.retries,
             find_place=lambda: standing(to.name, state_folder(orders.state)).transaction,
         )
+
+
+def pull_options(options: PassOptions, to: TargetName, *, dry_run: bool) -> dict[str, Any]:
+    """Return what is asked of the source's machine: see `PUSH_OPTIONS` in `jobs.agent.server`."""
+    return {
+        "place": f"{os.uname().nodename}:{to.name}",
+        "create": options.create,
+        "thin_pool": options.thin_pool,
+        "full": options.full,
+        "minimal": options.minimal,
+        "store": options.store,
+        "chunk": options.chunk,
+        "level": options.stream.level,
+        "dry_run": dry_run,
+        **options.orders,
+    }
 
 
 def pass_options(

@@ -65,6 +65,7 @@ class Policy:
         files: where a request may want a file (a snapback) to be put; None: anywhere.
         risks: which of `RISKS` are permitted.
         most_copies: targets of one source that may be kept up to date by pulls; None: any number.
+        pool_limit: percent of a thin pool up to which a side that is not trusted may fill it.
         root: where /dev and /sys are.
     """
 
@@ -77,11 +78,18 @@ class Policy:
     files: frozenset[str] | None = None
     risks: frozenset[str] = frozenset(RISKS)
     most_copies: int | None = None
+    pool_limit: float = POOL_LIMIT
     root: Path = Path("/")
 
     @classmethod
     def of_word(
-        cls, word: str, *, may_create: bool = False, risks: Iterable[str] = (), files: Iterable[str] = ()
+        cls,
+        word: str,
+        *,
+        may_create: bool = False,
+        risks: Iterable[str] = (),
+        files: Iterable[str] = (),
+        pool_limit: float = POOL_LIMIT,
     ) -> Self:
         """Return the policy of one who waits for a push to a target: that is called so, and has what its user said."""
         return cls(
@@ -92,6 +100,7 @@ class Policy:
             may_snapshot=False,
             files=frozenset(files),
             risks=frozenset(risks),
+            pool_limit=pool_limit,
         )
 
     def find_target(self, word: str) -> Place:
@@ -131,8 +140,8 @@ class Policy:
                 if self.files is not None and value not in self.files:
                     raise UsageError("this server lets no request say where a file is put: go without --snapback")
             elif name == "pool_limit":
-                if self.targets is not None and value > POOL_LIMIT:
-                    raise UsageError(f"this server lets no pool be filled beyond {POOL_LIMIT:g} %")
+                if self.targets is not None and value > self.pool_limit:
+                    raise UsageError(f"this server lets no pool be filled beyond {self.pool_limit:g} %")
             elif name in RISKS:
                 if name != "no_undo" or name in self.risks or not is_new():
                     self.require_risk(name)

@@ -14,7 +14,7 @@ from lvmsync.jobs.progress import Receipt, Report
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.copy import PassOptions
 from lvmsync.jobs.replica.record import list_records
-from lvmsync.jobs.replica.run import sync_volume
+from lvmsync.jobs.replica.run import foresee, sync_volume
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.system.lvm import LogicalVolume
 
@@ -59,8 +59,10 @@ def push(
         minimal=options.get("minimal"),
         store=options.get("store"),
         chunk=options.get("chunk"),
-        orders={key: options[key] for key in ("no_undo", "snapback") if options.get(key)},
+        orders={key: options[key] for key in ("no_undo", "snapback", "pool_limit") if options.get(key)},
     )
+    if options.get("dry_run"):
+        return foresee(agent, volume, target, place, state, chosen)
     # Who is asked again after a broken line is the other side.
     return sync_volume(lambda: agent, volume, target, place, state, chosen, report, retries=0)
 

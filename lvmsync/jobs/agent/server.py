@@ -521,11 +521,13 @@ PUSH_OPTIONS: dict[str, Callable[[Any], bool]] = {
     "create": _is_flag,
     "full": _is_flag,
     "minimal": _is_flag,
+    "dry_run": _is_flag,
     "place": _is_word,
     "no_undo": _is_flag,
     "snapback": _is_word,
+    "pool_limit": _is_percent,
 }
 """What the side that pulls may say of how its copy is made: never a command.
 
-"place" is what names its target in our records, the same for every run; the last two are for its own receive.
+"place" is what names its target in our records, the same for every run; the last three are for its own receive.
 """
