@@ -5,6 +5,7 @@ By that note the first copy keeps no undo: there is nothing to go back to, and i
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from lvmsync.names import Volume
@@ -36,12 +37,12 @@ def create_volume(name: str, size: int, pool: str | None, state: Path) -> None:
 
 
 def create_file(path: str, size: int, state: Path) -> None:
-    """Make an image file, and note that it holds nothing.
+    """Make an image file, and note that it holds nothing; an empty one, as a crash in here leaves it, is taken.
 
     Raises:
         LvmsyncError: it is there already, or cannot be made.
     """
-    with open_target(path, create=True) as target:
+    with open_target(path, create=not _is_empty(path)) as target:
         try:
             target.resize(size)
             target.sync()
@@ -49,6 +50,14 @@ def create_file(path: str, size: int, state: Path) -> None:
         except BaseException:
             target.remove()
             raise
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        state = Path(path).lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(state.st_mode) and state.st_size == 0
 
 
 def _note(state: Path, name: str, fd: int, size: int) -> None:

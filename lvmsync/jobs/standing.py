@@ -111,6 +111,11 @@ class Standing:
     undo_free: int | None = None
     made: bool = False
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is a file without a byte of which nothing is known: as a crash leaves one that was being made."""
+        return self.kind == "file" and self.size == 0 and self.point is None and self.transaction is None
+
     def to_json(self) -> dict[str, Any]:
         """Return it as an object for JSON."""
         return asdict(self)

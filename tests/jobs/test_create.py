@@ -142,3 +142,18 @@ def test_a_file_that_cannot_be_noted_is_removed_again(tmp_path: Path) -> None:
         create_file(str(tmp_path / "made"), SIZE, tmp_path / "state")
 
     assert not (tmp_path / "made").exists()
+
+
+def test_an_empty_file_as_a_crash_leaves_it_is_taken_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    target.touch()
+    assert standing(str(target), tmp_path / "state").is_blank
+
+    create_file(str(target), SIZE, tmp_path / "state")
+
+    assert standing(str(target), tmp_path / "state").made
+    for content in (b"theirs", bytes(SIZE)):
+        target.write_bytes(content)
+        with pytest.raises(DeviceError, match="is there already"):
+            create_file(str(target), SIZE, tmp_path / "state")
+        assert target.read_bytes() == content

@@ -115,7 +115,7 @@ def choose(record: Record, kept: Sequence[Kept], standing: Standing, size: int, 
         ChangesLost: what changed since the target's state is not known any more.
     """
     wish = wish or Wish()
-    if not standing.exists:
+    if not standing.exists or (standing.is_blank and wish.create):
         return _choose_new(record, kept, standing, wish)
     _require_fit(record, standing, size)
     if standing.transaction:

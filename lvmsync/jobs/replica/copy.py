@@ -344,7 +344,7 @@ class Pass:
     def make_room(self) -> None:
         """Remove what the plan has no use for, and make the target where it is to be made."""
         self.notes += snapshots.remove(self.kept.pop(one.id) for one in self.plan.drop)
-        if not self.standing.exists:
+        if not self.standing.exists or self.standing.is_blank:
             self._agent.create(self.replica.target, self.volume.size, pool=self._options.thin_pool)
             self.standing = self._agent.standing(self.replica.target)  # what it is now
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lvmsync.errors import ConflictError, DeviceError, TransportError
+from lvmsync.jobs.create import create_file
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.replica.copy import PassOptions, PassResult, open_replica, run_pass
 from lvmsync.jobs.replica.record import Notebook, find_record
@@ -244,3 +245,14 @@ def test_a_full_copy_is_made_of_whatever_is_there(world: World) -> None:
 
     world.require_whole(result)
     assert result.kind == "first"
+
+
+def test_a_file_that_was_being_made_when_its_side_was_killed_is_made_by_the_next_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.target.touch()
+    with pytest.raises(DeviceError, match="too small"):
+        world.run(PassOptions(create=False))
+    monkeypatch.setattr(world.far, "create", lambda target, size, pool: create_file(target, size, world.far.state))
+
+    world.require_whole(world.run())
