@@ -20,7 +20,7 @@ from lvmsync.system import lvm
 from lvmsync.system.command import run_to_end
 from lvmsync.system.holds import run_folder
 from lvmsync.system.ledger import make_folders
-from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.lvm import Group, LogicalVolume
 from lvmsync.system.snapshot_advice import advise_snapshot, require_room, round_up
 from lvmsync.system.suspend import is_suspended
 
@@ -76,6 +76,7 @@ def take_snapshot(
     size: int | None = None,
     chunk: int | None = None,
     told: Sequence[LogicalVolume] | None = None,
+    group: Group | None = None,
 ) -> LogicalVolume:
     """Take a read-only snapshot of a volume, tagged as ours in the same step.
 
@@ -87,7 +88,8 @@ def take_snapshot(
         tags: besides `TAG`.
         size: bytes of a classic snapshot's store; None: as `advise_snapshot` says. LVM makes it no larger than needed.
         chunk: bytes that a classic snapshot keeps at a time, a power of two from 4 KiB to 512 KiB; None: advised.
-        told: what LVM told of the group just now; None: it is asked.
+        told: what LVM told of the group's volumes just now; None: it is asked.
+        group: what it told of the group itself; None: it is asked.
 
     Raises:
         UsageError: a name or tag that LVM does not take.
@@ -95,7 +97,7 @@ def take_snapshot(
         DeviceError: the volume group has too little room, or the volume is suspended.
         CommandError: lvcreate failed; nothing was made.
     """
-    argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk)
+    argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk, group=group)
     require_going_on(volume)
     return _create(argv, f"{volume.group}/{name}", {TAG, *tags}, told)
 
@@ -115,7 +117,13 @@ def require_going_on(volume: LogicalVolume) -> None:
 
 
 def snapshot_command(
-    volume: LogicalVolume, name: str, *, tags: Iterable[str], size: int | None = None, chunk: int | None = None
+    volume: LogicalVolume,
+    name: str,
+    *,
+    tags: Iterable[str],
+    size: int | None = None,
+    chunk: int | None = None,
+    group: Group | None = None,
 ) -> list[str]:
     """Return the command of `take_snapshot`; errors as there, and none of lvcreate's."""
     argv = ["lvcreate", "-y", "-s", "-pr", "-n", _checked(name, _NAME, "name")]
@@ -124,7 +132,7 @@ def snapshot_command(
     if volume.is_thin:
         return [*argv, "-ky", volume.full_name]
     if size is None or chunk is None:
-        advice = advise_snapshot(volume, size=size, chunk=chunk)
+        advice = advise_snapshot(volume, size=size, chunk=chunk, group=group)
         size, chunk = advice.size, advice.chunk
     return [*argv, "-c", f"{chunk}b", "-L", f"{round_up(size, 512)}b", volume.full_name]
 

@@ -39,7 +39,12 @@ class SnapshotAdvice:
 
 
 def advise_snapshot(
-    origin: lvm.LogicalVolume, *, expected: int | None = None, size: int | None = None, chunk: int | None = None
+    origin: lvm.LogicalVolume,
+    *,
+    expected: int | None = None,
+    size: int | None = None,
+    chunk: int | None = None,
+    group: lvm.Group | None = None,
 ) -> SnapshotAdvice:
     """Advise on the store of a classic snapshot of ``origin``, within what its volume group has free.
 
@@ -48,13 +53,14 @@ def advise_snapshot(
         expected: bytes that will be written to the origin while the snapshot is there; None: not known.
         size: bytes of the store, where the user has chosen; None: advised.
         chunk: bytes, where the user has chosen; None: advised.
+        group: what LVM told of its volume group just now; None: it is asked.
 
     Raises:
         UsageError: a chunk size that dm-snapshot does not take.
         DeviceError: the volume group has too little room.
         CommandError: vgs failed.
     """
-    free = lvm.read_group(origin.group).free
+    free = (group or lvm.read_group(origin.group)).free
     advice = advise(origin.size, free, expected=expected, size=size, chunk=chunk)
     if advice is None:
         needed = size or min(_least(origin.size, expected), whole_store(origin.size, chunk or MIN_CHUNK))

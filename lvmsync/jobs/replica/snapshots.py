@@ -15,7 +15,7 @@ from lvmsync.jobs.replica.choose import HOLDERS, POINT, Kept
 from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.fill import store_fill
-from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.lvm import Group, LogicalVolume
 from lvmsync.system.lvm_commands import is_ours, replica_tag, role_tag
 from lvmsync.system.snapshot_advice import advise_snapshot
 
@@ -167,14 +167,16 @@ def take_head(
         DeviceError: the volume group has too little room.
         CommandError: lvcreate failed; nothing was made.
     """
-    if store is None and not volume.is_thin:
-        store = choose_store(volume, chunk)
+    group: Group | None = None
+    if not volume.is_thin and (store is None or chunk is None):
+        group = lvm.read_group(volume.group)
+        store = choose_store(volume, chunk, group) if store is None else store
     return lvm_commands.take_snapshot(
-        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk, told=told
+        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk, told=told, group=group
     )
 
 
-def choose_store(volume: LogicalVolume, chunk: int | None = None) -> int | None:
+def choose_store(volume: LogicalVolume, chunk: int | None = None, group: Group | None = None) -> int | None:
     """Return how large the store of a new head is made, so that there is room for the next one; None: as advised.
 
     Base and head are there at the same time, so one takes half of what its volume group has free at the most.
@@ -182,15 +184,16 @@ def choose_store(volume: LogicalVolume, chunk: int | None = None) -> int | None:
     Args:
         volume: of which.
         chunk: bytes of its chunks; None: advised.
+        group: what LVM told of its volume group just now; None: it is asked.
 
     Raises:
         DeviceError: the volume group has too little room.
         CommandError: vgs failed.
     """
-    group = lvm.read_group(volume.group)
+    group = group or lvm.read_group(volume.group)
     half = group.free // 2 // group.extent_size * group.extent_size
     try:
-        if advise_snapshot(volume, chunk=chunk).size <= half:
+        if advise_snapshot(volume, chunk=chunk, group=group).size <= half:
             return None
     except DeviceError:
         if half < _LEAST:
