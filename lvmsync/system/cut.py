@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +50,18 @@ class Order:
 
 
 def cut_together(
-    orders: Sequence[Order], *, limit: float = LIMIT, tell_still: Callable[[float], None] = lambda seconds: None
+    orders: Sequence[Order],
+    *,
+    limit: float = LIMIT,
+    around: AbstractContextManager[object] | None = None,
+    tell_still: Callable[[float], None] = lambda seconds: None,
 ) -> list[LogicalVolume]:
     """Take snapshots of several volumes at one instant; file systems on them are frozen meanwhile, and so whole.
 
     Args:
         orders: one for each volume.
         limit: seconds that the volumes stand still at most.
+        around: entered right before they are suspended, and left when they go on: it freezes what lies on them.
         tell_still: told for how many seconds they did.
 
     Returns:
@@ -83,7 +89,7 @@ def cut_together(
                     run_to_end(command, timeout=lvm_commands.TIMEOUT)
             thin = [(order, _find(order), _pool_of(order)) for order in orders if order.volume.is_thin]
             began = time.monotonic()
-            with suspended(numbers, limit=limit):
+            with around or nullcontext(), suspended(numbers, limit=limit):
                 for order, snapshot, pool in thin:
                     dm.send_message(pool, f"delete {snapshot.thin_id}")
                     dm.send_message(pool, f"create_snap {snapshot.thin_id} {order.volume.thin_id}")

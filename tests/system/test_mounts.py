@@ -60,3 +60,7 @@ def test_mounts_above_a_device_are_found_through_what_lies_on_it(mountinfo: Path
 
     assert points == ["/", "/srv/part", "/srv/with space", "/again"]
     assert find_mounts_above((253, 9), mountinfo, tmp_path / "blocks") == []
+    own = [mount.point for mount in list_mounts(mountinfo) if mount.number == (254, 0)]
+    deeper = find_mounts_above((254, 0), mountinfo, tmp_path / "blocks", with_own=False)
+    assert own
+    assert [mount.point for mount in deeper] == [point for point in points if point not in own]

@@ -356,8 +356,13 @@ class _Run:
         ]
         looks = [look_at(one.volume) for one in passes]
         volumes = [one.volume for one in passes]
-        with self._quiet(volumes) as notes:
-            heads = cuts.cut_together(orders, limit=self._stillness.limit, tell_still=self._keep_still_seconds)
+        notes: list[str] = []
+        heads = cuts.cut_together(
+            orders,
+            limit=self._stillness.limit,
+            around=self._quiet(volumes, notes),
+            tell_still=self._keep_still_seconds,
+        )
         for one, head, look in zip(passes, heads, looks, strict=True):
             one.notes += notes
             one.adopt(head, look)
@@ -367,16 +372,16 @@ class _Run:
         self._still_seconds = seconds
 
     @contextmanager
-    def _quiet(self, volumes: Sequence[LogicalVolume]) -> Iterator[list[str]]:
-        """Freeze what the user wants frozen, for the time of the block; yield what he should know of that."""
-        still, notes = self._stillness, []
+    def _quiet(self, volumes: Sequence[LogicalVolume], notes: list[str]) -> Iterator[None]:
+        """Freeze what the user wants frozen, for the time of the block; note what he should know of that."""
+        still = self._stillness
         with ExitStack() as stack:
             if still.freeze_cmd and still.thaw_cmd:
                 env = {"LVMSYNC_GROUP": self._name, "LVMSYNC_VOLUMES": " ".join(one.full_name for one in volumes)}
                 stack.enter_context(quiesced(still.freeze_cmd, still.thaw_cmd, env=env, limit=still.limit))
             if still.freeze:
                 notes.append(stack.enter_context(snapshots.quiet(volumes, limit=still.limit)))
-            yield notes
+            yield
 
     def _choose_stores(self, passes: Sequence[Pass]) -> dict[str, tuple[int | None, int | None]]:
         """Return size and chunk of each member's store: those of one volume group share what that has free.

@@ -38,6 +38,8 @@ def amid(**values: Any) -> Standing:
 
 
 FULL = {"base": None, "intent": "full", "can_go_back": False}
+PREPARED = {"group": "abc", "phase": "prepared", "resumable": False}
+CUT = frozenset(["abc"])
 BROKEN = replace(BASE, trouble="it overflowed")
 SPOILT = replace(HEAD, trouble="it overflowed")
 
@@ -62,6 +64,14 @@ SPOILT = replace(HEAD, trouble="it overflowed")
         pytest.param(RECORD, [BACK], at("K"), Wish(), Plan(Kind.DELTA, base=BACK), id="a way back is gone"),
         pytest.param(
             USED, [BASE, HEAD], amid(), Wish(), Plan(Kind.RESUME, base=BASE, head=HEAD), id="a delta was cut"
+        ),
+        pytest.param(
+            USED, [OLD, BASE, HEAD], amid(**PREPARED), Wish(cuts=CUT),
+            Plan(Kind.PREPARED, base=BASE, head=HEAD, drop=(OLD,)), id="it waits for the others of its group",
+        ),
+        pytest.param(
+            USED, [BASE, HEAD], amid(group="abc"), Wish(cuts=CUT), Plan(Kind.RESUME, base=BASE, head=HEAD),
+            id="a delta of a group was cut",
         ),
         pytest.param(RECORD, [HEAD], amid(**FULL), Wish(), Plan(Kind.RESUME, head=HEAD), id="a first copy was cut"),
         pytest.param(
@@ -168,3 +178,20 @@ def test_a_volume_that_has_shrunk_is_refused_and_one_that_has_grown_is_not() -> 
         choose(USED, [BASE], at("B"), 4096)
     assert choose(USED, [replace(BASE, size=4096)], at("B"), SIZE).kind is Kind.DELTA
     assert choose(USED, [replace(BASE, size=None)], at("B"), SIZE).kind is Kind.DELTA
+
+
+def test_what_waits_for_its_group_and_has_lost_its_head_or_is_copied_anew_goes_back() -> None:
+    for kept, wish in (
+        ([BASE], Wish(cuts=CUT)),
+        ([BASE, SPOILT], Wish(cuts=CUT)),
+        ([BASE, HEAD], Wish(False, True, CUT)),
+    ):
+        assert choose(USED, kept, amid(**PREPARED), SIZE, wish).kind is Kind.ROLL_BACK
+    first = choose(USED, [HEAD], amid(**PREPARED, **FULL), SIZE, Wish(False, True, CUT))
+    assert (first.kind, first.restart) == (Kind.FIRST, True)
+
+
+def test_what_was_written_to_while_it_waited_for_its_group_is_not_committed() -> None:
+    spoilt = replace(amid(**PREPARED), written="yes")
+    with pytest.raises(ConflictError, match=r"while it waited to be committed with its group"):
+        choose(USED, [BASE, HEAD], spoilt, SIZE, Wish(cuts=CUT))
