@@ -15,12 +15,14 @@ from lvmsync.errors import UsageError
 from lvmsync.interfaces import Transport
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
+from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.outlet import Outlet
 from lvmsync.jobs.progress import Progress, Receipt, Report, ignore
 from lvmsync.names import Comparison, TargetName, Volume, parse_target
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.system.device import Device
-from lvmsync.system.identity import is_same_storage
+from lvmsync.system.identity import find_dm_uuid, is_same_storage
+from lvmsync.system.lvm import parse_dm_uuid
 from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT, Ssh, open_transport
 from lvmsync.transport.throttle import Limit, Throttled
 
@@ -185,15 +187,31 @@ class Delivery:
         """
         self._send(source, replace(self._orders, dry_run=True), require_base=require_base, report=ignore)
 
-    def _send(self, source: Source, orders: Orders, *, require_base: bool, report: Report | None = None) -> Receipt:
+    def refuse_itself(self, *names: str | None) -> None:
+        """Refuse a target that is what is read, wherever it is said to be.
+
+        Args:
+            names: paths of that; of volumes of LVM it is known of a target on another machine, too.
+
+        Raises:
+            UsageError: it is one of them.
+        """
+        paths = [name for name in names if name]
         if self.place.host is None:
             path = Volume(self.place.name).path
-            for name in (source.data.name if isinstance(source.data, Device) else None, source.origin):
-                if name and is_same_storage(name, path):
+            for name in paths:
+                if is_same_storage(name, path):
                     raise UsageError(
                         f"{name} and the target {path} are the same: the copy would be itself; name another target",
                         device=path,
                     )
+            return
+        known = [(parsed[0], name) for name in paths if (parsed := parse_dm_uuid(find_dm_uuid(name)))]
+        if known:
+            refuse_itself(known, self.agent.standing(self.place.name), str(self.place))
+
+    def _send(self, source: Source, orders: Orders, *, require_base: bool, report: Report | None = None) -> Receipt:
+        self.refuse_itself(source.data.name if isinstance(source.data, Device) else None, source.origin)
         wanted = {**orders.options(), "require_base": require_base}
         return self.agent.receive(self.place.name, source, self._options, report or self._report, orders=wanted)
 

@@ -34,7 +34,6 @@ from lvmsync.cli.options import (
 from lvmsync.cli.replica import Managing, find_managed
 from lvmsync.errors import UsageError
 from lvmsync.names import Volume, parse_source
-from lvmsync.system.identity import is_same_storage
 
 if TYPE_CHECKING:
     from lvmsync.jobs.replica.copy import PassOptions
@@ -161,10 +160,8 @@ def _options(stream: object, orders: Orders) -> PassOptions:
 def _require_other(source: str, delivery: Delivery) -> None:
     """Refuse to hold something against itself: it would be equal, and say nothing."""
     name = parse_source(source)
-    if isinstance(name, Volume) and delivery.place.host is None:
-        path = Volume(delivery.place.name).path
-        if is_same_storage(name.path, path):
-            raise UsageError(f"{source} and the target {path} are the same; name another target", device=path)
+    if isinstance(name, Volume):
+        delivery.refuse_itself(name.path)
 
 
 def _print_verdict(verdict: Verdict, *, as_json: bool, quiet: bool) -> None:

@@ -43,6 +43,16 @@ def identify(fd: int) -> dict[str, str]:
     return {"device number": f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"}
 
 
+def find_dm_uuid(path: str) -> str:
+    """Return what device mapper's maker calls the device at a path; empty of another device, or where none is."""
+    try:
+        state = Path(path).stat()
+        folder = Path(f"/sys/dev/block/{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}")
+        return (folder / "dm/uuid").read_text().strip() if stat.S_ISBLK(state.st_mode) else ""
+    except OSError:
+        return ""
+
+
 def boot_id(root: Path = Path("/")) -> str:
     """Return what names this boot of the machine.
 

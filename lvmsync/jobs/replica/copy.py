@@ -18,6 +18,7 @@ from typing import Any
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, PeerError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.progress import Progress, Receipt, Report
 from lvmsync.jobs.refine import minimize
 from lvmsync.jobs.replica import snapshots
@@ -203,10 +204,12 @@ def open_replica(
         is_dry: nothing is to be remembered.
 
     Raises:
+        UsageError: the target is the volume itself.
         ConflictError: another run works on it.
         FormatError: its record cannot be read.
     """
     standing = agent.standing(target)
+    refuse_itself([(volume.id, volume.full_name)], standing, place)
     found = snapshots.find_replica(volume, snapshots.points_of(standing))
     with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
         yield Replica(notebook, target, standing.transaction)
