@@ -40,6 +40,7 @@ for file in cow.1 snapshot.2 vda.map image.2 expected; do cp --sparse=always "$S
 cp --sparse=always "$SHARE/disk.img" "$SHARE/vda.img" /var/copies
 before=$(sha256sum < /dev/vg/snap)
 same_direct() { blockdev --flushbufs "$1" "$2"; cmp "$1" "$2"; }
+write_era() { dd if=/dev/urandom of=/dev/mapper/big-era bs=64k count=4 seek=99 oflag=direct status=none; }
 is_old() { [ "$(sha256sum < /dev/vg/copy)" = "$before" ] || { echo "copy is not old after: $1"; exit 1; }; }
 is_new() { cmp /dev/vg/data /dev/vg/copy || { echo "copy is not new after: $1"; exit 1; }; }
 """
@@ -49,7 +50,7 @@ _AFTER = {  # what must hold once an example has run
     "lvmsync vg/snap": "is_new",
     "lvmsync sync vg/": "is_new",
     "lvmsync sync compare:": "is_new",
-    "lvmsync sync era:": "same_direct /dev/vg/big /dev/vg/bigcopy",
+    "lvmsync sync era:": "same_direct /dev/vg/big /dev/vg/bigcopy; write_era",
     "lvmsync dattobd update": "cmp expected /var/copies/disk.img && true",
     "lvmsync sync blksnap:": "cmp image.2 /var/copies/vda.img && true",
     "lvmsync sync tvg/": "cmp /dev/tvg/data /dev/vg/thincopy && true",
@@ -83,23 +84,45 @@ def make_files(share: Path) -> None:
     (share / "expected").write_bytes(expected)
 
 
-def test_every_example_of_the_readme_works(lab: Lab) -> None:
+VOLUMES = "Copy a volume that is in use"
+"""The section whose examples have sites of their own, so that both may run side by side."""
+
+
+def examples(readme: str) -> list[str]:
+    """Return the lines of all examples in a part of the README."""
+    return [line for example in re.findall(r"^```sh\n(.*?)^```$", readme, re.M | re.S) for line in example.splitlines()]
+
+
+def sections() -> tuple[str, str]:
+    """Return the README without the section about volumes in use, and that section."""
     readme = (guest.ROOT / "README.md").read_text()
-    examples = re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    lines = [line for example in examples for line in example.splitlines()]
-    assert len(lines) >= 12
-    script = [_SETUP]
-    checked = 0
+    before, heading, rest = readme.partition(f"## {VOLUMES}\n")
+    assert heading
+    section, heading, after = rest.partition("\n## ")
+    assert heading
+    return before + after, section
+
+
+def checked(lines: list[str], checks: dict[str, str]) -> list[str]:
+    """Return the lines with what must hold behind them; each check is used."""
+    script = []
+    used = set()
     for line in lines:
         script.append(line)
-        for start, check in _AFTER.items():
+        for start, check in checks.items():
             if f"{line}\n".startswith(start) and "--dry-run" not in line:
                 script.append(f"{check} '{line.split(' --')[0]}'")
-                checked += 1
-    assert checked >= len(_AFTER)
-    script.append('cp changes.json changes.svg "$SHARE/"')
+                used.add(start)
+    assert used == set(checks)
+    return script
+
+
+def test_every_example_of_the_readme_works(lab: Lab) -> None:
+    lines = examples(sections()[0])
+    assert len(lines) >= 12
     lab.share.mkdir(exist_ok=True)
     make_files(lab.share)
+    script = [_SETUP, *checked(lines, _AFTER), 'cp changes.json changes.svg "$SHARE/"']
     lab.run("\n".join(script), disks=[lab.disk(size=128 << 20), lab.disk("thin", 128 << 20)])
     changes = json.loads((lab.share / "changes.json").read_text())
     assert changes["extents"] == [[17 * 65536, 9 * 65536]]
