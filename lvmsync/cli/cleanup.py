@@ -136,6 +136,8 @@ def _offer(one: Found) -> str:
         return "; 'lvmsync cleanup --remove' removes it"
     if one.replica and one.role != "back":
         return f"; 'lvmsync cleanup --replica {one.replica}' gives the copy up"
+    if one.replica and not one.target:
+        return f"; 'lvmsync cleanup --replica {one.replica}' removes it, and then there is no way back"
     return ""
 
 

@@ -55,8 +55,11 @@ def role_tag(role: str) -> str:
 
 
 def is_ours(volume: LogicalVolume) -> bool:
-    """Tell whether a volume is a snapshot with our tag."""
-    return TAG in volume.tags and "snapshot" in volume.role
+    """Tell whether a volume is a snapshot with our tag, and read-only as ours are: tags are copied easily.
+
+    One of ours that somebody made writable may hold anything since, so it is of no use to us either.
+    """
+    return TAG in volume.tags and "snapshot" in volume.role and volume.attr[1:2] != "w"
 
 
 def list_ours(group: str | None = None) -> list[LogicalVolume]:
@@ -146,7 +149,7 @@ def remove_snapshot(volume: LogicalVolume) -> None:
     """
     if not is_ours(volume):
         raise ConflictError(
-            f"{volume.full_name} is not a snapshot with the tag '{TAG}', so lvmsync does not remove it",
+            f"{volume.full_name} is not a read-only snapshot with the tag '{TAG}', so lvmsync does not remove it",
             device=volume.full_name,
         )
     _remove(volume, TAG)

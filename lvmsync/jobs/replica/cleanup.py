@@ -6,7 +6,7 @@ knows is shown, and removed only with its whole replica, when its user says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def find_snapshots(state: Path) -> list[Found]:
         replica = snapshots.replica_of(one) or ""
         record = records.get(replica)
         is_running = bool(replica) and is_busy(state, replica)
-        text, is_spare = _judge(one, record, has_source=one.origin_id in names, is_running=is_running)
+        text, is_spare = _judge(one, record, names, is_running=is_running)
         found.append(
             Found(
                 one,
@@ -76,8 +76,10 @@ def find_snapshots(state: Path) -> list[Found]:
     return found
 
 
-def _judge(volume: LogicalVolume, record: Record | None, *, has_source: bool, is_running: bool) -> tuple[str, bool]:
-    """Return what is to be said of a snapshot, and whether nothing needs it."""
+def _judge(
+    volume: LogicalVolume, record: Record | None, volumes: Mapping[str, str], *, is_running: bool
+) -> tuple[str, bool]:
+    """Return what is to be said of a snapshot, and whether nothing needs it; ``volumes`` are all there are, by id."""
     role = snapshots.role_of(volume)
     if is_running:
         return "a run works with it now", False
@@ -87,15 +89,17 @@ def _judge(volume: LogicalVolume, record: Record | None, *, has_source: bool, is
         return "kept for the way back of a migration", False
     if record is None:
         return "no record on this machine knows its replica; the target may still need it", False
-    if not has_source:
+    if volume.origin_id not in volumes:
         return "the volume that it is a snapshot of is gone", True
+    if volume.origin_id != record.source_id:
+        return "of another volume than its replica, so somebody else's with copied tags", False
     if volume.id == record.base:
         return "what the copy holds; the next delta starts from it", False
     if volume.id == record.head:
         return "was being sent; the next run goes on with it, or removes it", False
     if role == "head":
         return "taken by a run that ended before it was sent", True
-    if record.base is None:
+    if record.base not in volumes:  # a record that was restored from a backup may name one of long ago
         return "no longer known; the copy may hold it", False
     return "an older base, which a newer one has replaced", True
 
@@ -119,8 +123,8 @@ def give_up(state: Path, replica: str) -> list[Found]:
         UsageError: nothing on this machine has this id.
         ConflictError: a run works on it now, or a snapshot could not be removed.
     """
-    found = [one for one in find_snapshots(state) if one.replica == replica and one.role != "back"]
     record = next((one for one in list_records(state) if one.id == replica), None)
+    found = [one for one in find_snapshots(state) if one.replica == replica and _is_of(one, record)]
     if not found and record is None:
         raise UsageError(f"there is no replica '{replica}' here: 'lvmsync cleanup' lists them")
     if record is None:
@@ -130,6 +134,13 @@ def give_up(state: Path, replica: str) -> list[Found]:
         _remove_all(found)
         notebook.forget()
     return found
+
+
+def _is_of(one: Found, record: Record | None) -> bool:
+    """Tell whether a snapshot goes when its replica is given up; for the way back of a migration there is no record."""
+    if record is None:
+        return True
+    return one.role != "back" and (not one.source or one.volume.origin_id == record.source_id)
 
 
 def _remove_all(found: Sequence[Found]) -> None:

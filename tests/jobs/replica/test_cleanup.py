@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,43 @@ def test_a_replica_that_is_given_up_leaves_nothing_but_the_way_back(world: World
     assert [one.id for one in world.machine.ours()] == [back.id, other.id]
     assert list_records(world.state) == []
     assert [one.volume.id for one in give_up(world.state, "f" * 16)] == [other.id]
+
+
+def test_what_was_kept_for_the_way_back_is_removed_when_its_user_says_so(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
+    monkeypatch.setattr("shutil.which", lambda _: "/sbin/lvs")
+    monkeypatch.setattr(holds, "list_holds", list)
+    world.snapshot("back")  # on a target's machine there is no record of the replica
+    assert world.spare() == []
+    assert run(["cleanup", "--state", str(world.state)]) == 0
+    assert f"'lvmsync cleanup --replica {ID}' removes it" in capsys.readouterr().out
+    assert len(give_up(world.state, ID)) == 1
+    assert world.machine.ours() == []
+
+
+def test_snapshots_of_others_with_copied_tags_are_left_alone(world: World) -> None:
+    base = world.snapshot("base")
+    writable, of_base = world.snapshot("base"), world.snapshot("base")
+    world.machine.volumes[writable.id] = replace(writable, attr="Vwi-a-tz--")
+    world.machine.volumes[of_base.id] = replace(of_base, origin=base.name, origin_id=base.id)
+    world.remember(base)
+
+    assert [one.volume.id for one in find_snapshots(world.state)] == [base.id, of_base.id]
+    assert world.spare() == []
+    assert "somebody else's with copied tags" in world.find(of_base).state
+    assert [one.volume.id for one in give_up(world.state, ID)] == [base.id]
+    assert {writable.id, of_base.id} <= set(world.machine.volumes)
+
+
+def test_a_record_of_long_ago_makes_no_base_spare(world: World) -> None:
+    gone, base = world.snapshot("base"), world.snapshot("base")
+    world.remember(gone)
+    del world.machine.volumes[gone.id]
+
+    assert world.spare() == []
+    assert "the copy may hold it" in world.find(base).state
 
 
 def test_giving_up_what_is_not_there_is_an_error(world: World) -> None:
