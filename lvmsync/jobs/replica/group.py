@@ -240,8 +240,9 @@ class _Run:
             if self._go_forward(begun, points):
                 continue
             options = replace(self._options, cuts=frozenset(begun))
+            told = lvm.list_volumes()
             passes = [
-                Pass(replica, self._agent, options, self._tell, self._notes[replica.id])
+                Pass(replica, self._agent, options, self._tell, self._notes[replica.id], told)
                 for replica in self._replicas.values()
             ]
             cut = next(iter(begun)) if len(begun) == 1 else None
