@@ -152,6 +152,10 @@ class Agent:
         """Make a snapshot of a target for the way back, tagged as the replica's; return its "name" and "id"."""
         return self.ask("snapshot", target=target, replica=replica)
 
+    def drop_snapshot(self, target: str, replica: str) -> None:
+        """Remove the snapshots that `snapshot` has made of a target for a replica, if there are any."""
+        self.ask("snapshot", target=target, replica=replica, drop=True)
+
     def pull(
         self, source: str, target: str, options: Mapping[str, Any], policy: Policy, state: Path, report: Report
     ) -> Receipt:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync import __version__
-from lvmsync.errors import LvmsyncError, StreamError, TransportError, UsageError
+from lvmsync.errors import ConflictError, LvmsyncError, StreamError, TransportError, UsageError
 from lvmsync.interfaces import Transport
 from lvmsync.jobs.agent.policy import Place, Policy
 from lvmsync.jobs.agent.protocol import (
@@ -226,7 +226,7 @@ class Session:
         return asdict(receipt)
 
     def _snapshot(self, request: Request) -> dict[str, Any]:
-        asked = _take(request, target=_is_word, replica=is_group)
+        asked = _take(request, target=_is_word, replica=is_group, drop=_is_flag)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_snapshot, "makes no snapshots", "--allow-snapshot")
         if not place.is_volume:
@@ -239,6 +239,13 @@ class Session:
 
         told = lvm.list_volumes(place.name.split("/")[0])
         volume = snapshots.find_source(place.name, told)
+        if asked["drop"]:
+            old = [
+                one for one in snapshots.list_kept(volume, asked["replica"], told) if snapshots.role_of(one) == "back"
+            ]
+            if left := snapshots.remove(old):
+                raise ConflictError("; ".join(left), device=volume.full_name)
+            return {}
         made = take_snapshot(
             volume,
             f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{asked['replica'][:8]}",

@@ -6,11 +6,12 @@
     pass       what changed since the last pass          fails or takes too long: the same
     verify     what it has brought is read back          fails: the same
     back       a snapshot of the target, as it is now    fails: the same
-    start      the target's user is started              it says that it failed: the same
-                                                         it is not known: nothing is started anywhere
+    start      the target's user is started              it failed, and the target is not used: the same
+                                                         else, or not known: nothing is started anywhere
 
 The last line is the one where both sides could come to be used at once. So its line is the journal's, before it is
-taken, and after it only a start command that has ended with an error lets the source run again.
+taken, and after it only a start command that has ended with an error lets the source run again, and only if it has
+not got as far as to use the target: a mount that worked before a service that did not.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class CutOver:
         """How long each part took, as far as it got."""
         self._since = budget.began
         self._may_be_fenced = False
+        self._has_way_back = False
 
     def run(self) -> Cut:
         """Stop, send what is left, and start; see the table above.
@@ -108,6 +110,7 @@ class CutOver:
         move, journal = self._move, self._journal
         try:
             carried = self._move_over()
+            self._has_way_back = move.keep_way_back is not None
             way_back = move.keep_way_back() if move.keep_way_back else None
             if move.seal:
                 self._may_be_fenced = True
@@ -193,13 +196,30 @@ class CutOver:
             raise lost
         if ended.status:
             failed = CommandError(f"the start command failed with status {ended.status}: {ended.words or 'no reason'}")
-            failed.add_note(
-                f"{move.target} is whole; if the command got far enough to write to it, run 'lvmsync repair' or let the"
-                " next run tell"
-            )
-            self._bring_back(failed)
+            self._settle(failed)
             raise failed
         return True
+
+    def _settle(self, failed: CommandError) -> None:
+        """Let the source run again after a start command that failed, unless that has got as far as to use the target.
+
+        Raises:
+            BaseException: it was called off meanwhile; nothing is started.
+        """
+        move = self._move
+        try:
+            use = move.find_target_use()
+        except LvmsyncError as error:
+            use = f"its machine cannot be asked: {error}"
+        except BaseException as error:
+            self._leave(error)
+            raise
+        if use:
+            failed.add_note(f"{move.target}: {use}")
+            self._leave(failed)
+            return
+        failed.add_note(f"{move.target} is whole; if the command wrote to it, the next run tells")
+        self._bring_back(failed)
 
     def _mark(self, part: str) -> None:
         """Note how long a part took, which ends now."""
@@ -224,6 +244,11 @@ class CutOver:
                 self._journal.enter(state.PASSES, is_fenced=False)
             except LvmsyncError as unwritten:
                 error.add_note(str(unwritten))
+        if self._has_way_back:
+            try:
+                self._move.drop_way_back()
+            except LvmsyncError as kept:
+                error.add_note(f"the snapshot for the way back may be left; the next migration removes it ({kept})")
 
 
 def bring_back(move: Move, error: BaseException, *, is_fenced: bool) -> bool:

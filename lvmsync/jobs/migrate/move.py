@@ -77,7 +77,9 @@ class Move:
         verify_whole: compares the whole target with the last pass's snapshot.
         verify_last: compares on the target what the last pass has changed.
         keep_way_back: makes what ``migrate --back`` needs; returns what it is called.
+        drop_way_back: removes that again.
         start: starts the user on the target's side; raises LvmsyncError only if that was certainly not begun.
+        find_target_use: says why the target may be in use or written to after a start that failed, or None.
         seal: takes the source away altogether, right before the start; ``unfence`` undoes that, too.
         finish: tidies up on the source's side when the target is in use; returns what the user should know.
         how_to_stop, how_to_restart, how_to_start: the commands in words, empty where there is none.
@@ -99,6 +101,8 @@ class Move:
     verify_whole: Callable[[Report], None] | None = None
     verify_last: Callable[[], None] | None = None
     keep_way_back: Callable[[], str] | None = None
+    drop_way_back: Callable[[], None] = lambda: None
+    find_target_use: Callable[[], str | None] = lambda: None
     seal: Callable[[], None] | None = None
     start: Callable[[], Ended] | None = None
     finish: Callable[[Cut], list[str]] = lambda _: []

@@ -15,6 +15,7 @@ from lvmsync.jobs.leaves import compare_device
 from lvmsync.jobs.migrate.back import RETRIES, may_pass, remember_way_back, unfence
 from lvmsync.jobs.migrate.move import Carried, Cut, Move
 from lvmsync.jobs.migrate.state import Note
+from lvmsync.jobs.migrate.unused import find_use
 from lvmsync.jobs.migrate.users import Users
 from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.replica import snapshots
@@ -127,6 +128,8 @@ class _Steps:
             verify_whole=self._verify_whole if job.verify else None,
             verify_last=self._verify_last if job.verify else None,
             keep_way_back=self._keep_way_back if job.way_back and self._is_volume() else None,
+            drop_way_back=self._drop_way_back,
+            find_target_use=lambda: find_use(lambda: self._connect().standing(job.target)),
             seal=(lambda: set_active(job.volume, is_active=False)) if job.fence == "deactivate" else None,
             start=users.start,
             finish=self._finish,
@@ -170,6 +173,8 @@ class _Steps:
         """Make sure of everything that the downtime needs; return how long the snapshot of the target will take."""
         self._job.users.ready()
         self._connect()
+        if self._job.way_back and self._is_volume():
+            self._drop_way_back()  # of an earlier migration, which would be in the way in the downtime
         took = self._last.seconds.get("snapshot", 0.0) if self._last else 0.0
         return took if self._job.way_back and self._is_volume() else 0.0
 
@@ -235,6 +240,10 @@ class _Steps:
         if self._job.fence == "deactivate":  # later there is no device to look at
             self._remember_way_back()
         return str(made["name"])
+
+    def _drop_way_back(self) -> None:
+        """Remove the snapshots of the target that were kept for a way back."""
+        self._connect().drop_snapshot(self._job.target, self._replica.id)
 
     def _remember_way_back(self) -> None:
         remember_way_back(self._job.volume, self._way_back, self._job.state)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lvmsync.errors import CommandError, ConflictError, DeviceError, LvmsyncError, TransportError, VerifyError
-from lvmsync.jobs.migrate import state
+from lvmsync.jobs.migrate import state, unused
 from lvmsync.jobs.migrate.drive import migrate
 from lvmsync.jobs.migrate.move import Carried, Ended, Move, Options, Outcome, Status
 from lvmsync.jobs.migrate.state import Journal, Note, list_cut_off, open_journal
 from lvmsync.jobs.progress import Report
+from lvmsync.jobs.standing import Standing
 from tests.jobs.migrate.world import World, broken
 
 NOTE = Note("vg/lv", "x" * 64, "far:vg/lv", restart="restart-it")
@@ -148,6 +150,46 @@ def test_a_start_that_failed_lets_the_source_run_again(journal: Journal) -> None
     assert world.runs_here
     assert world.is_writable
     assert "the source was started again" in notes(caught.value)
+
+
+def test_a_start_that_failed_after_it_had_begun_to_use_the_target_starts_nothing_else(journal: Journal) -> None:
+    for fails, words in (
+        ({}, "far:vg/lv: it is mounted"),
+        ({"look there": TransportError("the line is dead")}, "its machine cannot be asked: the line is dead"),
+        ({"look there": KeyboardInterrupt()}, "the target may be in use now"),
+    ):
+        world = World(start_ends=Ended(1, "no database"), target_use="it is mounted", fails=dict(fails))
+        with pytest.raises((CommandError, KeyboardInterrupt)) as caught:
+            run(world.move(), journal)
+        assert not world.runs_here
+        assert not world.is_writable
+        assert "restart" not in world.done
+        assert "drop" not in world.done
+        assert words in notes(caught.value)
+        assert "--finish vg/lv far:vg/lv" in notes(caught.value)
+        assert journal.note.step == state.STARTING
+
+
+def test_the_way_back_of_a_migration_that_failed_is_not_kept(journal: Journal) -> None:
+    world = World(start_ends=Ended(3, "no such guest"))
+    with pytest.raises(CommandError) as caught:
+        run(world.move(), journal)
+    assert world.done[-1] == "drop"
+    assert world.done.index("restart") < world.done.index("drop")
+    world = World(start_ends=Ended(3), fails={"drop": broken("the line is dead")})
+    with pytest.raises(CommandError) as caught:
+        run(world.move(), journal)
+    assert "may be left; the next migration removes it (the line is dead)" in notes(caught.value)
+
+
+def test_a_use_of_the_target_that_passes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unused, "_PAUSE", 0)
+    base = Standing("vg/lv", "1", "now", exists=True, written="no")
+    looks = [replace(base, in_use="udev"), base]
+    assert unused.find_use(lambda: looks.pop(0)) is None
+    assert unused.find_use(lambda: replace(base, in_use="mounted")) == "mounted"
+    assert unused.find_use(lambda: replace(base, written="yes")) == "it was written to"
+    assert unused.find_use(lambda: replace(base, written="unknown")) is None
 
 
 @pytest.mark.parametrize("is_raised", [True, False])

@@ -33,6 +33,7 @@ class World:
     user: str | None = None
     writes: int = 0
     start_ends: Ended = field(default_factory=lambda: Ended(0))
+    target_use: str | None = None
     now: float = 1000.0
     runs_here: bool = True
     runs_there: bool = False
@@ -117,6 +118,13 @@ class World:
         self.do("back")
         return "vg/back"
 
+    def drop_way_back(self) -> None:
+        self.do("drop")
+
+    def find_target_use(self) -> str | None:
+        self.do("look there")
+        return self.target_use
+
     def finish(self, cut: Cut) -> list[str]:
         self.do("finish")
         return [f"finished after {cut.downtime:.0f} s"]
@@ -143,6 +151,8 @@ class World:
             verify_whole=self.verify_whole if verify else None,
             verify_last=self.verify_last if verify else None,
             keep_way_back=self.keep_way_back,
+            drop_way_back=self.drop_way_back,
+            find_target_use=self.find_target_use,
             start=self.start if start else None,
             finish=self.finish,
             how_to_stop="stop-it",
