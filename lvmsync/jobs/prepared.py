@@ -75,7 +75,7 @@ def abort_group(targets: Sequence[str], state: Path, group: str, report: Report)
             if note.phase == "prepared":
                 settle(target, ledger, state, report)
             elif can_go_back(note):
-                go_back(target, ledger, report, is_proved=_was_written(target, ledger) == "no")
+                _bring_back(target, ledger, report)
 
 
 def list_members(state: Path, group: str) -> list[str]:
@@ -121,7 +121,7 @@ def settle(target: BlockTarget, ledger: Ledger, state: Path, report: Report) -> 
             remove_file(_group_file(state, note.group))
         return True
     if can_go_back(note):
-        go_back(target, ledger, report, is_proved=_was_written(target, ledger) == "no")
+        _bring_back(target, ledger, report)
         return False
     ledger.write(transaction=replace(note, phase="applying"))
     return None
@@ -145,6 +145,14 @@ def is_committed(state: Path, group: str) -> bool:
 def _claim(stack: ExitStack, path: str, state: Path) -> tuple[BlockTarget, Ledger]:
     target = stack.enter_context(open_target(path))
     return target, stack.enter_context(open_ledger(state, target.canonical, target.identity, target.size))
+
+
+def _bring_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:
+    """Undo what is open; that somebody else wrote to the target meanwhile shows after that as well."""
+    before, written = ledger.record.seen, _was_written(target, ledger)
+    go_back(target, ledger, report, is_proved=written == "no")
+    if written == "yes":
+        ledger.write(seen=before)
 
 
 def _was_written(target: BlockTarget, ledger: Ledger) -> seen.Written:
