@@ -22,6 +22,7 @@ from pathlib import Path
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.doctor.volumes import check_before
+from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.progress import GroupReceipt, Progress, Receipt, Report, Stopwatch
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.choose import POINT, Kind
@@ -29,6 +30,7 @@ from lvmsync.jobs.replica.copy import Pass, PassOptions, Replica, look_at, open_
 from lvmsync.jobs.replica.record import list_records
 from lvmsync.jobs.replica.run import RETRIES, WAIT, foresee, is_of_line, retried
 from lvmsync.jobs.replica.watch import watch_fill
+from lvmsync.jobs.standing import Standing
 from lvmsync.system import cut as cuts
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.fill_watch import FillWatch
@@ -136,6 +138,9 @@ def foresee_group(
         LvmsyncError: it would refuse.
     """
     stands = [agent.standing(one.target) for one in members]
+    sources = [(one.volume.id, one.volume.full_name) for one in members]
+    for one, stand in zip(members, stands, strict=True):
+        refuse_itself(sources, stand, one.place)
     begun = {one.transaction.group for one in stands if one.transaction and one.transaction.group}
     options = replace(options, cuts=frozenset(begun | {""}))
     found = [foresee(agent, one.volume, one.target, one.place, state, options) for one in members]
@@ -232,6 +237,7 @@ class _Run:
         """
         for _ in range(_MOST_STEPS):
             stands = {replica.target: self._agent.standing(replica.target) for replica in self._replicas.values()}
+            self._refuse_itself(stands)
             begun: dict[str, list[str]] = {}
             for target, stand in stands.items():
                 if stand.transaction and stand.transaction.group:
@@ -255,6 +261,13 @@ class _Run:
             if all(ready):
                 return passes, None
         raise ConflictError(f"group '{self._name}' does not come to rest: does something else work on its targets?")
+
+    def _refuse_itself(self, stands: dict[str, Standing]) -> None:
+        """Refuse a target that is one of the members."""
+        records = [replica.notebook.record for replica in self._replicas.values()]
+        sources = [(record.source_id, record.source) for record in records]
+        for replica in self._replicas.values():
+            refuse_itself(sources, stands[replica.target], replica.notebook.record.target)
 
     def _go_forward(self, begun: dict[str, list[str]], points: set[str]) -> bool:
         """Bring the rest of a cut forward of which one target is at its head already: its commit point was passed."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError, UsageError
 from lvmsync.jobs.progress import GroupReceipt, Receipt, ignore
 from lvmsync.jobs.recover import recover
 from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
@@ -346,3 +347,21 @@ def test_a_dry_run_tells_and_changes_nothing(world: World) -> None:
     assert world.machine.steps == []
     with pytest.raises(LvmsyncError, match="there is no target"):
         foresee_group("db", as_agent(world.far), [world.member("a")], world.state, PassOptions())
+
+
+def test_a_target_that_is_another_member_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    standing_of = world.far.standing
+    other = {"dm uuid": f"LVM-{world.volumes['a'].id}"}
+    monkeypatch.setattr(
+        world.far,
+        "standing",
+        lambda target: replace(standing_of(target), identity=other if target.endswith("b") else None),
+    )
+    world.machine.steps.clear()
+    members = [world.member(name) for name in NAMES]
+    with pytest.raises(UsageError, match=r"host:vg2/b and vg/a are the same volume"):
+        world.run()
+    with pytest.raises(UsageError, match=r"host:vg2/b and vg/a are the same volume"):
+        foresee_group("db", as_agent(world.far), members, world.state, PassOptions())
+    assert world.machine.steps == []
