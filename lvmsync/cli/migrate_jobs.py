@@ -17,7 +17,7 @@ from lvmsync.jobs.migrate.cutover import refuse_leftover
 from lvmsync.jobs.migrate.drive import migrate
 from lvmsync.jobs.migrate.move import Move, Options, Outcome, Tell
 from lvmsync.jobs.migrate.settle import abort, finish
-from lvmsync.jobs.migrate.state import Journal, Note, open_journal
+from lvmsync.jobs.migrate.state import Journal, Note, only_migration, open_journal, refuse_others
 from lvmsync.jobs.migrate.users import Users, by_commands, by_libvirt, far_command, local_command, require_success
 from lvmsync.jobs.migrate.warm import Connect, WarmCommand
 from lvmsync.jobs.progress import Receipt, ignore
@@ -261,6 +261,7 @@ def settle(
     near, far = volume.full_name, str(place)
     key = Note(far, volume.id, near, is_back=True) if is_back else Note(near, volume.id, far)
     with ExitStack() as stack:
+        stack.enter_context(only_migration(state_folder(state), key))
         journal = stack.enter_context(open_journal(state_folder(state), key))
         note = journal.before
         if note is None:
@@ -287,7 +288,10 @@ def settle(
 
 
 def _open(stack: ExitStack, state: str | None, note: Note) -> Journal:
-    journal = stack.enter_context(open_journal(state_folder(state), note))
+    folder = state_folder(state)
+    stack.enter_context(only_migration(folder, note))
+    refuse_others(folder, note)
+    journal = stack.enter_context(open_journal(folder, note))
     if journal.before and journal.before.has_stopped:
         refuse_leftover(journal.before)
     return journal

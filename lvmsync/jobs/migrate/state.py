@@ -147,6 +147,45 @@ def open_journal(state: Path, note: Note) -> Iterator[Journal]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def only_migration(state: Path, note: Note) -> Iterator[None]:
+    """Hold off every other migration of the same volume, whatever its target is called, for the time of the block.
+
+    Args:
+        state: the state folder.
+        note: of the migration that begins, or is settled.
+
+    Raises:
+        ConflictError: one is running.
+    """
+    lock = open_lock(state / "migrations" / file_name(f"volume {note.volume_id}"), state)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            name = note.target if note.is_back else note.source
+            raise ConflictError(f"{name} is being migrated by another lvmsync; wait for it to end") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def refuse_others(state: Path, note: Note) -> None:
+    """Refuse a volume of which another migration was cut off in its downtime: two users could be started.
+
+    Args:
+        state: the state folder.
+        note: of the migration that begins, under `only_migration`.
+
+    Raises:
+        ConflictError: there is one.
+        FormatError: its journal cannot be read.
+    """
+    for other in list_cut_off(state):
+        if other.volume_id == note.volume_id and other.has_stopped:
+            raise ConflictError(describe(other), device=other.source)
+
+
 def list_cut_off(state: Path) -> list[Note]:
     """Return the journals of migrations that do not run any more; nothing is changed.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.leaves import compare_device
 from lvmsync.jobs.migrate.back import RETRIES, may_pass, remember_way_back, unfence
@@ -86,6 +86,13 @@ def open_move(job: Job) -> Iterator[Move]:
     if job.volume.number is None:
         raise DeviceError(
             f"{job.volume.full_name} is not active; run 'lvchange -ay {job.volume.full_name}'",
+            device=job.volume.full_name,
+        )
+    if job.volume.attr[1:2] == "r" and job.fence != "none":
+        raise ConflictError(
+            f"{job.volume.full_name} is read-only: it was migrated already, and is used elsewhere, or was made so by"
+            f" somebody. 'lvmsync migrate --back' brings it home; if it is the newest, 'lvchange -prw"
+            f" {job.volume.full_name}' makes it writable",
             device=job.volume.full_name,
         )
     agent = job.connect()

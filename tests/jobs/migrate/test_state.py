@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lvmsync.errors import ConflictError, FormatError
 from lvmsync.jobs.migrate import state
-from lvmsync.jobs.migrate.state import Note, describe, list_cut_off, open_journal
+from lvmsync.jobs.migrate.state import Note, describe, list_cut_off, only_migration, open_journal, refuse_others
 
 NOTE = Note("vg/lv", "x" * 64, "far:vg/lv", restart="systemctl start it")
 
@@ -77,3 +78,21 @@ def test_a_domain_is_started_by_virsh_and_without_any_command_nothing_is_promise
     assert "tells how to start it again" in describe(plain)
     domain = Note("vg/lv", "x", "far:vg/lv", step=state.STOPPED, times={state.STOPPED: "then"}, domain="guest")
     assert "virsh start guest" in describe(domain)
+
+
+def test_another_migration_of_the_same_volume_is_held_off_whatever_its_target_is_called(tmp_path: Path) -> None:
+    other, elsewhere = replace(NOTE, target="root@far:/dev/vg/lv"), replace(NOTE, volume_id="y" * 64)
+    with only_migration(tmp_path, NOTE):
+        with pytest.raises(ConflictError, match="vg/lv is being migrated by another lvmsync"):
+            only_migration(tmp_path, other).__enter__()
+        with only_migration(tmp_path, elsewhere):
+            refuse_others(tmp_path, elsewhere)
+        with open_journal(tmp_path, NOTE) as journal:
+            journal.enter(state.PASSES)
+    with only_migration(tmp_path, other):
+        refuse_others(tmp_path, other)  # the other one had stopped nothing
+        with open_journal(tmp_path, NOTE) as journal:
+            journal.enter(state.STOPPING)
+        with pytest.raises(ConflictError, match=f"--abort {NOTE.words}"):
+            refuse_others(tmp_path, other)
+        refuse_others(tmp_path, elsewhere)

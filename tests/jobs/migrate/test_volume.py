@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lvmsync.errors import DeviceError, TransportError
+from lvmsync.errors import ConflictError, DeviceError, TransportError
 from lvmsync.jobs.migrate import back, volume
 from lvmsync.jobs.migrate.drive import migrate
 from lvmsync.jobs.migrate.move import Ended, Options, Outcome
@@ -144,3 +144,11 @@ def test_a_last_pass_that_would_take_too_long_is_called_off_and_leaves_the_sourc
     assert "stopped 1 times" in "; ".join(caught.value.__notes__)
     (base,) = world.machine.ours()
     assert "lvmsync.role=base" in base.tags
+
+
+def test_a_source_that_is_read_only_was_migrated_already(world: World) -> None:
+    world.source = replace(world.source, attr="Vri-a-tz--")
+    with pytest.raises(ConflictError, match="vg/lv is read-only: it was migrated already"):
+        world.run()
+    assert world.done == []
+    assert world.machine.ours() == []
