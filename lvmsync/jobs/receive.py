@@ -22,7 +22,7 @@ from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
 
 _AHEAD = 6  # frames that are read and checked while others are written
-_RESUMABLE_AHEAD = 2  # the same where a killed receiver would have to be sent them again
+_RESUMABLE_AHEAD = 1  # the same where a killed receiver would have to be sent them again
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Sender:
     def _send_changes(self) -> None:
         total = self._source.changes.total_bytes
         is_resumable = self._options.resumable
-        batch = batch_for(total) if is_resumable else BATCH
+        batch = batch_for(total, is_resumed=self._resume is not None) if is_resumable else BATCH
         distance = mark_distance(total) if is_resumable else MARK_EVERY
         marked = 0
         for frame, packed in read_frames(self._source, self._options.level, batch):
@@ -245,11 +245,14 @@ class Sender:
         )
 
 
-def batch_for(total: int) -> int:
+def batch_for(total: int, *, is_resumed: bool = False) -> int:
     """Return how many bytes of changes go into a frame of a resumable stream that carries ``total`` bytes.
 
-    A cut loses a frame at the most: fifty cuts of one transfer must not cost a twentieth of it.
+    A cut loses a frame at the most, a killed receiver a few: fifty of them in one transfer must not cost a twentieth
+    of it. So the frames of a stream that goes on, which may be cut as well, are smaller.
     """
+    if is_resumed:
+        return min(max(1 << (total >> 14).bit_length(), 16 << 10), BATCH)
     return min(max(1 << (total >> 12).bit_length(), 64 << 10), BATCH)
 
 

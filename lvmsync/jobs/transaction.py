@@ -32,6 +32,7 @@ from lvmsync.targets.snapback import Snapback
 WINDOW = 32 << 20
 """Bytes that are saved, made durable and then overwritten together, at the most."""
 _RESUMABLE_WINDOW = 1 << 20
+_RESUMED_WINDOW = 64 << 10  # what was broken off once may be again, and more often than these are worth their syncs
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,8 @@ class Transaction:
             return 0
         if not self._terms.resumable:
             return WINDOW
-        return min(max((self._header.changed_bytes or 0) >> 10, _RESUMABLE_WINDOW), WINDOW)
+        least = _RESUMABLE_WINDOW if self._header.resume is None else _RESUMED_WINDOW
+        return min(max((self._header.changed_bytes or 0) >> 10, least), WINDOW)
 
     def _write_window(self) -> None:
         self._is_writing = True

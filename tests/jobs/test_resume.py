@@ -103,7 +103,7 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     """Small frames and windows, so that there are many."""
-    monkeypatch.setattr(sending, "batch_for", lambda total: 4 * BLOCK)
+    monkeypatch.setattr(sending, "batch_for", lambda total, is_resumed: 4 * BLOCK)
     monkeypatch.setattr(sending, "mark_distance", lambda total: 20 * BLOCK)
     monkeypatch.setattr(transaction, "WINDOW", 9 * BLOCK)
     return Pair(tmp_path)

@@ -78,6 +78,8 @@ def test_a_transfer_survives_many_kills_of_its_receiver(way: str, tmp_path: Path
         assert offset > 0
         recover(str(target), state, ignore)
     assert target.read_bytes() == (old if way == "back" else expected)
+    # 3 MiB come to each kill: a tenth of that is lost, or less, but for the first one.
+    assert way == "back" or total < 1.12 * source.changes.total_bytes
     print(f"\n{kills} kills, seed {SEED}: {total / source.changes.total_bytes:.3f} of the bytes were sent")
 
 
