@@ -115,7 +115,15 @@ def settle(target: BlockTarget, ledger: Ledger, state: Path, report: Report) -> 
     if note is None or note.phase != "prepared":
         return None
     if note.group is not None and is_committed(state, note.group):
-        ledger.write(transaction=None, dirty=False, point=note.point, size=target.size, held=note.held, made=False)
+        ledger.write(
+            transaction=None,
+            dirty=False,
+            point=note.point,
+            size=target.size,
+            held=note.held,
+            made=False,
+            traces=note.traces,
+        )
         ledger.sweep()
         if not list_members(state, note.group):
             remove_file(_group_file(state, note.group))

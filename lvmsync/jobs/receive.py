@@ -176,7 +176,7 @@ class _Job:
                 transaction.start()
                 frames = read_spool(transaction.spool, transaction.spool_check)
             elif header.resume is not None:
-                transaction.go_on(self._report)
+                transaction.go_on(self._report, checks.check_resumed)
                 on_ready()
             else:
                 transaction.start()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from lvmsync.errors import ConflictError, DeviceError, UsageError
 from lvmsync.history import UNNAMED, Point
-from lvmsync.jobs.samples import check_samples
-from lvmsync.jobs.way_back import find_offset
-from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Header
+from lvmsync.jobs.samples import check_samples, find_different
+from lvmsync.jobs.traces import choose
+from lvmsync.jobs.way_back import find_offset, find_saved
+from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Header, Sample
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger
+from lvmsync.system.traces import read_traces
 from lvmsync.targets.block import BlockTarget
 
 if TYPE_CHECKING:
@@ -58,8 +61,22 @@ class Checks:
         if self.header.resume is None:
             self._check_dirty()
             notes += [*self._check_held(), *self._check_base(), *self._check_written()]
-        self._check_samples()
+            self._check_traces()
+            self._check_samples(self.header.samples)
         return notes
+
+    def check_resumed(self) -> None:
+        """Hold a target whose transaction goes on against the samples of its base.
+
+        What lay past the place where it goes on is as it was by now; below it, what is in the undo was changed.
+
+        Raises:
+            ConflictError: somebody else wrote to it.
+        """
+        note = self.ledger.record.transaction
+        if note and note.undo:  # else nothing was saved, so what was changed is not known
+            saved = find_saved(note, self.header.samples)
+            self._check_samples([one for one in self.header.samples if one not in saved])
 
     def _check_open(self) -> None:
         """Refuse to begin while a transaction is open, and to go on with another one than that."""
@@ -109,6 +126,7 @@ class Checks:
                 f"{self._what_was_written()}, and its transaction is unfinished: it cannot be gone on with; run"
                 f" 'lvmsync recover {name}', and begin anew"
             )
+        self._check_traces_of(note, self._find_offset())
 
     def _find_offset(self) -> int:
         return find_offset(self.ledger.record, self.ledger.folder, seen.life(self.target.fd))
@@ -195,18 +213,41 @@ class Checks:
         assert self.look is not None
         return f"{self.target.name} was written to since (its {seen.describe(before, self.look)})"
 
-    def _check_samples(self) -> None:
-        header = self.header
+    def _check_samples(self, samples: Iterable[Sample]) -> None:
         if self.options.ignore_base or self.target.created:
             return
-        # Below the place where a transaction goes on the target may hold the head by now.
-        first = header.resume or 0
         size = self.target.size
-        check_samples(
-            self.target,
-            [one for one in header.samples if one.offset >= first and one.offset + one.length <= size],
-            _base_words(header.base),
-        )
+        inside = [one for one in samples if one.offset + one.length <= size]
+        check_samples(self.target, inside, _base_words(self.header.base))
+
+    def _check_traces(self) -> None:
+        """Refuse a target that does not hold any more what was changed last: somebody brought an older state back."""
+        header, record = self.header, self.ledger.record
+        point, base = record.point, header.base
+        if point is None or base is None or header.intent == FULL or self.options.ignore_base:
+            return
+        if not _can_take(point, header, base):
+            return  # that it holds the base is the user's word, whatever it was left with
+        inside = [one for one in record.traces if one.offset + one.length <= self.target.size]
+        found = find_different(self.target, inside)
+        if found:
+            raise self._refuse(
+                f"{self.target.name} was at point {point.id}, and does not hold it any more: {_both(*found)}. Was a"
+                " snapshot merged into it, or a backup brought back? Bring it up to date with 'lvmsync repair' or"
+                " 'compare:'"
+            )
+
+    def _check_traces_of(self, note: ledgers.Transaction, offset: int) -> None:
+        """Refuse to go on if what was written before is not there any more."""
+        traces = read_traces(self.ledger.path(note.id, "traces"), offset)
+        found = find_different(self.target, choose(traces))
+        if found:
+            name = self.target.name
+            way = f"run 'lvmsync recover {name}', and begin anew" if note.undo else "begin anew, with --full"
+            raise self._refuse(
+                f"{name} was written to while its transaction was unfinished: {_both(*found)}. It cannot be gone on"
+                f" with: {way}"
+            )
 
     def _refuse(self, message: str) -> ConflictError:
         return ConflictError(message, device=self.target.name)
@@ -235,6 +276,11 @@ def _base_words(base: Point | None) -> str:
         return "the source, which were the same when both were compared,"
     time = f" (of {base.time})" if base.time else ""
     return f"the base {base.id}{time} that the changes start from"
+
+
+def _both(sample: Sample, found: str) -> str:
+    offset, length, digest = sample
+    return f"the {length} bytes at {offset} have the digest {found}, and what was written there has {digest}"
 
 
 def _id(point: Point | None) -> str | None:

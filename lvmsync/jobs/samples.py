@@ -49,15 +49,24 @@ def check_samples(target: Readable, samples: Iterable[Sample], wanted: str = "th
     Raises:
         ConflictError: it holds something else at one of them.
     """
-    for offset, length, digest in samples:
-        found = _digest(target, offset, length)
-        if found != digest:
-            raise ConflictError(
-                f"{target.name} was written to in between: the {length} bytes at {offset} have the digest {found}, and"
-                f" those of {wanted} have {digest}. Bring it up to date with 'lvmsync repair' or 'compare:'",
-                device=target.name,
-                offset=offset,
-            )
+    different = find_different(target, samples)
+    if different:
+        (offset, length, digest), found = different
+        raise ConflictError(
+            f"{target.name} was written to in between: the {length} bytes at {offset} have the digest {found}, and"
+            f" those of {wanted} have {digest}. Bring it up to date with 'lvmsync repair' or 'compare:'",
+            device=target.name,
+            offset=offset,
+        )
+
+
+def find_different(target: Readable, samples: Iterable[Sample]) -> tuple[Sample, str] | None:
+    """Return the first sample whose place holds something else on a target, and the digest of that."""
+    for sample in samples:
+        found = _digest(target, sample.offset, sample.length)
+        if found != sample.digest:
+            return sample, found
+    return None
 
 
 def _choose(chance: random.Random, ranges: ChangeMap, count: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +19,14 @@ from lvmsync import __version__
 from lvmsync.errors import DeviceError, LvmsyncError, SyncFailed
 from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.progress import Progress, Report
+from lvmsync.jobs.traces import Traces
 from lvmsync.jobs.way_back import can_go_back, cut_back, find_offset, go_back
-from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Sample, Zero
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.applied import AppliedNote
 from lvmsync.system.ledger import Ledger
+from lvmsync.system.traces import TraceNote, read_traces
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile, read_durable
 from lvmsync.targets.snapback import Snapback
@@ -97,6 +99,7 @@ class Transaction:
         self._file: DurableFile | None = None
         self._out: BlockTarget | Snapback = target
         self._applied: AppliedNote | None = None
+        self._traces: Traces | None = Traces() if version == 4 else None  # PROTO[3] may name a place twice
         self._window: list[Changes] = []  # has come, and is not written yet
         self._is_writing = False
         self._end = 0  # byte of the device up to which all changes are written
@@ -152,14 +155,20 @@ class Transaction:
             path = (self._undo.snapback or self._ledger.path(self.id, "undo")).absolute()
             self._require_undo_space(path.parent)
             self._file = DurableFile(path, self._ledger.path(self.id, "undo-check"), self._way_back(), self._version)
-            self._out = Snapback(self._target, self._file, self._version)
+            self._out = self._saving(self._file)
         self._open_applied()
         # If this fails the note may be there all the same, so the undo must be, too: `roll_back` removes both.
         self._note(phase="applying", undo=str(path) if path else None)
         self.is_running = True
 
-    def go_on(self, report: Report) -> None:
-        """Take the open transaction up again, at the very place where it stands; the header names that."""
+    def go_on(self, report: Report, check: Callable[[], None] = lambda: None) -> None:
+        """Take the open transaction up again, at the very place where it stands; the header names that.
+
+        Args:
+            report: takes the progress.
+            check: called when nothing but the changes below that place is on the target; what it raises ends this,
+                and leaves the transaction open.
+        """
         note, offset = self._ledger.record.transaction, self._header.resume
         assert note is not None
         assert offset is not None
@@ -172,10 +181,16 @@ class Transaction:
         # what lies past it counts as old, though it is not before it was written back.
         self._target.sync()
         is_proved = note.is_proved and self._terms.written == "no"
-        self._ledger.write(transaction=replace(note, offset=offset, is_proved=is_proved), seen=None)
+        look = note.seen if is_proved or not note.is_proved else None
+        self._ledger.write(transaction=replace(note, offset=offset, is_proved=is_proved, seen=look), seen=None)
         if note.undo:
             self._file = cut_back(self._target, self._ledger, offset, report)
-            self._out = Snapback(self._target, self._file, self._version)
+            self._out = self._saving(self._file)
+        try:
+            check()
+        except BaseException:
+            self._close()
+            raise
         self.is_running = True
 
     def apply(self, frames: Iterator[Frame], report: Report) -> End:
@@ -218,6 +233,7 @@ class Transaction:
             held=self._held_bytes(),
             seen=seen.look_when_settled(self._target.fd),
             made=False,
+            traces=self._find_traces(),
         )
         self._ledger.sweep()
 
@@ -229,7 +245,12 @@ class Transaction:
         self.is_ending = True
         self._ledger.write(
             transaction=replace(
-                note, phase="prepared", group=self._terms.group, held=self._held_bytes(), offset=self._end
+                note,
+                phase="prepared",
+                group=self._terms.group,
+                held=self._held_bytes(),
+                offset=self._end,
+                traces=self._find_traces(),
             ),
             seen=seen.look_when_settled(self._target.fd),
         )
@@ -243,6 +264,8 @@ class Transaction:
         if self._window and not self._is_writing:
             with contextlib.suppress(LvmsyncError):  # what is written of it has been saved, and will be written back
                 self._write_window()
+        if self._traces:
+            self._traces.sync()
         self._close()
         note = self._ledger.record.transaction
         assert note is not None
@@ -280,8 +303,24 @@ class Transaction:
         least = _RESUMABLE_WINDOW if self._header.resume is None else _RESUMED_WINDOW
         return min(max((self._header.changed_bytes or 0) >> 10, least), WINDOW)
 
+    def _saving(self, file: DurableFile) -> Snapback:
+        return Snapback(self._target, file, self._version, self._trace)
+
+    def _trace(self, frame: Changes, old: Changes | None = None) -> None:
+        if self._traces:
+            self._traces.take(frame, old)
+
+    def _find_traces(self) -> tuple[Sample, ...]:
+        """Return the traces of all that was changed; where nothing was, those of the last time are as good."""
+        if self._traces is None:
+            return ()
+        return self._ledger.record.traces if self._traces.is_empty else self._traces.choose()
+
     def _write_window(self) -> None:
         self._is_writing = True
+        if not self._file:
+            for frame in self._window:
+                self._trace(frame)
         self._out.write(self._window)
         self._end = int(self._window[-1].table[-1].sum())
         if self._applied:
@@ -291,6 +330,8 @@ class Transaction:
 
     def _mark(self, mark: Mark) -> None:
         self._target.sync()
+        if self._traces:
+            self._traces.sync()
         self._note(extents=mark.extents, changed_bytes=mark.changed_bytes, offset=self._end)
 
     def _finish(self) -> None:
@@ -300,7 +341,7 @@ class Transaction:
         self._close()
 
     def _close(self) -> None:
-        for file in (self._file, self._applied):
+        for file in (self._file, self._applied, self._traces):
             if file:
                 file.close()
         self._file = self._applied = None
@@ -310,6 +351,8 @@ class Transaction:
         if self._terms.resumable:
             self._applied = AppliedNote(self._ledger.path(self.id, "progress"), seen.life(self._target.fd))
             self._applied.write(self._end)
+            path = self._ledger.path(self.id, "traces")
+            self._traces = Traces(TraceNote(path), read_traces(path, self._end))
 
     def _require_undo_space(self, folder: Path) -> None:
         # A sparse image has nothing to save where it has holes.
@@ -344,7 +387,7 @@ class Transaction:
             resumable=terms.resumable,
             group=terms.group,
             is_proved=terms.written == "no",
-            seen=record.seen,
+            seen=None if terms.written == "unknown" else record.seen,
         )
         self._ledger.write(transaction=replace(first, **changes), seen=None)
 

@@ -6,21 +6,25 @@ docs/crash-safety.md lists every durable write, in order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from lvmsync.errors import VerifyError
 from lvmsync.jobs.progress import Progress, Report
-from lvmsync.stream.frames import Header
+from lvmsync.stream.frames import Header, Sample
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.applied import read_applied
 from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
-from lvmsync.targets.durable import DurableFile, find_edge, read_durable
+from lvmsync.targets.durable import DurableFile, find_edge, read_durable, read_tables
 
 _CHANGED = ("applying", "prepared")
 """Phases in which the target may not be what it was."""
+_UNTOUCHED = ("staging", "staged")
 
 
 def can_go_back(note: ledgers.Transaction) -> bool:
@@ -67,8 +71,10 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report, *, is_proved: b
     restore(target, ledger, report)
     if note.created:
         target.remove()
-    is_known = is_proved and note.is_proved and not note.created
-    look = seen.look_when_settled(target.fd) if is_known else note.seen
+    # Who else may have written meanwhile is not known. If somebody had before, that still shows.
+    look = None if note.is_proved and note.phase not in _UNTOUCHED else note.seen
+    if is_proved and note.is_proved and not note.created:
+        look = seen.look_when_settled(target.fd)
     # After this there is no transaction; a crash before it comes back to the lines above.
     ledger.write(transaction=None, dirty=False, seen=look)
     ledger.sweep()
@@ -120,6 +126,21 @@ def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -
             report(Progress("rolling back", done, None))
     target.sync()
     return DurableFile.reopen(undo, check, ledger.path(note.id, "undo-check-new"), edge)
+
+
+def find_saved(note: ledgers.Transaction, samples: Iterable[Sample]) -> set[Sample]:
+    """Return those samples whose bytes, or some of them, are in the undo of an open transaction."""
+    order = sorted(samples)
+    offsets = np.array([one.offset for one in order], np.int64)
+    ends = np.array([one.offset + one.length for one in order], np.int64)
+    is_saved = np.zeros(len(order), bool)
+    assert note.undo is not None
+    for table in read_tables(Path(note.undo)):
+        starts, stops = table[:, 0].astype(np.int64), table.sum(axis=1).astype(np.int64)
+        # They ascend: the first extent that ends behind a sample's begin is the one that it could be in.
+        at = np.searchsorted(stops, offsets, side="right")
+        is_saved |= (at < len(starts)) & (starts[np.minimum(at, len(starts) - 1)] < ends)
+    return {one for one, saved in zip(order, is_saved.tolist(), strict=True) if saved}
 
 
 def forget_unnoted(ledger: Ledger) -> None:

@@ -7,6 +7,7 @@
                             ID.spool     the stream of a transaction that is staged first
                             ID.*-check   how much of either counts after a crash, with proof
                             ID.progress  how far the target is changed, as long as the machine runs
+                            ID.traces    what some of the changed places hold, to go on with
     STATE/groups/ID.json                 a group that is committed: its prepared members go forward, not back
 
 STATE is ``$LVMSYNC_STATE``, else ``/var/lib/lvmsync`` for root, else ``$XDG_STATE_HOME/lvmsync``.
@@ -28,10 +29,11 @@ from typing import Any
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
 from lvmsync.history import Point
+from lvmsync.stream.frames import Sample
 
 VERSION = 1
-_RESERVE = 64 << 10
-_OF_TRANSACTIONS = (".undo", ".spool", ".undo-check", ".spool-check", ".undo-check-new", ".progress")
+_RESERVE = 128 << 10
+_OF_TRANSACTIONS = (".undo", ".spool", ".undo-check", ".spool-check", ".undo-check-new", ".progress", ".traces")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Transaction:
         group: id of the group that it is committed with.
         held: what the record's ``held`` will be, once it is prepared.
         is_proved: when it began, the target was known to be untouched since the record's point was committed.
-        seen: the record's ``seen`` when it began.
+        seen: the record's ``seen`` when it began; None also if nothing followed from it.
+        traces: what the record's ``traces`` will be, once it is prepared.
     """
 
     id: str
@@ -82,6 +85,7 @@ class Transaction:
     held: int | None = None
     is_proved: bool = False
     seen: dict[str, str] | None = None
+    traces: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Record:
         held: bytes of the target that the point is about, where it was smaller than its source; None: all.
         seen: what the target looked like when we were last done with it (see `system.seen`); None: not known.
         made: lvmsync made it, and nothing was committed to it since: it holds nothing to go back to.
+        traces: what some of the places hold that were changed last, as long as it is at that point (see `jobs.traces`).
     """
 
     target: str
@@ -109,6 +114,7 @@ class Record:
     held: int | None = None
     seen: dict[str, str] | None = None
     made: bool = False
+    traces: tuple[Sample, ...] = ()
 
 
 def state_folder(given: str | None = None) -> Path:
@@ -154,7 +160,7 @@ class Ledger:
             ) from error
 
     def path(self, transaction: str, suffix: str) -> Path:
-        """Return the path of a transaction's file: ``suffix`` is undo, spool, undo-check, spool-check or progress."""
+        """Return the path of a transaction's file: ``suffix`` is one of ``_OF_TRANSACTIONS``, without the dot."""
         return self.folder / f"{transaction}.{suffix}"
 
     @property
@@ -264,7 +270,9 @@ def _find_record(folder: Path, fresh: Record) -> Record:
         if values.pop("version") != VERSION:
             raise ValueError("written by another version")
         values["point"] = values["point"] and Point(**values["point"])
+        values["traces"] = _samples(values.get("traces", []))
         if values["transaction"]:
+            values["transaction"]["traces"] = _samples(values["transaction"].get("traces", []))
             for key in ("point", "base"):
                 point = values["transaction"].get(key)
                 values["transaction"][key] = point and Point(**point)
@@ -282,6 +290,10 @@ def _find_record(folder: Path, fresh: Record) -> Record:
             device=fresh.target,
         )
     return fresh
+
+
+def _samples(values: list[list[Any]]) -> tuple[Sample, ...]:
+    return tuple(Sample(int(offset), int(length), str(digest)) for offset, length, digest in values)
 
 
 def _words(identity: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from lvmsync.errors import DeviceError, StreamError, VerifyError
+from lvmsync.extents import Offsets
 from lvmsync.stream import checks, v3, v4
 from lvmsync.stream.frames import Changes, Data, End, Frame, Header, Hole, Zero
 from lvmsync.stream.session import Receiver
@@ -212,7 +213,7 @@ def _skim(fd: int, size: int, offset: int) -> tuple[v4.Skimmer, int, int]:
     while skimmer.position < size:
         count, payload = skimmer.look(os.pread(fd, v4.HEAD_SIZE, skimmer.position))
         if count:
-            table = np.frombuffer(os.pread(fd, count * 16, skimmer.position + v4.HEAD_SIZE), "<u8").reshape(-1, 2)
+            table = _read_table(fd, skimmer.position, count)
             if len(table) < count or int(table[-1].sum()) > offset:
                 break
             extents += count
@@ -221,6 +222,33 @@ def _skim(fd: int, size: int, offset: int) -> tuple[v4.Skimmer, int, int]:
             break  # the END
         skimmer.skip()
     return skimmer, extents, changed
+
+
+def read_tables(path: Path) -> Iterator[Offsets]:
+    """Yield the tables of all changes in a PROTO[4] stream file; nothing else is read, and nothing is proved.
+
+    Raises:
+        VerifyError: it is damaged.
+        DeviceError: it cannot be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            fd, size = file.fileno(), path.stat().st_size
+            skimmer = v4.Skimmer()
+            while skimmer.position < size:
+                count, _ = skimmer.look(os.pread(fd, v4.HEAD_SIZE, skimmer.position))
+                if count:
+                    yield _read_table(fd, skimmer.position, count)
+                skimmer.skip()
+    except (StreamError, ValueError) as error:
+        raise VerifyError(f"{path} is damaged: {error}", device=str(path)) from error
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+
+
+def _read_table(fd: int, at: int, count: int) -> Offsets:
+    """Return the table of the frame at byte ``at``, as far as the file has it."""
+    return np.frombuffer(os.pread(fd, count * 16, at + v4.HEAD_SIZE), "<u8").reshape(-1, 2)
 
 
 def _read_behind(fd: int, decoder: v4.Decoder, size: int) -> Iterator[Changes]:

@@ -7,7 +7,7 @@ is never saved as old.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,18 +24,36 @@ PIECE = 1 << 20
 class Snapback:
     """A Target around a Target: what a batch will overwrite is saved and durable before the batch is passed on."""
 
-    def __init__(self, target: Target, file: DurableFile, version: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        file: DurableFile,
+        version: int,
+        on_saved: Callable[[Changes, Changes | None], None] = lambda frame, old: None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            target: takes the changes.
+            file: takes what they overwrite.
+            version: of the format of both.
+            on_saved: called with each frame, and with what it overwrites if that was saved as one.
+        """
         self._target = target
         self._file = file
         self._plain = version == 3  # all is data, in the order of the records; places may be named twice
         self._covered = Covered()
         self._buffer = aligned_buffer(2 * PIECE)  # a frame may be a little over
+        self._on_saved = on_saved
 
     def write(self, batch: Sequence[Changes]) -> None:
         """Save what the frames will overwrite, then apply them."""
         for frame in batch:
+            old, pieces = None, 0
             for old in self._old(frame):
                 self._file.save(old)
+                pieces += 1
+            self._on_saved(frame, old if pieces == 1 else None)
         self._file.sync()
         self._target.write(batch)
 

@@ -65,6 +65,7 @@ def remember_way_back(volume: LogicalVolume, snapshot_id: str, state: Path) -> N
                 dirty=False,
                 held=None,
                 seen=seen.look_when_settled(device.fd),
+                traces=(),
             )
 
 
