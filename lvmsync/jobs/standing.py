@@ -12,6 +12,7 @@ from typing import Any, Self
 from lvmsync import __version__
 from lvmsync.errors import DeviceError, TransportError
 from lvmsync.history import Point
+from lvmsync.jobs.precious import find_other_use
 from lvmsync.jobs.way_back import can_go_back, find_offset
 from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ledger, seen
@@ -92,6 +93,7 @@ class Standing:
         pool: the thin pool below it.
         undo_free: bytes that are free in the state folder.
         made: lvmsync made it, and no copy was committed to it yet.
+        other_use: what it is to others, in words, where it is not known as a copy: "a partition table (GPT)".
     """
 
     target: str
@@ -110,6 +112,7 @@ class Standing:
     pool: PoolRoom | None = None
     undo_free: int | None = None
     made: bool = False
+    other_use: str | None = None
 
     @property
     def is_blank(self) -> bool:
@@ -190,8 +193,10 @@ def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standi
     record, folder, is_locked = ledger.peek_record(state, name, identity.identify(device.fd), device.size)
     if is_locked:
         found = replace(found, in_use=f"another lvmsync is working on {device.name}; wait for it to end")
+    is_known = record.point or record.transaction or record.made or found.in_use
     return replace(
         found,
+        other_use=None if is_known else find_other_use(device),
         exists=True,
         kind=_kind(device.number),
         size=device.size,

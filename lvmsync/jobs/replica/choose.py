@@ -204,6 +204,12 @@ def _choose_unfinished(record: Record, kept: Sequence[Kept], standing: Standing,
 def _choose_unknown(record: Record, kept: Sequence[Kept], standing: Standing) -> Plan:
     """Choose for a target that is there, and of which its ledger knows nothing."""
     if not any(one.role == "base" for one in kept) and record.committed is None:
+        if standing.other_use:
+            raise ConflictError(
+                f"{record.target} is no copy yet, and it is {standing.other_use}: all of that would be overwritten. Are"
+                " SOURCE and TARGET the right ones, and not swapped? If it is to become the copy, run 'lvmsync sync"
+                f" --full {record.source} {record.target}'"
+            )
         return Plan(Kind.FIRST, drop=_spare(kept))
     if record.identity is not None and standing.identity is not None and standing.identity != record.identity:
         raise ConflictError(

@@ -195,3 +195,10 @@ def test_what_was_written_to_while_it_waited_for_its_group_is_not_committed() ->
     spoilt = replace(amid(**PREPARED), written="yes")
     with pytest.raises(ConflictError, match=r"while it waited to be committed with its group"):
         choose(USED, [BASE, HEAD], spoilt, SIZE, Wish(cuts=CUT))
+
+
+def test_a_first_copy_over_what_others_use_is_refused_unless_it_is_wanted() -> None:
+    swapped = replace(THERE, other_use="the source of a copy, with the snapshot vg/copy.lvmsync.1")
+    with pytest.raises(ConflictError, match="host:vg/copy is no copy yet, and it is the source of a copy, with"):
+        choose(RECORD, [], swapped, SIZE)
+    assert choose(RECORD, [], swapped, SIZE, Wish(full=True)).kind is Kind.FIRST

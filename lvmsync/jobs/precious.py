@@ -1,0 +1,42 @@
+"""What a target is to others, where nothing is known of it as a copy: a first copy would destroy that."""
+
+from __future__ import annotations
+
+from lvmsync.errors import LvmsyncError
+from lvmsync.formats.signatures import LOOKED_AT, find_signature
+from lvmsync.system import lvm
+from lvmsync.system.device import Device, aligned_buffer
+from lvmsync.system.identity import find_dm_uuid
+from lvmsync.system.lvm_commands import is_ours, role_tag
+from lvmsync.targets.block import BlockTarget
+
+_SECTOR = 512
+
+
+def find_other_use(device: BlockTarget | Device) -> str | None:
+    """Return what an open block device is to others, in words; None if nothing tells.
+
+    Raises:
+        DeviceError: it cannot be read.
+    """
+    if device.number is None:
+        return None
+    start = aligned_buffer(min(LOOKED_AT, device.size) // _SECTOR * _SECTOR)
+    device.read([0], [len(start)], start)
+    parsed = lvm.parse_dm_uuid(find_dm_uuid(device.name))
+    return (parsed and _of_volume(parsed[0])) or find_signature(bytes(start))
+
+
+def _of_volume(volume_id: str) -> str | None:
+    """Return what a volume of LVM is to others, by its id."""
+    try:
+        told = lvm.list_volumes()
+    except LvmsyncError:  # LVM is out of order: whoever needs it will say so
+        return None
+    sends = {role_tag("base"), role_tag("head")}
+    for one in told:
+        if one.origin_id == volume_id and is_ours(one) and sends & one.tags:
+            return f"the source of a copy, with the snapshot {one.full_name}"
+        if one.id == volume_id and one.origin:
+            return f"a snapshot of {one.group}/{one.origin}"
+    return None
