@@ -165,7 +165,7 @@ def _bring_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:
 
 def _was_written(target: BlockTarget, ledger: Ledger) -> seen.Written:
     """Tell whether somebody has written to a target since we were last done with it."""
-    return seen.was_written(ledger.record.seen, seen.look(target.fd))
+    return seen.was_written(ledger.record.seen, seen.look_at_target(target.fd))
 
 
 def _write_commit(state: Path, group: str, members: list[str]) -> None:

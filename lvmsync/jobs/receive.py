@@ -146,7 +146,7 @@ class _Job:
         self._notes: list[str] = []
         self._is_aborted = False
         # First of all: whatever we do to the target would show as well.
-        self._look = None if target.created else seen.look(target.fd)
+        self._look = None if target.created else seen.look_at_target(target.fd)
         # What a stream leads to must have a name, or another stream could not be known to go on with it.
         self._is_resumable = options.resumable and not options.atomic and session.version == 4 and bool(header.head)
 

@@ -48,7 +48,7 @@ def recover(
         open_target(target_path) as target,
         open_ledger(state, target.canonical, target.identity, target.size) as ledger,
     ):
-        look = seen.look(target.fd)  # before anything of ours shows
+        look = seen.look_at_target(target.fd)  # before anything of ours shows
         note = ledger.record.transaction
         group = note.group if note else None
         if note is None:

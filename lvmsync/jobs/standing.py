@@ -201,7 +201,7 @@ def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standi
         kind=_kind(device.number),
         size=device.size,
         identity=record.identity,
-        written=seen.was_written(record.seen, seen.look(device.fd)),
+        written=seen.was_written(record.seen, seen.look_at_target(device.fd)),
         pool=_pool(device.number),
         **_known_of(record, folder, seen.life(device.fd)),
     )

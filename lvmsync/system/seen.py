@@ -2,10 +2,15 @@
 
 Of a block device: the sectors that were written and discarded since it was set up, which the kernel counts, and which
 set-up that is (its diskseq, within one boot). Of a file: the times that the kernel changes with every write.
+
+A mapped device can be changed from below without being counted: a snapshot that is merged into it writes to what it is
+made of, and then its table is what it was before. So of a target the tables count, too, and while it is the origin of a
+snapshot nothing is ever proved.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -13,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from lvmsync.errors import DeviceError
+from lvmsync.errors import CommandError, DeviceError
+from lvmsync.system import dm
 from lvmsync.system.dm import SYSFS_BLOCK
 from lvmsync.system.identity import boot_id
 
@@ -21,6 +27,9 @@ Written = Literal["no", "yes", "unknown"]
 """Whether it was written to meanwhile: proved either way, or not known."""
 
 _TRIES = 10
+_BELOW = ("tables", "snapshots")
+_NONE = "none"
+_SNAPSHOTS = {"snapshot-origin", "snapshot-merge"}
 _COARSE = 5  # CLOCK_REALTIME_COARSE, which Python does not name: files get their times from it
 
 
@@ -30,12 +39,24 @@ def look(fd: int) -> dict[str, str] | None:
     return _look_at_device(state.st_rdev) if stat.S_ISBLK(state.st_mode) else _look_at_file(state)
 
 
+def look_at_target(fd: int) -> dict[str, str] | None:
+    """Return what `look` does, and of a mapped device what it is made of."""
+    number = os.fstat(fd).st_rdev
+    found = look(fd)
+    if not number or found is None or not dm.is_mapped((os.major(number), os.minor(number))):
+        return found
+    try:
+        return {**found, **_look_below((os.major(number), os.minor(number)))}
+    except CommandError:
+        return None
+
+
 def look_when_settled(fd: int) -> dict[str, str] | None:
-    """Return what it looks like once every later write is sure to show, for which a file's clock must have ticked."""
+    """Return what a target looks like once later writes are sure to show, for which a file's clock must have ticked."""
     for _ in range(_TRIES):
         state = os.fstat(fd)
         if stat.S_ISBLK(state.st_mode) or _now() > max(state.st_mtime_ns, state.st_ctime_ns):
-            return look(fd)
+            return look_at_target(fd)
         time.sleep(time.clock_getres(_COARSE))
     return None  # the times are of another clock, which is ahead
 
@@ -47,7 +68,9 @@ def was_written(before: Mapping[str, str] | None, now: Mapping[str, str] | None)
     if any(before[key] != now[key] for key in ("boot", "diskseq") if key in now):
         return "unknown"  # counted from zero since then
     if before == now:
-        return "no"
+        return "unknown" if now.get("snapshots", _NONE) != _NONE else "no"
+    if all(before[key] == now[key] for key in now if key not in _BELOW):
+        return "unknown"
     if "ctime" in now and (before["mtime"], before["size"]) == (now["mtime"], now["size"]):
         return "unknown"  # a new mode or owner, or a time that was put back
     return "yes"
@@ -92,6 +115,23 @@ def _look_at_device(number: int) -> dict[str, str] | None:
         }
     except (OSError, IndexError, DeviceError):
         return None
+
+
+def _look_below(number: dm.Number) -> dict[str, str]:
+    """Return a digest of the tables of a mapped device and of all that it lies on, and whether snapshots are there."""
+    below, todo = {number}, [number]
+    while todo:
+        more = [one for one in dm.list_below(todo.pop()) if one not in below]
+        below.update(more)
+        todo += more
+    lines = [line for line in dm.list_tables() if line.device.number in below]
+    texts = sorted(f"{line.device.number} {line.start} {line.length} {line.kind} {line.text}" for line in lines)
+    kinds = {line.kind for line in lines} & _SNAPSHOTS
+    # SHA-256, for a table may hold the key of an encrypted device.
+    return {
+        "tables": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32],
+        "snapshots": " ".join(sorted(kinds)) or _NONE,
+    }
 
 
 def _look_at_file(state: os.stat_result) -> dict[str, str]:

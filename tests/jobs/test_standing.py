@@ -19,7 +19,7 @@ from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.samples import check_samples, take_samples
 from lvmsync.jobs.standing import Standing, standing
 from lvmsync.stream.frames import FULL, Frame, Header, Sample
-from lvmsync.system import seen
+from lvmsync.system import dm, seen
 from tests import fakes
 from tests.fakes import Memory, data, reader
 
@@ -162,10 +162,54 @@ def test_a_receive_that_was_undone_leaves_what_was_known(place: Place) -> None:
         ({"boot": "1", "diskseq": "1", "sectors": "5"}, {"boot": "1", "diskseq": "2", "sectors": "5"}, "unknown"),
         ({"boot": "1", "diskseq": "1", "sectors": "5"}, {"boot": "1", "diskseq": "1", "sectors": "5"}, "no"),
         ({"boot": "1", "diskseq": "1", "sectors": "5"}, {"boot": "1", "diskseq": "1", "sectors": "6"}, "yes"),
+        (
+            {"sectors": "5", "tables": "a", "snapshots": "none"},
+            {"sectors": "5", "tables": "b", "snapshots": "none"},
+            "unknown",
+        ),
+        (
+            {"sectors": "5", "tables": "a", "snapshots": "none"},
+            {"sectors": "6", "tables": "b", "snapshots": "none"},
+            "yes",
+        ),
+        (
+            {"sectors": "5", "tables": "a", "snapshots": "none"},
+            {"sectors": "5", "tables": "a", "snapshots": "none"},
+            "no",
+        ),
+        (
+            {"sectors": "5", "tables": "a", "snapshots": "snapshot-origin"},
+            {"sectors": "5", "tables": "a", "snapshots": "snapshot-origin"},
+            "unknown",
+        ),
     ],
 )
 def test_two_looks_tell(before: dict[str, str] | None, now: dict[str, str] | None, answer: str) -> None:
     assert seen.was_written(before, now) == answer
+
+
+def test_what_a_mapped_target_is_made_of_belongs_to_its_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(minor: int) -> dm.Mapped:
+        return dm.Mapped(f"x{minor}", "", (253, minor), 0)
+
+    below = {(253, 1): [(253, 2)], (253, 2): [(8, 1)]}
+    tables = [dm.Line(device(one), 0, 512, "linear", "8:1 0") for one in (1, 2, 3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(seen, "look", lambda fd: {"sectors": "5"})
+        patch.setattr(dm, "is_mapped", lambda number: number[0] == 253)
+        patch.setattr(dm, "list_below", lambda number: below.get(number, []))
+        patch.setattr(os, "fstat", lambda fd: type("State", (), {"st_rdev": os.makedev(253, 1)}))
+        patch.setattr(dm, "list_tables", lambda: tables)
+        before = seen.look_at_target(0)
+        assert before
+        tables[2] = dm.Line(device(3), 0, 512, "snapshot-origin", "8:1 0")  # of another one
+        assert seen.was_written(before, seen.look_at_target(0)) == "no"
+        tables[1] = dm.Line(device(2), 0, 512, "linear", "8:1 8")
+        assert seen.was_written(before, seen.look_at_target(0)) == "unknown"
+        tables[1] = dm.Line(device(2), 0, 512, "snapshot-origin", "8:1 0")
+        origin = seen.look_at_target(0)
+        assert seen.was_written(origin, seen.look_at_target(0)) == "unknown"
+        assert seen.was_written(before, origin) == "unknown"
 
 
 def test_samples_are_all_over_the_device_and_mostly_in_what_does_not_change() -> None:
