@@ -96,8 +96,9 @@ def push_group(
     far = next((word for word in sources if far_source(word.partition("=")[0])), None)
     if far:
         raise UsageError(f"{far}: the volumes of a group are pushed from the machine that they are on")
-    from lvmsync.jobs.replica.group import Stillness, foresee_group, sync_group
+    from lvmsync.jobs.replica.group import foresee_group, sync_group
     from lvmsync.jobs.replica.run import RETRIES
+    from lvmsync.jobs.replica.together import Stillness
     from lvmsync.system.suspend import LIMIT
 
     name = grouping.name or ""

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, UsageError
-from lvmsync.system import dm, lvm, lvm_commands
+from lvmsync.system import dm, lvm, lvm_commands, lvm_lock
 from lvmsync.system.command import run_to_end
 from lvmsync.system.ledger import state_folder
 from lvmsync.system.lvm import LogicalVolume
@@ -81,12 +81,12 @@ def cut_together(
     for one in orders:
         lvm_commands.require_going_on(one.volume)
     commands = [(one, _command(one)) for one in orders]
-    with lvm_commands.lvm_locked():
+    with lvm_lock.lvm_locked():
         _require_free_names(orders)
         try:
             for order, command in commands:
                 if order.volume.is_thin:
-                    run_to_end(command, timeout=lvm_commands.TIMEOUT)
+                    run_to_end(command, timeout=lvm_lock.TIMEOUT)
             thin = [(order, _find(order), _pool_of(order)) for order in orders if order.volume.is_thin]
             began = time.monotonic()
             with around or nullcontext(), suspended(numbers, limit=limit):
@@ -95,7 +95,7 @@ def cut_together(
                     dm.send_message(pool, f"create_snap {snapshot.thin_id} {order.volume.thin_id}")
                 for order, command in commands:
                     if not order.volume.is_thin:
-                        run_to_end(command, timeout=lvm_commands.TIMEOUT)
+                        run_to_end(command, timeout=lvm_lock.TIMEOUT)
             tell_still(time.monotonic() - began)
             found = [_find(one) for one in orders]
         except BaseException as error:

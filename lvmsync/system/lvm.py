@@ -16,6 +16,7 @@ from lvmsync.names import Volume
 from lvmsync.system.command import run
 from lvmsync.system.device import open_device
 from lvmsync.system.dm import find_device
+from lvmsync.system.lvm_lock import change
 
 _FIELDS = (
     "vg_name",
@@ -300,7 +301,7 @@ def all_activated(volumes: Sequence[LogicalVolume]) -> Iterator[list[LogicalVolu
         yield list(volumes)
         return
     try:
-        run(["lvchange", "-ay", "-K", *idle])  # -K: new thin snapshots are skipped otherwise
+        change(["lvchange", "-ay", "-K", *idle])  # -K: new thin snapshots are skipped otherwise
     except CommandError as error:
         if len(idle) > 1:  # one of them may be active now
             try:
@@ -318,7 +319,7 @@ def all_activated(volumes: Sequence[LogicalVolume]) -> Iterator[list[LogicalVolu
 def _deactivate(names: Sequence[str]) -> None:
     """Deactivate volumes that were activated here, but for those that another program has open by now."""
     try:
-        run(["lvchange", "-an", *names])
+        change(["lvchange", "-an", *names])
     except CommandError:
         for name in names:
             number = find_volume(name).number

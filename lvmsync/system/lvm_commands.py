@@ -7,19 +7,13 @@ the very command, so that another volume which has got the name meanwhile is not
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from lvmsync.errors import CommandError, ConflictError, DeviceError, UsageError
-from lvmsync.system import lvm
+from lvmsync.system import lvm, lvm_lock
 from lvmsync.system.command import run_to_end
-from lvmsync.system.holds import run_folder
-from lvmsync.system.ledger import make_folders
 from lvmsync.system.lvm import Group, LogicalVolume
 from lvmsync.system.snapshot_advice import advise_snapshot, require_room, round_up
 from lvmsync.system.suspend import is_suspended
@@ -29,9 +23,6 @@ TAG = "lvmsync"
 
 CREATED_TAG = "lvmsync.created"
 """What a volume carries that was made by `create_volume`, until its maker takes the tag off."""
-
-TIMEOUT = 120.0
-"""Seconds that one command may take, and that the lock is waited for."""
 
 TRIES, WAIT = 3, 0.2
 """How often, and how many seconds apart, a command is tried whose device is open: udev opens devices for a moment.
@@ -156,7 +147,7 @@ def remove_snapshot(volume: LogicalVolume) -> None:
 
 
 def remove_held(snapshot: LogicalVolume) -> None:
-    """Remove a snapshot of ours as `remove_snapshot` does, by a caller that has `lvm_locked`."""
+    """Remove a snapshot of ours as `remove_snapshot` does, by a caller that has `lvm_lock.lvm_locked`."""
     _run_remove(snapshot, TAG)
 
 
@@ -172,7 +163,7 @@ def change_tags(volume: LogicalVolume, add: Iterable[str] = (), drop: Iterable[s
     words = [word for tag in sorted(added) for word in ("--addtag", tag)]
     words += [word for tag in sorted(dropped - added) for word in ("--deltag", tag)]
     if words:
-        _change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
+        lvm_lock.change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
     found = lvm.find_volume_by_id(volume.id)
     if found is None or not added <= found.tags or (dropped - added) & found.tags:
         what = "is gone" if found is None else f"has the tags {', '.join(sorted(found.tags)) or '(none)'} now"
@@ -234,7 +225,7 @@ def extend_volume(volume: LogicalVolume, by: int) -> LogicalVolume:
         CommandError: lvextend failed, or the store is as large as it can be.
     """
     require_room(volume.group, by, f"more of {volume.full_name}")
-    _change(["lvextend", "-y", "-L", f"+{round_up(by, 512)}b", volume.full_name])
+    lvm_lock.change(["lvextend", "-y", "-L", f"+{round_up(by, 512)}b", volume.full_name])
     found = lvm.find_volume_by_id(volume.id)
     if found is None:
         raise DeviceError(f"{volume.full_name} is gone", device=volume.full_name)
@@ -253,7 +244,7 @@ def set_writable(volume: LogicalVolume, *, is_writable: bool) -> list[LogicalVol
     """
     failure: CommandError | None = None
     try:
-        _change(["lvchange", "-y", "-prw" if is_writable else "-pr", "-S", _with_id(volume), volume.full_name])
+        lvm_lock.change(["lvchange", "-y", "-prw" if is_writable else "-pr", "-S", _with_id(volume), volume.full_name])
     except CommandError as error:  # it is so already, perhaps
         failure = error
     told = lvm.list_volumes()
@@ -273,20 +264,20 @@ def set_active(volume: LogicalVolume, *, is_active: bool) -> None:
         CommandError: lvchange failed: it is in use, say.
     """
     words = ["-ay", "-K"] if is_active else ["-an"]
-    _change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
+    lvm_lock.change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
 
 
 def _create(
     argv: list[str], name: str, tags: Iterable[str], told: Sequence[LogicalVolume] | None = None
 ) -> LogicalVolume:
     """Run lvcreate; what it left half made is removed: what was not there in ``told``, or before."""
-    with lvm_locked():
+    with lvm_lock.lvm_locked():
         before = _find(name, told)
         if before:
             raise ConflictError(f"there is a volume {name} already; choose another name", device=name)
         for tries_left in reversed(range(3)):
             try:
-                run_to_end(argv, timeout=TIMEOUT)
+                run_to_end(argv, timeout=lvm_lock.TIMEOUT)
                 break
             except CommandError as error:
                 # Of that name another run may have made one since LVM was asked: that is not ours to remove.
@@ -306,7 +297,7 @@ def _find(name: str, told: Sequence[LogicalVolume] | None = None) -> LogicalVolu
 
 
 def _remove(volume: LogicalVolume, tag: str) -> None:
-    with lvm_locked():
+    with lvm_lock.lvm_locked():
         _run_remove(volume, tag)
 
 
@@ -316,7 +307,8 @@ def _run_remove(volume: LogicalVolume, tag: str) -> None:
         failure: CommandError | None = None
         try:
             run_to_end(
-                ["lvremove", "-y", "-S", f"{_with_id(volume)} && lv_tags={{{tag}}}", volume.full_name], timeout=TIMEOUT
+                ["lvremove", "-y", "-S", f"{_with_id(volume)} && lv_tags={{{tag}}}", volume.full_name],
+                timeout=lvm_lock.TIMEOUT,
             )
         except CommandError as error:
             failure = error
@@ -336,11 +328,6 @@ def _run_remove(volume: LogicalVolume, tag: str) -> None:
     raise CommandError(f"lvremove says that it removed {volume.full_name}, and it is there; try it by hand")
 
 
-def _change(argv: list[str]) -> None:
-    with lvm_locked():
-        run_to_end(argv, timeout=TIMEOUT)
-
-
 def _with_id(volume: LogicalVolume) -> str:
     """Return the words of LVM's selection that mean this very volume."""
     return f"lv_uuid={lvm.hyphenate(volume.id[32:])} && vg_uuid={lvm.hyphenate(volume.id[:32])}"
@@ -350,38 +337,3 @@ def _checked(word: str, grammar: re.Pattern[str], what: str) -> str:
     if not grammar.fullmatch(word) or word in (".", ".."):
         raise UsageError(f"'{word}' is no {what} that LVM takes")
     return word
-
-
-@contextmanager
-def lvm_locked() -> Iterator[None]:
-    """Let one run of ours at a time change LVM.
-
-    Raises:
-        ConflictError: another run has done so for `TIMEOUT` seconds.
-        DeviceError: there is no place for the lock.
-    """
-    path = run_folder() / "lvm.lock"
-    fd = _open(path)
-    try:
-        over = time.monotonic() + TIMEOUT
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= over:
-                    raise ConflictError(
-                        f"another run of lvmsync has changed LVM for {TIMEOUT:g} s ({path} is locked); does lvm hang?"
-                    ) from error
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _open(path: Path) -> int:
-    try:
-        make_folders(path.parent)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DeviceError(f"cannot open {path}: {error.strerror}", device=str(path)) from error

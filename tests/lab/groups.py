@@ -28,7 +28,8 @@ from lvmsync.jobs.progress import GroupReceipt, Receipt, ignore
 from lvmsync.jobs.recover import recover
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.copy import PassOptions
-from lvmsync.jobs.replica.group import Member, Stillness, sync_group
+from lvmsync.jobs.replica.group import Member, sync_group
+from lvmsync.jobs.replica.together import Stillness
 from lvmsync.jobs.standing import standing
 from lvmsync.system import dm, holds, lvm, lvm_commands, suspend
 from tests.agent_line import Socket

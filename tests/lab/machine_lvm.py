@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError
-from lvmsync.system import fill, fill_watch, lvm, lvm_commands, snapshot_advice
+from lvmsync.system import fill, fill_watch, lvm, lvm_commands, lvm_lock, snapshot_advice
 from tests.lab.in_guest import Cases, sh, until
 
 case = Cases()
@@ -267,13 +267,13 @@ def interrupted() -> None:
 @case("leaves a command that takes too long to run, and says so")
 def slow() -> None:
     Path("/run/bin/lvcreate").write_text(f'#!/bin/sh\nsleep 1\n{sh("command -v lvcreate")} "$@"\n')
-    path, timeout = os.environ["PATH"], lvm_commands.TIMEOUT
-    os.environ["PATH"], lvm_commands.TIMEOUT = f"/run/bin:{path}", 0.3
+    path, timeout = os.environ["PATH"], lvm_lock.TIMEOUT
+    os.environ["PATH"], lvm_lock.TIMEOUT = f"/run/bin:{path}", 0.3
     try:
         with pytest.raises(CommandError, match=r"did not end within 0.3 s and still runs as process"):
             lvm_commands.take_snapshot(lvm.find_volume("vg/data"), "snap", tags=[], size=M, chunk=4096)
     finally:
-        os.environ["PATH"], lvm_commands.TIMEOUT = path, timeout
+        os.environ["PATH"], lvm_lock.TIMEOUT = path, timeout
     until(lambda: "snap" in names(), "the snapshot")
     time.sleep(0)
     lvm_commands.remove_snapshot(lvm.find_volume("vg/snap"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ChangesLost, CommandError, DeviceError, UsageError
+from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError, UsageError
 from lvmsync.names import Volume
-from lvmsync.system import lvm
+from lvmsync.system import lvm, lvm_lock
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case, list_cases
 
@@ -217,3 +217,17 @@ def test_what_was_activated_of_several_volumes_is_given_back_when_one_is_refused
     with pytest.raises(CommandError, match="no"), lvm.activated(idle[0]):
         pass
     assert len(lvchange.calls()) == 3
+
+
+def test_nothing_is_activated_while_another_run_changes_lvm(
+    lvchange: FakeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvm_lock, "TIMEOUT", 0.05)
+    idle = volume(**IDLE)
+    with (
+        lvm_lock.lvm_locked(),
+        pytest.raises(ConflictError, match="another run of lvmsync has changed LVM"),
+        lvm.activated(idle),
+    ):
+        pass
+    assert not (lvchange.folder / "calls").exists()

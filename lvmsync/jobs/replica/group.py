@@ -13,13 +13,12 @@ very cut, or, if one of its heads is lost, brings all back. A member that fails 
 from __future__ import annotations
 
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
+from lvmsync.errors import ConflictError, LvmsyncError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.doctor.volumes import check_before
 from lvmsync.jobs.itself import refuse_itself
@@ -29,16 +28,13 @@ from lvmsync.jobs.replica.choose import POINT, Kind
 from lvmsync.jobs.replica.copy import Pass, PassOptions, Replica, look_at, open_replica, run_pass
 from lvmsync.jobs.replica.record import list_records
 from lvmsync.jobs.replica.run import RETRIES, WAIT, foresee, is_of_line, retried
+from lvmsync.jobs.replica.together import Stillness, Wanted, take_together
 from lvmsync.jobs.replica.watch import watch_fill
 from lvmsync.jobs.standing import Standing
-from lvmsync.system import cut as cuts
 from lvmsync.system import lvm, lvm_commands
+from lvmsync.system.cut import PENDING_TAG
 from lvmsync.system.fill_watch import FillWatch
 from lvmsync.system.lvm import LogicalVolume
-from lvmsync.system.quiesce import quiesced
-from lvmsync.system.snapshot_advice import advise
-from lvmsync.system.suspend import LIMIT
-from lvmsync.units import size_words
 
 _MOST_STEPS = 6  # that set a group right before anything is sent
 
@@ -56,23 +52,6 @@ class Member:
     volume: LogicalVolume
     target: str
     place: str
-
-
-@dataclass(frozen=True)
-class Stillness:
-    """What stands still while a group is cut, besides its volumes.
-
-    Attributes:
-        freeze: file systems on devices that lie on the volumes are frozen (those on the volumes always are).
-        freeze_cmd: the user's command that freezes what we cannot see, in a guest say; None: there is none.
-        thaw_cmd: the one that undoes it.
-        limit: seconds that anything stands still at most.
-    """
-
-    freeze: bool = False
-    freeze_cmd: str | None = None
-    thaw_cmd: str | None = None
-    limit: float = LIMIT
 
 
 def sync_group(
@@ -358,79 +337,14 @@ class _Run:
             one.make_room()
         self._step = ""
         self._tell(Progress("making the snapshots", 0, None))
-        sizes = self._choose_stores(passes)
-        orders = [
-            cuts.Order(
-                one.volume,
-                snapshots.head_name(one.volume),
-                snapshots.head_tags(one.volume, one.replica.id) | snapshots.group_tags(self._name, cut),
-                *sizes[one.replica.id],
-            )
-            for one in passes
-        ]
         looks = [look_at(one.volume) for one in passes]
-        volumes = [one.volume for one in passes]
-        notes: list[str] = []
-        heads = cuts.cut_together(
-            orders,
-            limit=self._stillness.limit,
-            around=self._quiet(volumes, notes),
-            tell_still=self._keep_still_seconds,
-        )
-        for one, head, look in zip(passes, heads, looks, strict=True):
-            one.notes += notes
+        wanted = [Wanted(one.volume, one.replica.id, self._options.store, self._options.chunk) for one in passes]
+        taken = take_together(self._name, cut, wanted, self._stillness)
+        self._still_seconds = taken.still_seconds
+        for one, head, look in zip(passes, taken.heads, looks, strict=True):
+            one.notes += taken.notes
             one.adopt(head, look)
-        return list(zip(passes, heads, strict=True))
-
-    def _keep_still_seconds(self, seconds: float) -> None:
-        self._still_seconds = seconds
-
-    @contextmanager
-    def _quiet(self, volumes: Sequence[LogicalVolume], notes: list[str]) -> Iterator[None]:
-        """Freeze what the user wants frozen, for the time of the block; note what he should know of that."""
-        still = self._stillness
-        with ExitStack() as stack:
-            if still.freeze_cmd and still.thaw_cmd:
-                env = {"LVMSYNC_GROUP": self._name, "LVMSYNC_VOLUMES": " ".join(one.full_name for one in volumes)}
-                stack.enter_context(quiesced(still.freeze_cmd, still.thaw_cmd, env=env, limit=still.limit))
-            if still.freeze:
-                notes.append(stack.enter_context(snapshots.quiet(volumes, limit=still.limit)))
-            yield
-
-    def _choose_stores(self, passes: Sequence[Pass]) -> dict[str, tuple[int | None, int | None]]:
-        """Return size and chunk of each member's store: those of one volume group share what that has free.
-
-        Raises:
-            DeviceError: it has too little.
-        """
-        options = self._options
-        left = Counter(one.volume.group for one in passes if not one.volume.is_thin)
-        free = {group: lvm.read_group(group) for group in left}
-        found: dict[str, tuple[int | None, int | None]] = {}
-        used: Counter[str] = Counter()
-        for one in passes:
-            volume = one.volume
-            if volume.is_thin:
-                found[one.replica.id] = None, None
-                continue
-            group = free[volume.group]
-            room = group.free - used[group.name]
-            # Base and head are there at the same time, so half of it stays free where that is enough.
-            for share in (room // (2 * left[group.name]), room // left[group.name]):
-                share -= share % group.extent_size
-                advice = advise(volume.size, share, size=options.store, chunk=options.chunk)
-                if advice:
-                    break
-            else:
-                raise DeviceError(
-                    f"the volume group '{group.name}' has {size_words(group.free)} free, too few for snapshots of all"
-                    f" volumes of '{self._name}': add a disk ('vgextend'), or choose smaller stores with --cow-size",
-                    device=volume.full_name,
-                )
-            left[group.name] -= 1
-            used[group.name] += advice.size + group.extent_size
-            found[one.replica.id] = advice.size, advice.chunk
-        return found
+        return list(zip(passes, taken.heads, strict=True))
 
     # The copies
 
@@ -512,7 +426,7 @@ class _Run:
 def _list_cut(cut: str) -> list[LogicalVolume]:
     """Return the snapshots of a cut that is whole."""
     found = [one for one in lvm_commands.list_ours() if snapshots.cut_of(one) == cut]
-    return [] if any(cuts.PENDING_TAG in one.tags for one in found) else found
+    return [] if any(PENDING_TAG in one.tags for one in found) else found
 
 
 def _join(first: GroupReceipt, second: GroupReceipt) -> GroupReceipt:

@@ -14,8 +14,9 @@ from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportEr
 from lvmsync.jobs.progress import GroupReceipt, Receipt, ignore
 from lvmsync.jobs.recover import recover
 from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
-from lvmsync.jobs.replica.group import Member, Stillness, foresee_group, sync_group
+from lvmsync.jobs.replica.group import Member, foresee_group, sync_group
 from lvmsync.jobs.replica.run import sync_volume
+from lvmsync.jobs.replica.together import Stillness
 from lvmsync.jobs.standing import standing
 from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import BLOCK, SIZE, FarSide, Killed, Machine, as_agent, install
