@@ -68,12 +68,12 @@ def tags() -> None:
 @case("removes by id, not by name, and only what is ours")
 def remove() -> None:
     mine, users = lvm.find_volume("vg/other"), lvm.find_volume("vg/snap")
-    with pytest.raises(ConflictError, match="vg/snap is not a snapshot with the tag 'lvmsync'"):
+    with pytest.raises(ConflictError, match="vg/snap is not a read-only snapshot with the tag 'lvmsync'"):
         lvm_commands.remove_snapshot(users)
-    with pytest.raises(ConflictError, match="vg/data is not a snapshot"):
+    with pytest.raises(ConflictError, match="vg/data is not a read-only snapshot"):
         lvm_commands.remove_snapshot(lvm.find_volume("vg/data"))
     sh("lvchange -q -y --addtag lvmsync vg/data")  # a tag alone makes no snapshot
-    with pytest.raises(ConflictError, match="vg/data is not a snapshot"):
+    with pytest.raises(ConflictError, match="vg/data is not a read-only snapshot"):
         lvm_commands.remove_snapshot(lvm.find_volume("vg/data"))
     assert [one.name for one in lvm_commands.list_ours("vg")] == ["other"]
     sh("lvchange -q -y --deltag lvmsync vg/data; lvrename -q vg other renamed")
