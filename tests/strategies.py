@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lvmsync.extents import ChangeMap, Offsets, as_table
 from lvmsync.history import Point
-from lvmsync.stream.frames import Changes, Data, End, Frame, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Zero
 
 DEVICE = 300
 """Bytes of the device that most strategies are about: small, so that ranges meet often."""
@@ -32,12 +32,17 @@ def change_maps(device: int = DEVICE) -> st.SearchStrategy[ChangeMap]:
     return ranges(device).map(ChangeMap.from_extents)
 
 
+def _words() -> st.SearchStrategy[str]:
+    """Text without what drives a terminal."""
+    return st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=8)
+
+
 def points() -> st.SearchStrategy[Point]:
-    return st.builds(Point, st.text(max_size=8), st.none() | st.text(max_size=8), st.none() | st.text(max_size=8))
+    return st.builds(Point, _words(), st.none() | _words(), st.none() | _words())
 
 
 def headers(size: int = DEVICE) -> st.SearchStrategy[Header]:
-    text = st.none() | st.text(max_size=8)
+    text = st.none() | _words()
     return st.builds(
         Header,
         size=st.just(size),
@@ -50,7 +55,7 @@ def headers(size: int = DEVICE) -> st.SearchStrategy[Header]:
         host=text,
         time=text,
         version=text,
-        intent=st.text(max_size=8),
+        intent=st.sampled_from((DELTA, FULL, SNAPBACK)),
         minimal=st.booleans(),
         stream=text,
     )

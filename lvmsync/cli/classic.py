@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ class _Interrupted(BaseException):
     """A signal asked us to end. Not a KeyboardInterrupt: typer would answer that itself, and drop what it says."""
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -107,7 +109,8 @@ def _complain(error: BaseException, message: str, status: int, words: Sequence[s
 
         traceback.print_exception(error)
     text = "; ".join([message, *getattr(error, "__notes__", ())])
-    print(f"lvmsync: {' '.join(text.splitlines())}", file=sys.stderr)
+    text = _CONTROL.sub("?", " ".join(text.splitlines()))  # it may have come from another machine
+    print(f"lvmsync: {text}", file=sys.stderr)
     return status
 
 

@@ -348,7 +348,12 @@ _COUNTED = ("era:", "dattobd:", "blksnap:")
 """What the ids of points begin with that end in the number of an era or a snapshot, which only grows."""
 
 
+_MOST_DIGITS = 20
+"""Of such a number: it has 64 bits at the most."""
+
+
 def _counted(point: Point | None) -> tuple[str, int] | None:
     """Return history and number of a point that has them; None if it has not."""
     life, _, number = point.id.rpartition(":") if point else ("", "", "")
-    return (life, int(number)) if life.startswith(_COUNTED) and number.isdecimal() else None
+    is_counted = life.startswith(_COUNTED) and number.isdecimal() and len(number) <= _MOST_DIGITS
+    return (life, int(number)) if is_counted else None

@@ -31,8 +31,11 @@ import zstandard
 from lvmsync.errors import StreamError
 from lvmsync.history import Point
 from lvmsync.stream.frames import (
+    DELTA,
+    FULL,
     MAX_SAMPLE,
     MAX_SAMPLES,
+    SNAPBACK,
     Abort,
     Buffer,
     Changes,
@@ -261,7 +264,7 @@ class Decoder:
         if kind == _HEADER:
             return self._load_header(bytes(body))
         if kind == _ABORT:
-            return Abort(bytes(body).decode(errors="replace"))
+            return Abort(_tame(bytes(body).decode(errors="replace")))
         if kind == _MARK_TYPE and len(body) == _MARK.size:
             return Mark(*_MARK.unpack(body))
         if kind == _END_TYPE and len(body) == _END.size:
@@ -378,6 +381,9 @@ def _dump_header(header: Header) -> bytes:
 _INTEGERS = ("size", "extents", "changed_bytes", "data_bytes", "resume")
 _STRINGS = ("map_digest", "source", "name", "host", "time", "version", "stream", "transaction", "group")
 _DIGEST = re.compile("[0-9a-f]{32}")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+MAX_NAME = 1024
+"""Letters of a point's id, at the most."""
 
 
 def _parse_header(values: Mapping[str, Any]) -> Header:
@@ -393,7 +399,9 @@ def _parse_header(values: Mapping[str, Any]) -> Header:
         if value is not None and not isinstance(value, str):
             raise ValueError(f"'{key}' is not text")
         if value is not None:
-            known[key] = value
+            known[key] = _tame(value)
+    if known.get("intent", DELTA) not in (DELTA, FULL, SNAPBACK):
+        raise ValueError(f"'intent' is not {DELTA}, {FULL} or {SNAPBACK}")
     if not isinstance(values.get("minimal", False), bool):
         raise ValueError("'minimal' is not true or false")
     known["minimal"] = values.get("minimal", False)
@@ -427,10 +435,17 @@ def _parse_samples(values: object, size: int) -> tuple[Sample, ...]:
     return tuple(Sample(*value) for value in values)
 
 
+def _tame(text: str) -> str:
+    """Return text of another machine with nothing in it that drives a terminal or breaks a line."""
+    return _CONTROL.sub("?", text)
+
+
 def _parse_point(key: str, value: object) -> Point:
     if not isinstance(value, dict):
         raise ValueError(f"'{key}' is not an object")
     texts: dict[str, Any] = {name: value.get(name) for name in ("id", "parent", "time")}
     if texts["id"] is None or not all(text is None or isinstance(text, str) for text in texts.values()):
         raise ValueError(f"'{key}' is not a point: id, parent and time are text, and id cannot be left out")
+    if any(text is not None and (len(text) > MAX_NAME or _tame(text) != text) for text in texts.values()):
+        raise ValueError(f"'{key}' has control characters in it, or a text of more than {MAX_NAME} letters")
     return Point(**texts)

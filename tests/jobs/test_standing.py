@@ -14,6 +14,7 @@ import pytest
 from lvmsync.errors import ConflictError, DeviceError, TransportError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
+from lvmsync.jobs import receive_checks
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.samples import check_samples, take_samples
@@ -284,3 +285,11 @@ def test_a_line_that_goes_on_is_not_read_past_the_end_of_the_stream(place: Place
     assert os.read(far, 100) == b"next"
     os.close(far)
     os.close(near)
+
+
+def test_a_number_that_no_counter_reaches_is_no_number(tmp_path: Path) -> None:
+    made = Place(tmp_path)
+    made.receive(None, "era:x:5")
+    with pytest.raises(ConflictError, match="is at point era:x:5"):
+        made.receive("era:x:" + "9" * 900, "era:x:7", require_base=True)
+    assert receive_checks._counted(Point("era:x:" + "9" * 5000)) is None

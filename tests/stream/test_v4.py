@@ -394,6 +394,9 @@ def test_a_compressed_body_is_checked_before_it_is_decompressed() -> None:
         (b'{"size": 1, "changed_bytes": -5}', "'changed_bytes' is not a byte or extent count"),
         (b'{"size": 1, "name": 5}', "'name' is not text"),
         (b'{"size": 1, "intent": {}}', "'intent' is not text"),
+        (b'{"size": 1, "intent": "other"}', "'intent' is not delta, full or snapback"),
+        (b'{"size": 1, "head": {"id": "x\\u001b"}}', "'head' has control characters in it"),
+        (b'{"size": 1, "head": {"id": "x", "parent": "' + b"y" * 1025 + b'"}}', "a text of more than 1024 letters"),
         (b'{"size": 1, "minimal": 1}', "'minimal' is not true or false"),
         (b'{"size": 1, "base": "x"}', "'base' is not an object"),
         (b'{"size": 1, "head": [1]}', "'head' is not an object"),
@@ -419,6 +422,14 @@ def test_unknown_keys_of_the_header_are_ignored_and_nulls_are_not_there() -> Non
     header, abort = feed(data)
     assert header == Header(size=7, base=Point("x"))
     assert abort == Abort("")
+
+
+def test_what_drives_a_terminal_is_taken_out_of_names_and_reasons() -> None:
+    forge = Forge()
+    header, abort = feed(forge.header(b'{"size": 7, "name": "a\\u001b[31mb"}') + forge.frame(7, b"\x1b[31mgone\n\x9b"))
+    assert header == Header(size=7, name="a?[31mb")
+    assert isinstance(abort, Abort)
+    assert abort.reason.startswith("?[31mgone?")
 
 
 def test_a_name_that_is_not_text_travels_in_the_header_and_in_an_abort() -> None:

@@ -6,6 +6,7 @@ What a request may name and ask for is the `Policy`'s to say. Nothing here runs 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT
 Request = Mapping[str, Any]
 
 _MOST_TARGETS = 256  # of a group
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _LONGEST_PREFIX = 80  # letters of a volume's name in that of its snapshot; LVM allows 127 in all
 _LONGEST_STALL = 3600.0  # seconds; a line that is gone must not hold a target for ever
 _TICK = 0.5  # seconds between two looks whether a sign of life is due
@@ -438,7 +440,7 @@ def _bound_stall(seconds: object) -> float:
         return _LONGEST_STALL
     if not isinstance(seconds, int | float):
         return STALL_TIMEOUT
-    return min(max(float(seconds), SHORTEST_STALL), _LONGEST_STALL)
+    return float(min(max(seconds, SHORTEST_STALL), _LONGEST_STALL))  # before it is made a float: it may be a huge one
 
 
 def _find_pool(place: Place, word: str) -> str:
@@ -471,7 +473,12 @@ def _take(request: Request, **checks: Callable[[Any], bool]) -> dict[str, Any]:
 
 
 def _is_word(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value
+    if not isinstance(value, str) or not 0 < len(value) <= 4096 or _CONTROL.search(value):
+        return False
+    try:
+        return bool(os.fsencode(value))
+    except UnicodeEncodeError:  # half a letter
+        return False
 
 
 def _is_words(value: object) -> bool:
