@@ -14,11 +14,13 @@ from lvmsync.errors import ConflictError, LvmsyncError, PeerError, TransportErro
 from lvmsync.history import Point
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.agent.policy import Policy
-from lvmsync.jobs.migrate.move import Carried, Cut, Move
+from lvmsync.jobs.migrate.move import Carried, Cut, Ended, Move
 from lvmsync.jobs.migrate.state import Note
+from lvmsync.jobs.migrate.unused import find_use
 from lvmsync.jobs.migrate.users import Users
 from lvmsync.jobs.progress import Report
 from lvmsync.jobs.replica.choose import POINT
+from lvmsync.jobs.standing import standing
 from lvmsync.system import lvm, seen
 from lvmsync.system.device import open_device
 from lvmsync.system.identity import canonical_name, identify
@@ -117,26 +119,16 @@ class WayBack:
 
 @contextmanager
 def open_way_back(job: WayBack) -> Iterator[Move]:
-    """Make the volume of this machine writable, and yield the steps that bring it home."""
-    unfence(job.volume)
+    """Yield the steps that bring a volume home; one that was read-only is so again if that does not come to the start.
+
+    It is made writable when the source's machine has answered, and not before: it is read-only for a reason.
+    """
     steps = _Steps(job)
-    users = job.users
-    yield Move(
-        source=job.place,
-        target=job.volume.full_name,
-        run_pass=steps.run_pass,
-        prepare=steps.prepare,
-        stop=steps.stop,
-        find_user=lambda: None,  # the fence asks, where it is
-        restart=None if users.restart is None else steps.restart,
-        fence=job.fence,
-        unfence=job.unfence,
-        start=users.start,
-        finish=steps.finish,
-        how_to_stop=users.how_to_stop,
-        how_to_restart=users.how_to_restart,
-        how_to_start=users.how_to_start,
-    )
+    try:
+        yield steps.move()
+    except BaseException as error:
+        steps.fence_again(error)
+        raise
 
 
 class _Steps:
@@ -145,7 +137,30 @@ class _Steps:
     def __init__(self, job: WayBack) -> None:
         self._job = job
         self._has_stopped = False
+        self._has_started = False
+        self._was_made_writable = False
         self._snapshot: str | None = None
+
+    def move(self) -> Move:
+        """Return the steps."""
+        job, users = self._job, self._job.users
+        return Move(
+            source=job.place,
+            target=job.volume.full_name,
+            run_pass=self.run_pass,
+            prepare=self.prepare,
+            stop=self.stop,
+            find_user=lambda: None,  # the fence asks, where it is
+            restart=None if users.restart is None else self.restart,
+            fence=job.fence,
+            unfence=job.unfence,
+            start=None if users.start is None else self.start,
+            find_target_use=lambda: find_use(lambda: standing(job.volume.full_name, job.state)),
+            finish=self.finish,
+            how_to_stop=users.how_to_stop,
+            how_to_restart=users.how_to_restart,
+            how_to_start=users.how_to_start,
+        )
 
     def run_pass(self, report: Report) -> Carried:
         job, tries = self._job, 0
@@ -156,6 +171,7 @@ class _Steps:
             began = time.monotonic()
             try:
                 agent = job.connect()
+                self._make_writable()
                 receipt = agent.pull(job.source, job.volume.full_name, options, policy, job.state, report)
                 break
             except LvmsyncError as error:
@@ -173,6 +189,33 @@ class _Steps:
             self._job.ready()
         self._job.connect()
         return 0.0
+
+    def _make_writable(self) -> None:
+        if not self._was_made_writable:
+            self._was_made_writable = True
+            unfence(self._job.volume)
+
+    def fence_again(self, error: BaseException) -> None:
+        """Bring the volume of this machine back to how it was found, unless it may be in use by now.
+
+        Args:
+            error: what ended the way back; gets a note of what could not be done.
+        """
+        volume = self._job.volume
+        if not self._was_made_writable or self._has_started:
+            return
+        try:
+            if volume.attr[1:2] == "r":
+                set_writable(volume, is_writable=False)
+            if volume.number is None:
+                set_active(volume, is_active=False)
+        except LvmsyncError as failed:
+            error.add_note(f"{volume.full_name} was made writable, and could not be fenced again: {failed}")
+
+    def start(self) -> Ended:
+        assert self._job.users.start
+        self._has_started = True
+        return self._job.users.start()
 
     def stop(self) -> None:
         self._has_stopped = True
