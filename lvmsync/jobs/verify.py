@@ -113,12 +113,24 @@ def verify_changes(agent: Agent, target: str, source: Source, report: Report) ->
 
     Raises:
         UsageError: its data is on no device.
-        DeviceError, ConflictError: as of `verify_whole`.
+        DeviceError, ConflictError: as of `verify_whole`; or nothing changed, so nothing would be compared.
+        VerifyError: the target is too small to be a copy.
     """
     watch = Stopwatch()
     notes = require_at_rest(agent, target)
     if not isinstance(source.data, Device):
         raise UsageError(f"{source.name}: where its data is was not said; name it with -r")
+    standing = agent.standing(target)
+    if standing.size is not None and standing.size < source.size:
+        raise VerifyError(
+            f"{agent.place} has {standing.size} bytes and {source.name} has {source.size}: it is no copy of that",
+            device=target,
+        )
+    if not len(source.changes):
+        raise ConflictError(
+            f"{source.name}: nothing changed, so there is nothing to compare, and whether {agent.place} is a copy is"
+            " not known; leave --changed out to compare everything"
+        )
     found = compare_device(
         source.data,
         source.size,

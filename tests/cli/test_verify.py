@@ -100,6 +100,18 @@ def test_only_what_changed_is_compared_if_that_is_wanted(site: Site) -> None:
 
 
 @here
+def test_a_delta_that_compares_nothing_or_has_no_room_in_the_target_is_not_equal(site: Site) -> None:
+    site.target.write_bytes(OLD[:-BLOCK])
+    done = run(site, "verify", STORE, "--changed")
+    assert (done.returncode, "it is no copy of that" in error(done), done.stdout) == (9, True, "")
+    site.target.write_bytes(bytes(len(OLD)))
+    (site.folder / "store").write_bytes(build_store([]))
+    done = run(site, "verify", STORE, "--changed")
+    assert (done.returncode, "nothing changed, so there is nothing to compare" in error(done)) == (8, True), done.stderr
+    assert done.stdout == ""
+
+
+@here
 def test_what_cannot_be_verified_is_said_in_one_line(site: Site) -> None:
     for words, code, message in (
         (["./origin", "--changed", "--whole"], 2, "choose one"),
