@@ -158,7 +158,7 @@ def _claim(stack: ExitStack, path: str, state: Path) -> tuple[BlockTarget, Ledge
 def _bring_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     """Undo what is open; that somebody else wrote to the target meanwhile shows after that as well."""
     before, written = ledger.record.seen, _was_written(target, ledger)
-    go_back(target, ledger, report, is_proved=written == "no")
+    go_back(target, ledger, report, written)
     if written == "yes":
         ledger.write(seen=before)
 

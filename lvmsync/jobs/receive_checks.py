@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from lvmsync.errors import ConflictError, DeviceError, UsageError
 from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.samples import check_samples, find_different
-from lvmsync.jobs.traces import choose
+from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.way_back import find_offset, find_saved
 from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Header, Sample
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger
-from lvmsync.system.traces import read_traces
 from lvmsync.targets.block import BlockTarget
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class Checks:
                 f"{self._what_was_written()}, and its transaction is unfinished: it cannot be gone on with; run"
                 f" 'lvmsync recover {name}', and begin anew"
             )
-        self._check_traces_of(note, self._find_offset())
+        self._check_traces_of(note)
 
     def _find_offset(self) -> int:
         return find_offset(self.ledger.record, self.ledger.folder, seen.life(self.target.fd))
@@ -237,10 +236,9 @@ class Checks:
                 " 'compare:'"
             )
 
-    def _check_traces_of(self, note: ledgers.Transaction, offset: int) -> None:
+    def _check_traces_of(self, note: ledgers.Transaction) -> None:
         """Refuse to go on if what was written before is not there any more."""
-        traces = read_traces(self.ledger.path(note.id, "traces"), offset)
-        found = find_different(self.target, choose(traces))
+        found = find_lost(self.target, self.ledger)
         if found:
             name = self.target.name
             way = f"run 'lvmsync recover {name}', and begin anew" if note.undo else "begin anew, with --full"

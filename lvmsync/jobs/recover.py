@@ -7,6 +7,7 @@ from pathlib import Path
 from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.prepared import list_members, settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
+from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.transaction import Transaction, Undo, read_spool
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
 from lvmsync.stream.frames import Header
@@ -38,7 +39,7 @@ def recover(
         alone: leave the others of its group as they are.
 
     Raises:
-        VerifyError: there is no way back, or its file is damaged.
+        VerifyError: there is no way back, or its file is damaged; or somebody else wrote to the target, too.
     """
     watch = Stopwatch()
     if not Path(target_path).exists():
@@ -76,8 +77,17 @@ def recover(
                 device=target.name,
             )
         else:
-            is_untouched = seen.was_written(ledger.record.seen, look) == "no"
-            go_back(target, ledger, report, is_proved=is_untouched)
+            written = seen.was_written(ledger.record.seen, look)
+            if written == "unknown" and note.phase == "applying" and find_lost(target, ledger):
+                written = "yes"
+            go_back(target, ledger, report, written)
+            if written == "yes" and not note.created:
+                raise VerifyError(
+                    f"{target.name}: what the transaction of {note.began} had changed is as it was before, but somebody"
+                    " else wrote to it meanwhile: what it holds elsewhere is not known; bring it up to date with"
+                    " 'lvmsync repair' or 'compare:'",
+                    device=target.name,
+                )
             said = "rolled back: the target is as it was"
         point, size = ledger.record.point, target.size
     others = _recover_others(group, state, report) if group and not alone else []

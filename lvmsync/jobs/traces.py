@@ -14,8 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lvmsync.jobs.samples import find_different
+from lvmsync.jobs.way_back import find_offset
 from lvmsync.stream.frames import Changes, Data, Sample
-from lvmsync.system.traces import Trace, TraceNote
+from lvmsync.system import seen
+from lvmsync.system.ledger import Ledger
+from lvmsync.system.traces import Trace, TraceNote, read_traces
+from lvmsync.targets.block import BlockTarget
 
 KEPT = 256
 """Most traces that are kept of a transaction, and looked at."""
@@ -94,6 +99,14 @@ def choose(traces: Iterable[Trace]) -> tuple[Sample, ...]:
     found = {trace.sample: trace.differs for trace in traces}
     order = sorted(found, key=lambda sample: (not found[sample], random.random()))
     return tuple(sorted(order[:KEPT]))
+
+
+def find_lost(target: BlockTarget, ledger: Ledger) -> tuple[Sample, str] | None:
+    """Return a trace of the open transaction that is not on the target any more, and the digest of what is there."""
+    note = ledger.record.transaction
+    assert note is not None
+    offset = find_offset(ledger.record, ledger.folder, seen.life(target.fd))
+    return find_different(target, choose(read_traces(ledger.path(note.id, "traces"), offset)))
 
 
 def _trace(

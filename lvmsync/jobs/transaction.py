@@ -291,7 +291,7 @@ class Transaction:
             return True
         if not can_go_back(note):
             return False
-        go_back(self._target, self._ledger, report, is_proved=True)
+        go_back(self._target, self._ledger, report, "no")
         return True
 
     def _window_bytes(self) -> int:

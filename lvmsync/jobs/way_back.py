@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +48,15 @@ def find_offset(record: ledgers.Record, folder: Path, life: str) -> int:
     return max(note.offset, read_applied(folder / f"{note.id}.progress", life))
 
 
-def go_back(target: BlockTarget, ledger: Ledger, report: Report, *, is_proved: bool = False) -> None:
+def go_back(target: BlockTarget, ledger: Ledger, report: Report, written: seen.Written = "unknown") -> None:
     """Bring the target back to before the open transaction. May be cut off at any moment and done again.
 
     Args:
         target: claimed.
         ledger: of the target.
         report: takes the progress.
-        is_proved: nobody but the transaction has written to the target since it began.
+        written: whether somebody else has written to the target since the transaction began. If so, what it holds
+            where the transaction changed nothing is not known, and no point is any more.
 
     Raises:
         VerifyError: there is no way back, or the undo file is damaged.
@@ -73,10 +75,11 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report, *, is_proved: b
         target.remove()
     # Who else may have written meanwhile is not known. If somebody had before, that still shows.
     look = None if note.is_proved and note.phase not in _UNTOUCHED else note.seen
-    if is_proved and note.is_proved and not note.created:
+    if written == "no" and note.is_proved and not note.created:
         look = seen.look_when_settled(target.fd)
     # After this there is no transaction; a crash before it comes back to the lines above.
-    ledger.write(transaction=None, dirty=False, seen=look)
+    known: dict[str, Any] = {"point": None, "traces": ()} if written == "yes" else {}
+    ledger.write(transaction=None, dirty=False, seen=look, **known)
     ledger.sweep()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from lvmsync.errors import ConflictError
+from lvmsync.errors import ConflictError, VerifyError
 from lvmsync.extents import ChangeMap, as_table
 from lvmsync.history import Point
 from lvmsync.jobs import receive as receiving
@@ -205,3 +205,22 @@ def test_a_note_that_a_crash_has_cut_is_believed_as_far_as_it_is_whole(tmp_path:
     path.write_bytes(bytes(100) + b"\n1 2\n" + path.read_bytes().replace(b"512", b"513"))
     assert read_traces(path, 1 << 40) == []
     assert read_traces(tmp_path / "none", 1) == []
+
+
+@pytest.mark.parametrize("end", ["clean stop", "kill"])
+def test_going_back_does_not_make_a_target_that_others_wrote_to_what_it_was(
+    end: str, pair: Pair, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    base = replace(pair.whole, head=Point("lv:base"), data=Memory(pair.old), holes=ChangeMap.empty())
+    pair.receive(pair.stream(base))
+    stream = pair.stream()
+    if end == "kill":
+        kill(pair, monkeypatch, stream, 8)
+    else:
+        pair.cut(stream, len(stream) // 2)
+    pair.target.write_bytes(random.Random(4).randbytes(len(pair.old)))
+    with pytest.raises(VerifyError, match=r"somebody else wrote to it meanwhile.*repair"):
+        pair.recover()
+    assert pair.stand().point is None
+    with pytest.raises(ConflictError, match="no point that is known"):
+        pair.receive(stream, require_base=True)
