@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from lvmsync.errors import FormatError
 
-VERSION, LIST_DEVICES, DEV_STATUS, TABLE_STATUS, TARGET_MSG = (0xC138FD00 | command for command in (0, 2, 7, 12, 14))
+VERSION, LIST_DEVICES, DEV_STATUS, TABLE_STATUS = (0xC138FD00 | command for command in (0, 2, 7, 12))
 """The requests: ``_IOWR(DM_IOCTL, command, struct dm_ioctl)``."""
 
 STATUS_TABLE_FLAG = 1 << 4
@@ -25,7 +25,6 @@ _SIZES = struct.Struct("=II")  # data_size, data_start
 _SIZES_AT = 12
 _NAME_LIST = struct.Struct("=QI")  # struct dm_name_list, up to its name
 _TARGET_SPEC = struct.Struct("=QQiI16s")
-_MESSAGE = struct.Struct("=Q")  # struct dm_target_msg, up to its words
 _HIDDEN = b"0"
 
 HEADER_SIZE = _HEADER.size
@@ -108,14 +107,6 @@ def request(size: int, *, number: Number | None = None, flags: int = 0) -> bytea
     buffer = bytearray(size)
     _HEADER.pack_into(buffer, 0, 4, 0, 0, 0, 0, flags, 0, _encode(number) if number else 0, b"", b"")
     _SIZES.pack_into(buffer, _SIZES_AT, size, HEADER_SIZE)
-    return buffer
-
-
-def message(number: Number, sector: int, words: str) -> bytearray:
-    """Return a request that hands words to the target at a sector of a device."""
-    payload = _MESSAGE.pack(sector) + words.encode() + b"\0"
-    buffer = request(HEADER_SIZE + len(payload), number=number)
-    buffer[HEADER_SIZE:] = payload
     return buffer
 
 

@@ -235,10 +235,7 @@ def send_message(device: Mapped, text: str) -> None:
     Raises:
         CommandError: the kernel did not take it.
     """
-    with control() as kernel:
-        if kernel:
-            return kernel.send_message(device.number, text)
-    run(["dmsetup", "message", device.name, "0", text])
+    run(["dmsetup", "message", device.name, "0", text])  # what changes something is for all to see
 
 
 def find_snapshot(number: Number | None) -> Snapshot | None:

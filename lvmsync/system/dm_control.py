@@ -52,18 +52,6 @@ class Control:
         """Return what a device is, and the status of its lines; a thin pool commits its metadata before, as ever."""
         return self._read_lines(number, 0)
 
-    def send_message(self, number: Number, words: str) -> None:
-        """Hand words to the target at the start of a device.
-
-        Raises:
-            CommandError: the kernel did not take them, or the device is gone.
-        """
-        buffer = dm_ioctl.message(number, 0, words)
-        try:
-            fcntl.ioctl(self._fd, dm_ioctl.TARGET_MSG, buffer)
-        except OSError as error:
-            raise _failed(f"{_name(number)} did not take the message '{words}'", error) from error
-
     def _read_lines(self, number: Number, flags: int) -> tuple[Answer, list[Target]] | None:
         buffer = self._ask(_name(number), dm_ioctl.TABLE_STATUS, number, flags)
         if buffer is None:

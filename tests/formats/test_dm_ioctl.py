@@ -68,13 +68,6 @@ def test_an_answer_tells_what_a_device_is() -> None:
     assert Answer.parse(answer(flags=1 << 8)).is_full
 
 
-def test_a_message_follows_the_header_with_its_sector() -> None:
-    sent = dm_ioctl.message((254, 7), 5, "reserve_metadata_snap")
-    assert sent[HEADER_SIZE:] == struct.pack("=Q", 5) + b"reserve_metadata_snap\0"
-    assert struct.unpack_from("=I", sent, 12) == (len(sent),)
-    assert Answer.parse(sent).number == (254, 7)
-
-
 def test_the_numbers_of_all_devices_are_listed() -> None:
     assert dm_ioctl.parse_numbers(answer(names((254 << 8, "a"), (254 << 8 | 1, "a longer name")))) == [
         (254, 0),

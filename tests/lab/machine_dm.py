@@ -77,17 +77,6 @@ def alone() -> None:
             dm.read_status(dm.Mapped("x", "", (number[0], 9999), 0))
 
 
-@case("takes a message, and refuses one in the kernel's words")
-def message() -> None:
-    pool = next(line.device for line in dm.list_tables() if line.kind == "thin-pool")
-    dm.send_message(pool, "reserve_metadata_snap")
-    assert dm.read_status(pool)[0].text.split()[3] != "-"
-    with pytest.raises(CommandError, match="did not take the message 'reserve_metadata_snap'"):
-        dm.send_message(pool, "reserve_metadata_snap")
-    dm.send_message(pool, "release_metadata_snap")
-    assert dm.read_status(pool)[0].text.split()[3] == "-"
-
-
 @case("tells of a table of a thousand lines, and of all devices while others come and go")
 def many() -> None:
     lines = "\n".join(f"{8 * at} 8 linear /dev/vg/base {8 * (at % 7)}" for at in range(1000))

@@ -23,14 +23,12 @@ class Kernel:
     Attributes:
         version: of the interface.
         failure: errno of every request but VERSION.
-        messages: that were sent.
     """
 
     def __init__(self) -> None:
         self.devices: dict[int, tuple[str, list[Target] | None]] = {}
         self.version = 4
         self.failure = 0
-        self.messages: list[bytes] = []
         self.gone: set[int] = set()
         self.flags: list[int] = []
 
@@ -46,9 +44,6 @@ class Kernel:
         minor = buffer[40]
         if minor not in self.devices or minor in self.gone:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        if request == dm_ioctl.TARGET_MSG:
-            self.messages.append(bytes(buffer[HEADER_SIZE:]))
-            return 0
         name, table = self.devices[minor]
         self.flags.append(struct.unpack_from("=I", buffer, 28)[0])
         buffer[48 : 48 + len(name)] = name.encode()
@@ -121,13 +116,6 @@ def test_the_status_of_a_device_that_is_gone_or_another_one_is_an_error(kernel: 
     kernel.gone = {7}
     with pytest.raises(CommandError, match="/dev/mapper/snap is gone"):
         dm.read_status(device)
-    with pytest.raises(CommandError, match="did not take the message 'x': it is gone"):
-        dm.send_message(device, "x")
-
-
-def test_a_message_goes_to_the_device_by_its_number(kernel: Kernel) -> None:
-    dm.send_message(dm.Mapped("snap", "", (254, 7), 0), "reserve_metadata_snap")
-    assert kernel.messages == [bytes(8) + b"reserve_metadata_snap\0"]
 
 
 def test_long_answers_are_asked_for_again_with_more_room(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
