@@ -38,7 +38,7 @@ anew
 lvchange -q -an vg/copy
 lvchange -q -ay vg/copy
 dd if=/dev/urandom of=/dev/vg/copy bs=64k count=1 oflag=direct status=none
-refused 8 'siteb:vg/copy.*written to.*(repair|--full)'
+refused 8 'siteb:vg/copy.*(written to|does not hold it any more).*(repair|--full|compare)'
 
 it "goes on with a copy that was only read, or had a snapshot meanwhile, or another name"
 anew

@@ -11,6 +11,7 @@ make_vg vg /dev/ubda
 make_vg vg2 /dev/ubdb
 lvcreate -qq -y -L 24M -n web vg
 mkfs.ext4 -q /dev/vg/web
+two_sites  # before the mount, which would live on in the other site's mounts
 mount /dev/vg/web /srv
 head -c 3M /dev/urandom > /srv/page
 lvcreate -qq -y -L 8M -n db vg
@@ -18,7 +19,6 @@ lvcreate -qq -y -L 8M -n log vg
 dd if=/dev/urandom of=/dev/vg/db bs=1M count=6 oflag=direct status=none
 dd if=/dev/urandom of=/dev/vg/log bs=1M count=2 oflag=direct status=none
 sync
-two_sites
 is_not_there() { ! lvs vg/webcopy 2>/dev/null || { echo "something was made by: $1"; exit 1; }; }
 holds_base() {
     base=$(lvs --noheadings -o lv_full_name -S 'origin=web && lv_tags=lvmsync.role=base' | tr -d ' ')

@@ -38,8 +38,9 @@ def pool(data: float, metadata: float) -> list[LogicalVolume]:
 
 def store(percent: float, **facts: object) -> list[LogicalVolume]:
     snapshot = volume(
-        "snap", role="snapshot thicksnapshot", origin="lv", origin_id="id-lv", size=GIB, data_percent=percent
-    )
+        "snap", role="snapshot thicksnapshot", attr="sri-a-s---", origin="lv", origin_id="id-lv", size=GIB,
+        data_percent=percent,
+    )  # fmt: skip
     return [volume("lv"), replace(snapshot, **facts)]  # type: ignore[arg-type]
 
 
