@@ -11,10 +11,13 @@ from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.transaction import Transaction, Undo, read_spool
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
 from lvmsync.stream.frames import Header
+from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
 from lvmsync.targets.durable import read_durable
+
+_BACK = "rolled back: the target is as it was"
 
 
 def recover(
@@ -44,7 +47,6 @@ def recover(
     watch = Stopwatch()
     if not Path(target_path).exists():
         return _recover_removed(target_path, state)
-    group: str | None = None
     with (
         open_target(target_path) as target,
         open_ledger(state, target.canonical, target.identity, target.size) as ledger,
@@ -58,37 +60,15 @@ def recover(
         elif note.phase == "prepared" and settle(target, ledger, state, report):
             said = "rolled forward: its group is committed, the target is wholly new"
         elif ledger.record.transaction is None:  # prepared, and its group was not committed
-            said = "rolled back: the target is as it was"
-        elif accept and note.phase in ("applying", "prepared") and not can_go_back(note):
-            ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False, traces=())
-            said = "taken as good, on your word"
-        elif give_up and note.phase in ("applying", "prepared") and not can_go_back(note):
-            ledger.write(transaction=None, dirty=True, point=None, held=None, seen=None)
-            ledger.sweep()
-            said = "given up: what the target holds is not known, until it is repaired or copied anew"
+            said = _BACK
+        elif (accept or give_up) and note.phase in ("applying", "prepared") and not can_go_back(note):
+            said = _end(ledger, accept=accept)
         elif note.spool and note.phase in ("staged", "applying") and not back:
             _go_forward(target, ledger, report)
             said = "rolled forward: the staged stream is applied, the target is wholly new"
-        elif note.resumable and not can_go_back(note):
-            raise VerifyError(
-                f"{target.name} holds a part of a first copy, which was begun {note.began}: run the same sync again to"
-                " go on with it. It is of no use until then"
-                f" ('lvmsync recover --accept {target.name}' takes it as it is)",
-                device=target.name,
-            )
         else:
-            written = seen.was_written(ledger.record.seen, look)
-            if written == "unknown" and note.phase == "applying" and find_lost(target, ledger):
-                written = "yes"
-            go_back(target, ledger, report, written)
-            if written == "yes" and not note.created:
-                raise VerifyError(
-                    f"{target.name}: what the transaction of {note.began} had changed is as it was before, but somebody"
-                    " else wrote to it meanwhile: what it holds elsewhere is not known; bring it up to date with"
-                    " 'lvmsync repair' or 'compare:'",
-                    device=target.name,
-                )
-            said = "rolled back: the target is as it was"
+            _roll_back(target, ledger, note, look, report)
+            said = _BACK
         point, size = ledger.record.point, target.size
     others = _recover_others(group, state, report) if group and not alone else []
     return Receipt(
@@ -100,6 +80,40 @@ def recover(
         point=point.id if point else None,
         notes=[said, *others],
     )
+
+
+def _end(ledger: Ledger, *, accept: bool) -> str:
+    """End a transaction that has no way back, and return what the user should know."""
+    if accept:
+        ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False, traces=())
+        return "taken as good, on your word"
+    ledger.write(transaction=None, dirty=True, point=None, held=None, seen=None)
+    ledger.sweep()
+    return "given up: what the target holds is not known, until it is repaired or copied anew"
+
+
+def _roll_back(
+    target: BlockTarget, ledger: Ledger, note: ledgers.Transaction, look: dict[str, str] | None, report: Report
+) -> None:
+    """Write back what was overwritten, and tell whether somebody else wrote to the target, too."""
+    if note.resumable and not can_go_back(note):
+        raise VerifyError(
+            f"{target.name} holds a part of a first copy, which was begun {note.began}: run the same sync again to"
+            " go on with it. It is of no use until then"
+            f" ('lvmsync recover --accept {target.name}' takes it as it is)",
+            device=target.name,
+        )
+    written = seen.was_written(ledger.record.seen, look)
+    if written == "unknown" and note.phase == "applying" and find_lost(target, ledger):
+        written = "yes"
+    go_back(target, ledger, report, written)
+    if written == "yes" and not note.created:
+        raise VerifyError(
+            f"{target.name}: what the transaction of {note.began} had changed is as it was before, but somebody"
+            " else wrote to it meanwhile: what it holds elsewhere is not known; bring it up to date with"
+            " 'lvmsync repair' or 'compare:'",
+            device=target.name,
+        )
 
 
 def _recover_others(group: str, state: Path, report: Report) -> list[str]:
