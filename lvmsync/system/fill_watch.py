@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from lvmsync.errors import DeviceError, LvmsyncError, UsageError
+from lvmsync.errors import ChangesLost, CommandError, DeviceError, LvmsyncError, UsageError
 from lvmsync.system import dm, lvm, lvm_commands
 from lvmsync.system.command import run_to_end
 from lvmsync.system.fill import Fill, ThinPool, find_pool, store_fill
@@ -175,6 +176,25 @@ class FillWatch:
             self.fills[gauge.volume] = fill
         self._last = now
         self._next = now + wait
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Tell a failure by its cause, where a gauge shows it: what overflows gives read errors first."""
+        try:
+            yield
+        except DeviceError as error:
+            with suppress(CommandError):
+                self._find_lost(error)
+            raise
+
+    def _find_lost(self, error: DeviceError) -> None:
+        try:
+            for gauge in self.gauges:
+                gauge.read()
+        except ChangesLost as lost:
+            for note in getattr(error, "__notes__", []):
+                lost.add_note(note)
+            raise lost from error
 
     def _make_room(self, extend: Extend, gauge: Gauge, what: str, before: Fill) -> tuple[str, Fill]:
         try:

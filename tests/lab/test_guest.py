@@ -11,9 +11,10 @@ SNAPSHOT = r"""
 make_vg vg /dev/ubda
 lvcreate -q -y -W n -L 16m -n data vg
 lvcreate -q -y -s -c 4k -L 4m -n snap vg/data
-head -c 65536 /dev/urandom >/tmp/new
-dd if=/tmp/new of=/dev/vg/data bs=64k seek=3 oflag=direct status=none
-cmp -n 65536 -i 196608:0 /dev/vg/data /tmp/new
+new=$(mktemp)
+head -c 65536 /dev/urandom >"$new"
+dd if="$new" of=/dev/vg/data bs=64k seek=3 oflag=direct status=none
+cmp -n 65536 -i 196608:0 /dev/vg/data "$new"
 cmp -n 65536 -i 196608:0 /dev/vg/snap /dev/zero
 dmsetup status vg-snap >"$SHARE/snap"
 command -v lvmsync python

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import CommandError, DeviceError, UsageError
+from lvmsync.errors import ChangesLost, CommandError, DeviceError, UsageError
 from lvmsync.system import fill_watch
 from lvmsync.system.fill import Fill
 from lvmsync.system.fill_watch import FillWatch, Gauge
@@ -127,3 +127,29 @@ def test_it_looks_once_a_second_and_more_often_when_something_fills_quickly(cloc
     clock(0.32)
     watch.check()  # nothing was written meanwhile
     assert tank.looks == 3
+
+
+def test_a_read_error_is_told_as_the_overflow_that_caused_it() -> None:
+    tank = Tank(10)
+    watch = FillWatch([tank.gauge])
+    error = DeviceError("vg/snap: read error at byte 8192: Input/output error")
+    error.add_note("the target is as it was")
+
+    def overflow() -> tuple[str, Fill]:
+        raise ChangesLost("the store of vg/snap has overflowed")
+
+    with pytest.raises(DeviceError) as same, watch.explaining():
+        raise error
+    assert same.value is error
+    watch.gauges = [Gauge("vg/snap", overflow, "lvextend vg/snap")]
+    with pytest.raises(ChangesLost, match="overflowed") as caught, watch.explaining():
+        raise error
+    assert caught.value.__notes__ == ["the target is as it was"]
+
+
+def test_a_read_error_stays_what_it_is_where_the_gauge_is_gone() -> None:
+    def gone() -> tuple[str, Fill]:
+        raise CommandError("no such device")
+
+    with pytest.raises(DeviceError, match="read error"), FillWatch([Gauge("vg/snap", gone, "")]).explaining():
+        raise DeviceError("read error")

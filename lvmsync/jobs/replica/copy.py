@@ -419,7 +419,7 @@ class Pass:
         began = time.monotonic()
         report(Progress("reading the map", 0, None))
         opened = open_delta(self.volume, base, head, self._told) if base else open_first(self.volume, head)
-        with opened as source:
+        with watch.explaining(), opened as source:
             samples: list[Sample] = []
             if base:
                 source, samples = self._prepare(source, report)

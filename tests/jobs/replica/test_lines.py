@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class Site:
                 dd bs=64k iflag=count_bytes count={CUT} status=none
             else
                 cat
-            fi | tee -a sent | LVMSYNC_STATE={self.folder}/there bash -c "$*"
+            fi | tee -a sent | PATH={Path(sys.executable).parent}:$PATH LVMSYNC_STATE={self.folder}/there bash -c "$*"
             """
         )
         self.way.chmod(0o755)
