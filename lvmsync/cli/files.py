@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lvmsync.errors import DeviceError, UsageError
-from lvmsync.jobs.send import StreamOptions
 from lvmsync.names import Volume, parse_target
 from lvmsync.stream.frames import Buffer
 from lvmsync.system.device import require_storage
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.send import StreamOptions
 
 
 def local_target(word: str) -> str:
@@ -34,6 +37,8 @@ def stream_options(stream_format: int, compress: str | None) -> StreamOptions:
     Raises:
         UsageError: a value out of range, or two that do not go together.
     """
+    from lvmsync.jobs.send import StreamOptions
+
     if stream_format not in (3, 4):
         raise UsageError(f"--format {stream_format}: the formats are 3 (the original's) and 4")
     name, _, level = (compress or "none").partition(":")

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 import typer
 
-from lvmsync.cli.app import app
+from lvmsync.cli.app import assemble
 from lvmsync.cli.classic import HIDDEN, VALUED, VERBS, translate
 from lvmsync.errors import UsageError
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(assemble()).commands  # type: ignore[attr-defined]
 
 SNAP, FAR, HERE = "vg/snap", "host:vg/lv", "/dev/x"
 

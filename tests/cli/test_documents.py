@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from lvmsync.cli.app import app
+from lvmsync.cli.app import assemble
 from lvmsync.cli.classic import translate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_the_documents_have_command_lines() -> None:
 @pytest.mark.parametrize("command", find_commands())
 def test_a_documented_command_line_is_understood(command: str) -> None:
     words = translate(shlex.split(command.partition("lvmsync ")[2]))
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(assemble())
     assert isinstance(group, TyperGroup)
     context = group.make_context("lvmsync", words)
     while isinstance(group, TyperGroup):
