@@ -22,7 +22,7 @@ from lvmsync.jobs.prepared import abort_group, commit_group
 from lvmsync.jobs.progress import Receipt, Report, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.recover import recover
-from lvmsync.jobs.replica import copy, group, snapshots
+from lvmsync.jobs.replica import copy, group_run, snapshots
 from lvmsync.jobs.replica.record import Notebook
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.jobs.standing import Standing, standing
@@ -250,7 +250,7 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy, "open_first", machine.open_first)
     monkeypatch.setattr(copy, "open_delta", machine.open_delta)
     monkeypatch.setattr(cut, "cut_together", machine.cut_together)
-    for module in (copy, group):
+    for module in (copy, group_run):
         monkeypatch.setattr(module, "look_at", lambda volume: None)
         monkeypatch.setattr(module, "watch_fill", lambda *_: FillWatch([]))
     write: Callable[..., None] = Notebook.write

@@ -14,8 +14,9 @@ from lvmsync.formats.snapshot import ENTRY_SIZE
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.doctor.volumes import check_before
 from lvmsync.jobs.replica.choose import Kind
-from lvmsync.jobs.replica.copy import PassOptions, open_replica, plan_pass
+from lvmsync.jobs.replica.copy import PassOptions, plan_pass
 from lvmsync.jobs.replica.record import Record
+from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.standing import Standing
 from lvmsync.names import Volume
 from lvmsync.sources import Reading, open_source

@@ -19,8 +19,9 @@ from lvmsync.jobs.leaves import compare_device
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.choose import POINT
-from lvmsync.jobs.replica.copy import PassOptions, Replica, open_replica
+from lvmsync.jobs.replica.copy import PassOptions
 from lvmsync.jobs.replica.opening import open_first
+from lvmsync.jobs.replica.replica import Replica, open_replica
 from lvmsync.jobs.samples import take_samples
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.jobs.standing import Standing

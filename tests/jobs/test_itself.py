@@ -13,7 +13,7 @@ from lvmsync.cli.delivery import Delivery, Orders, Way
 from lvmsync.errors import UsageError
 from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.progress import ignore
-from lvmsync.jobs.replica.copy import open_replica
+from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.standing import Standing
 from tests.replica_machine import FarSide, Machine, as_agent, install
 

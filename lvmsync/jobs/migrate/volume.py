@@ -19,7 +19,8 @@ from lvmsync.jobs.migrate.unused import find_use
 from lvmsync.jobs.migrate.users import Users
 from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.replica import snapshots
-from lvmsync.jobs.replica.copy import PassOptions, PassResult, Replica, open_replica, run_pass
+from lvmsync.jobs.replica.copy import PassOptions, PassResult, run_pass
+from lvmsync.jobs.replica.replica import Replica, open_replica
 from lvmsync.jobs.replica.watch import chunk_size
 from lvmsync.jobs.verify import verify_whole
 from lvmsync.names import Volume

@@ -8,28 +8,25 @@ leaves, the tags of the snapshots and the target's ledger tell the next run wher
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, PeerError
+from lvmsync.errors import ConflictError, LvmsyncError, PeerError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.client import Agent
-from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.progress import Progress, Receipt, Report
 from lvmsync.jobs.refine import minimize
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.choose import Kind, Plan, Wish, choose
 from lvmsync.jobs.replica.opening import open_delta, open_first
 from lvmsync.jobs.replica.proof import prove_unchanged
-from lvmsync.jobs.replica.record import Notebook, open_record
+from lvmsync.jobs.replica.replica import Replica
 from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
 from lvmsync.jobs.samples import take_samples
 from lvmsync.jobs.send import Resume, StreamOptions
-from lvmsync.jobs.standing import Standing, Unfinished
+from lvmsync.jobs.standing import Standing
 from lvmsync.sources.source import Source
 from lvmsync.stream.frames import Sample
 from lvmsync.system import lvm, seen
@@ -101,118 +98,6 @@ class PassResult:
     head_time: float | None
     snapshot: str
     changes: ChangeMap = field(default_factory=ChangeMap.empty)
-
-
-class Replica:
-    """A volume here and its target, locked; made by `open_replica`.
-
-    Attributes:
-        notebook: what is remembered of it.
-        target: VG/LV or path, on the agent's machine.
-        found: the target's unfinished transaction, as it was found.
-    """
-
-    def __init__(self, notebook: Notebook, target: str, found: Unfinished | None = None) -> None:
-        self.notebook = notebook
-        self.target = target
-        self.found = found
-
-    @property
-    def id(self) -> str:
-        """What its snapshots are tagged with."""
-        return self.notebook.record.id
-
-    def find_volume(self, told: Iterable[LogicalVolume] | None = None) -> LogicalVolume:
-        """Return the source as it is now: by its LVM id, whatever it is called.
-
-        Args:
-            told: what LVM told of all volumes just now; None: it is asked.
-
-        Raises:
-            DeviceError: it is gone, or not active.
-        """
-        record = self.notebook.record
-        volume = lvm.find_volume_by_id(record.source_id, lvm.list_volumes() if told is None else told)
-        if volume is None:
-            raise DeviceError(f"{record.source} is gone", device=record.source)
-        if volume.number is None:
-            raise DeviceError(
-                f"{volume.full_name} is not active; run 'lvchange -ay {volume.full_name}'", device=volume.full_name
-            )
-        return volume
-
-    def list_snapshots(self) -> list[LogicalVolume]:
-        """Return its snapshots, oldest first."""
-        told = lvm.list_volumes()
-        return snapshots.list_kept(self.find_volume(told), self.id, told)
-
-    def require_alone(self) -> None:
-        """Refuse a volume that is kept at one moment with others: brought up to date alone it would be at another one.
-
-        Raises:
-            ConflictError: it is.
-        """
-        for one in self.list_snapshots():
-            group = snapshots.group_of(one)
-            if group and snapshots.role_of(one) == snapshots.BASE:
-                record = self.notebook.record
-                raise ConflictError(
-                    f"{record.target} is kept at one moment with other volumes, as group '{group}': run 'lvmsync sync"
-                    f" --group {group}' with all of them, or take it out of the group with 'lvchange --deltag"
-                    f" {snapshots.GROUP_TAG}{group} {one.full_name}'",
-                    device=record.source,
-                )
-
-    def promote(self, head: LogicalVolume, kept: Iterable[LogicalVolume], identity: dict[str, str] | None) -> list[str]:
-        """Make a head that the target holds the base, and remove what was there before.
-
-        Args:
-            head: the snapshot.
-            kept: all snapshots of the replica.
-            identity: of the target; None: not known.
-
-        Returns:
-            What the user should know, a sentence each.
-        """
-        notebook = self.notebook
-        old = [one for one in kept if one.id != head.id and snapshots.role_of(one) in ("base", "head")]
-        snapshots.promote(head)
-        look = notebook.record.head_look if notebook.record.head == head.id else None
-        notebook.write(
-            base=head.id,
-            base_look=look,
-            head=None,
-            head_look=None,
-            identity=identity or notebook.record.identity,
-            committed=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        return snapshots.remove(old)
-
-
-@contextmanager
-def open_replica(
-    agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, *, is_dry: bool = False
-) -> Iterator[Replica]:
-    """Find the replica of a volume and a target by its snapshots or by what is remembered, and lock it.
-
-    Args:
-        agent: on the target's machine.
-        volume: the source.
-        target: VG/LV or path there.
-        place: the target as its user named it, host and all.
-        state: the state folder of this machine.
-        is_dry: nothing is to be remembered.
-
-    Raises:
-        UsageError: the target is the volume itself.
-        ConflictError: another run works on it.
-        FormatError: its record cannot be read.
-    """
-    standing = agent.standing(target)
-    refuse_itself([(volume.id, volume.full_name)], standing, place)
-    found = snapshots.find_replica(volume, snapshots.points_of(standing))
-    with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
-        yield Replica(notebook, target, standing.transaction)
 
 
 def run_pass(

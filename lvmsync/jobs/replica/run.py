@@ -14,7 +14,8 @@ from lvmsync.jobs.doctor.volumes import check_before
 from lvmsync.jobs.plan import plan_volume
 from lvmsync.jobs.progress import GroupReceipt, Progress, Receipt, Report
 from lvmsync.jobs.replica.choose import POINT, Kind, TargetBusy
-from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
+from lvmsync.jobs.replica.copy import PassOptions, run_pass
+from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.replica.snapshots import HEAD, role_of
 from lvmsync.system.lvm import LogicalVolume
 

@@ -13,8 +13,9 @@ import pytest
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError, UsageError
 from lvmsync.jobs.progress import GroupReceipt, Receipt, ignore
 from lvmsync.jobs.recover import recover
-from lvmsync.jobs.replica.copy import PassOptions, open_replica, run_pass
+from lvmsync.jobs.replica.copy import PassOptions, run_pass
 from lvmsync.jobs.replica.group import Member, foresee_group, sync_group
+from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.replica.run import sync_volume
 from lvmsync.jobs.replica.together import Stillness
 from lvmsync.jobs.standing import standing

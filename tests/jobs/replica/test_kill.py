@@ -9,8 +9,9 @@ import pytest
 from lvmsync.errors import ConflictError, DeviceError, TransportError
 from lvmsync.jobs.create import create_file
 from lvmsync.jobs.progress import ignore
-from lvmsync.jobs.replica.copy import PassOptions, PassResult, open_replica, run_pass
+from lvmsync.jobs.replica.copy import PassOptions, PassResult, run_pass
 from lvmsync.jobs.replica.record import Notebook, find_record
+from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import SIZE, FarSide, Killed, Machine, as_agent, install
 
