@@ -13,10 +13,8 @@ moving_sites() {
     mkfifo /run/never
     PATH=/run/forks-b:$PATH two_sites
     until_true test -s /run/siteb/sshd.pid
-    at_siteb "$PYTHON" -P "$LAB/forks.py" /run/forks-b asyncssh </dev/null &
-    "$PYTHON" -P "$LAB/forks.py" /run/forks asyncssh </dev/null &
+    "$PYTHON" -P "$LAB/forks.py" /run/forks:/run/forks-b asyncssh </dev/null &
     until_true test -p /run/forks/calls
-    until_true test -p /run/forks-b/calls
     export PATH=/run/forks:$path
 }
 
