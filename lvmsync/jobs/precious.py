@@ -7,7 +7,7 @@ from lvmsync.formats.signatures import LOOKED_AT, find_signature
 from lvmsync.system import lvm
 from lvmsync.system.device import Device, aligned_buffer
 from lvmsync.system.identity import find_dm_uuid
-from lvmsync.system.lvm_commands import is_ours, role_tag
+from lvmsync.system.lvm_commands import is_ours, is_taken_of, role_tag
 from lvmsync.targets.block import BlockTarget
 
 _SECTOR = 512
@@ -34,8 +34,9 @@ def _of_volume(volume_id: str) -> str | None:
     except LvmsyncError:  # LVM is out of order: whoever needs it will say so
         return None
     sends = {role_tag("base"), role_tag("head")}
+    volume = lvm.find_volume_by_id(volume_id, told)
     for one in told:
-        if one.origin_id == volume_id and is_ours(one) and sends & one.tags:
+        if volume and is_ours(one) and is_taken_of(one, volume) and sends & one.tags:
             return f"the source of a copy, with the snapshot {one.full_name}"
         if one.id == volume_id and one.origin:
             return f"a snapshot of {one.group}/{one.origin}"

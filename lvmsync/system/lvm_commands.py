@@ -45,12 +45,39 @@ def role_tag(role: str) -> str:
     return f"{TAG}.role={role}"
 
 
+def id_tag(volume_id: str) -> str:
+    """Return the tag that only the volume with this id has by right: a copied one tells of another volume."""
+    return f"{TAG}.id={volume_id}"
+
+
+def origin_tag(volume_id: str) -> str:
+    """Return the tag that says which volume a snapshot was taken of."""
+    return f"{TAG}.origin={volume_id}"
+
+
 def is_ours(volume: LogicalVolume) -> bool:
     """Tell whether a volume is a snapshot with our tag, and read-only as ours are: tags are copied easily.
 
-    One of ours that somebody made writable may hold anything since, so it is of no use to us either.
+    One of ours that somebody made writable may hold anything since, so it is of no use to us either. LVM forgets of
+    which volume a thin one was taken when that is removed, or rolled back by a merge: then `id_tag` proves it.
     """
-    return TAG in volume.tags and "snapshot" in volume.role and volume.attr[1:2] != "w"
+    if TAG not in volume.tags or volume.attr[1:2] == "w":
+        return False
+    return "snapshot" in volume.role or (volume.is_thin and id_tag(volume.id) in volume.tags)
+
+
+def is_stray(volume: LogicalVolume) -> bool:
+    """Tell whether a volume has our tag, and may be a thin snapshot of ours whose volume LVM has forgotten."""
+    is_tagged = TAG in volume.tags and any(tag.startswith(role_tag("")) for tag in volume.tags)
+    has_lost = volume.is_thin and "snapshot" not in volume.role
+    return is_tagged and has_lost and volume.attr[1:2] != "w" and not is_ours(volume)
+
+
+def is_taken_of(snapshot: LogicalVolume, volume: LogicalVolume) -> bool:
+    """Tell whether a snapshot of ours was taken of a volume, if need be by its tag; then both are in one pool still."""
+    if snapshot.origin_id:
+        return snapshot.origin_id == volume.id
+    return bool(volume.pool_id) and snapshot.pool_id == volume.pool_id and origin_tag(volume.id) in snapshot.tags
 
 
 def list_ours(group: str | None = None) -> list[LogicalVolume]:

@@ -10,7 +10,7 @@ from lvmsync.jobs.replica.record import Record
 from lvmsync.system import dm, lvm
 from lvmsync.system.fill_watch import LIMIT
 from lvmsync.system.lvm import Group, LogicalVolume
-from lvmsync.system.lvm_commands import is_ours
+from lvmsync.system.lvm_commands import is_ours, is_taken_of, replica_tag
 from lvmsync.system.snapshot_advice import MIN_CHUNK, advise, whole_store
 from lvmsync.system.suspend import is_suspended
 from lvmsync.units import size_words
@@ -87,11 +87,14 @@ def check_room(
     for record in records:
         volume = by_id.get(record.source_id)
         if volume is None:
+            tag = replica_tag(record.id)
+            left = ", ".join(one.full_name for one in volumes if is_ours(one) and tag in one.tags)
+            step = f"lvmsync cleanup --replica {record.id}"
             yield Finding(
                 "broken",
                 record.source,
-                f"the volume whose copy is {record.target} is gone",
-                f"lvmsync cleanup --replica {record.id}",
+                f"the volume whose copy is {record.target} is gone" + (f", and {left} is left of it" if left else ""),
+                f"if it is not needed any more, for good: {step}" if left else step,
             )
         elif not volume.is_thin and advise(volume.size, free.get(volume.group, 0)) is None:
             yield Finding(
@@ -136,7 +139,7 @@ def check_before(volume: LogicalVolume) -> list[str]:
     mine = [
         one
         for one in volumes
-        if one.name == volume.pool or (one.origin_id == volume.id and is_ours(one)) or one.name.endswith("_tmeta")
+        if one.name == volume.pool or (is_ours(one) and is_taken_of(one, volume)) or one.name.endswith("_tmeta")
     ]
     found = list(check_volumes([*mine, *(one for one in volumes if one.id == volume.id)]))
     if volume.number and is_suspended(volume.number):

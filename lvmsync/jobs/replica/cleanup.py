@@ -12,10 +12,15 @@ from pathlib import Path
 
 from lvmsync.errors import ConflictError, UsageError
 from lvmsync.jobs.replica import snapshots
-from lvmsync.jobs.replica.record import Record, is_busy, list_records, open_record
+from lvmsync.jobs.replica.record import Record, is_busy, list_records, lock_replica, open_record
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.cut import PENDING_TAG
 from lvmsync.system.lvm import LogicalVolume
+
+_STRAY = (
+    "it carries tags of lvmsync's, and LVM does not know any more what it is a snapshot of: if nobody else needs it,"
+    " remove it with lvremove"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Found:
         volume: as LVM has it.
         replica: id of the replica that it belongs to; empty if its tags tell none.
         role: what it is for.
-        source: VG/LV of the volume it is of; empty if that is gone.
+        source: VG/LV of the volume it was taken of; empty if that is gone.
         target: where the copy is; empty if no record of this machine knows.
         state: what is to be said of it, in a few words.
         is_spare: nothing needs it: it may be removed without asking.
@@ -56,21 +61,26 @@ def find_snapshots(state: Path) -> list[Found]:
     records = {record.id: record for record in list_records(state)}
     found = []
     for one in volumes:
+        if lvm_commands.is_stray(one):
+            found.append(Found(one, "", snapshots.role_of(one), "", "", _STRAY))
         if not lvm_commands.is_ours(one):
             continue
         replica = snapshots.replica_of(one) or ""
         record = records.get(replica)
-        is_running = bool(replica) and is_busy(state, replica)
+        is_running = is_busy(state, replica)
         text, is_spare = _judge(one, record, names, is_running=is_running)
+        source = names.get(snapshots.source_of(one), "")
+        if not source:
+            text += "; the volume that it was taken of is gone, and this may be the last of it here"
         found.append(
             Found(
                 one,
                 replica,
                 snapshots.role_of(one),
-                names.get(one.origin_id, ""),
+                source,
                 record.target if record else "",
                 f"{text} (group {group})" if (group := snapshots.group_of(one)) else text,
-                is_spare,
+                is_spare and bool(source),
             )
         )
     return found
@@ -80,7 +90,7 @@ def _judge(
     volume: LogicalVolume, record: Record | None, volumes: Mapping[str, str], *, is_running: bool
 ) -> tuple[str, bool]:
     """Return what is to be said of a snapshot, and whether nothing needs it; ``volumes`` are all there are, by id."""
-    role = snapshots.role_of(volume)
+    role, source = snapshots.role_of(volume), snapshots.source_of(volume)
     if is_running:
         return "a run works with it now", False
     if PENDING_TAG in volume.tags:
@@ -89,9 +99,7 @@ def _judge(
         return "kept for the way back of a migration", False
     if record is None:
         return "no record on this machine knows its replica; the target may still need it", False
-    if volume.origin_id not in volumes:
-        return "the volume that it is a snapshot of is gone", True
-    if volume.origin_id != record.source_id:
+    if source != record.source_id:
         return "of another volume than its replica, so somebody else's with copied tags", False
     if volume.id == record.base:
         return "what the copy holds; the next delta starts from it", False
@@ -128,7 +136,8 @@ def give_up(state: Path, replica: str) -> list[Found]:
     if not found and record is None:
         raise UsageError(f"there is no replica '{replica}' here: 'lvmsync cleanup' lists them")
     if record is None:
-        _remove_all(found)
+        with lock_replica(state, replica):
+            _remove_all(found)
         return found
     with open_record(state, record.source_id, record.source, record.target, replica) as notebook:
         _remove_all(found)
@@ -140,7 +149,7 @@ def _is_of(one: Found, record: Record | None) -> bool:
     """Tell whether a snapshot goes when its replica is given up; for the way back of a migration there is no record."""
     if record is None:
         return True
-    return one.role != "back" and (not one.source or one.volume.origin_id == record.source_id)
+    return one.role != "back" and (not one.source or snapshots.source_of(one.volume) == record.source_id)
 
 
 def _remove_all(found: Sequence[Found]) -> None:

@@ -186,6 +186,7 @@ class Pass:
         self._changes = ChangeMap.empty()
         self._is_begun = False
         self._is_read = False
+        self._is_asked = False
 
     def is_ready(self) -> bool:
         """Set right what must be before anything is sent; tell whether it was right already."""
@@ -245,7 +246,7 @@ class Pass:
         """
         self.kept[head.id] = head
         self._told.append(head)
-        self.replica.notebook.write(head=head.id, head_look=look)
+        self.replica.notebook.write(head=head.id, head_look=look, cuts=0)
 
     def tell(self, receipt: Receipt, head: LogicalVolume) -> Receipt:
         """Return a receipt with what is known here: of which volume, by which snapshot, what kind of copy."""
@@ -312,6 +313,7 @@ class Pass:
             self._changes = source.changes
             sending = time.monotonic()
             self._seconds["map"] = sending - began
+            self._is_asked = True
             receipt = self._agent.receive(
                 self.replica.target,
                 source,
@@ -353,7 +355,9 @@ class Pass:
         open_one = self.standing.transaction
         if self.plan.kind is not Kind.RESUME or open_one is None:
             return None
-        return Resume(open_one.offset, open_one.id)
+        notebook = self.replica.notebook
+        notebook.write(cuts=notebook.record.cuts + 1)
+        return Resume(open_one.offset, open_one.id, notebook.record.cuts)
 
     def _confirming(self, source: Source) -> Any:
         def confirm() -> None:
@@ -386,6 +390,8 @@ class Pass:
             return
         for note in snapshots.remove([head]):
             error.add_note(note)
+        if not self._is_asked:  # else the target may be in the middle of it, and this tells that it is of ours
+            self.replica.notebook.write(head=None, head_look=None)
 
 
 def look_at(volume: LogicalVolume) -> dict[str, str] | None:

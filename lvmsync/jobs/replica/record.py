@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Record:
             known.
         head: LVM id of the snapshot that was being sent; None: none is.
         head_look: the same for that.
+        cuts: how often sending it was gone on with.
         committed: when the target was last brought up to date: UTC, ISO 8601.
         rate: bytes of changes a second, in the last pass that was large enough to tell.
     """
@@ -57,6 +58,7 @@ class Record:
     base_look: dict[str, str] | None = None
     head: str | None = None
     head_look: dict[str, str] | None = None
+    cuts: int = 0
     committed: str | None = None
     rate: float | None = None
 
@@ -81,6 +83,12 @@ class Notebook:
         """
         self.record = replace(self.record, **changes)
         _write(self.folder, self.record)
+
+    @property
+    def is_of_nothing(self) -> bool:
+        """Whether nothing is remembered of a copy, nor of anything that could become one."""
+        record = self.record
+        return record.base is None and record.head is None and record.committed is None
 
     def forget(self) -> None:
         """Remove the record: the replica is no more. Its lock is kept until the end."""
@@ -111,14 +119,14 @@ def find_record(state: Path, source_id: str, target: str) -> Record | None:
 
 def is_busy(state: Path, replica: str) -> bool:
     """Tell whether a run works on a replica at this moment."""
-    return is_locked(state / "replicas" / replica / "lock")
+    return bool(_ID.fullmatch(replica)) and is_locked(state / "replicas" / replica / "lock")
 
 
 @contextmanager
 def open_record(
     state: Path, source_id: str, source: str, target: str, replica: str | None = None, *, is_dry: bool = False
 ) -> Iterator[Notebook]:
-    """Lock the record of a replica and yield it; one that has none gets a new record (not yet written).
+    """Lock the record of a replica and yield it; one that has none gets a new record.
 
     Args:
         state: the state folder.
@@ -139,9 +147,8 @@ def open_record(
         known = find_record(state, source_id, target)
         chosen = replica or (known.id if known else secrets.token_hex(8))
         fresh = Record(chosen, source_id, source, target)
-        lock = open_lock(root / chosen, state)
+        lock = _lock(root, chosen, state, f"{source} and its copy {target}")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             record = _read(root / chosen) or fresh
             if record.source_id != source_id:
                 record = fresh  # the id comes from the tags of this volume's snapshots
@@ -150,19 +157,77 @@ def open_record(
                 known is None or known.id != chosen
             ):  # so that another run of the same finds this one, and its lock
                 _write(root / chosen, record)
-        except BaseException as error:
+        except BaseException:
             os.close(lock)
-            if isinstance(error, BlockingIOError):
-                raise ConflictError(
-                    f"another lvmsync works on {source} and its copy {target}; wait for it to end", device=source
-                ) from error
             raise
     finally:
         os.close(looking)
     try:
         yield Notebook(root / chosen, record)
     finally:
+        try:
+            _remove_empty(root, chosen, state)
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def lock_replica(state: Path, replica: str) -> Iterator[None]:
+    """Hold the lock of a replica of which nothing is remembered here.
+
+    Args:
+        state: the state folder.
+        replica: its id, as a tag tells it. No run has one that is none of ours.
+
+    Raises:
+        ConflictError: a run works on it.
+    """
+    if not _ID.fullmatch(replica):
+        yield
+        return
+    root = state / "replicas"
+    looking = open_lock(root, state)
+    try:
+        fcntl.flock(looking, fcntl.LOCK_EX)  # for moments only
+        lock = _lock(root, replica, state, f"replica {replica}")
+    finally:
+        os.close(looking)
+    try:
+        yield
+    finally:
+        try:
+            _remove_empty(root, replica, state)
+        finally:
+            os.close(lock)
+
+
+def _lock(root: Path, replica: str, state: Path, what: str) -> int:
+    """Lock a replica, by a caller that has the lock of all; return what is to be closed."""
+    lock = open_lock(root / replica, state)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(lock)
+        raise ConflictError(f"another lvmsync works on {what}; wait for it to end") from error
+    return lock
+
+
+def _remove_empty(root: Path, replica: str, state: Path) -> None:
+    """Remove the folder of a replica without a record, by the holder of its lock.
+
+    Whoever opens that lock does so under the lock of all, and does not wait for it: nobody has it open now.
+    """
+    folder = root / replica
+    if (folder / "record.json").exists():
+        return
+    looking = open_lock(root, state)
+    try:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        with suppress(OSError):  # an empty folder more does no harm
+            (folder / "lock").unlink()
+            folder.rmdir()
+    finally:
+        os.close(looking)
 
 
 def _write(folder: Path, record: Record) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lvmsync.errors import ConflictError, DeviceError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.record import Notebook, open_record
 from lvmsync.jobs.standing import Unfinished
-from lvmsync.system import lvm
+from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.lvm_commands import replica_tag
 
 
 class Replica:
@@ -126,4 +127,15 @@ def open_replica(
     refuse_itself([(volume.id, volume.full_name)], standing, place)
     found = snapshots.find_replica(volume, snapshots.points_of(standing))
     with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
-        yield Replica(notebook, target, standing.transaction)
+        try:
+            yield Replica(notebook, target, standing.transaction)
+        finally:
+            if notebook.is_of_nothing and not is_dry:
+                _forget(notebook, volume)
+
+
+def _forget(notebook: Notebook, volume: LogicalVolume) -> None:
+    """Remove the record of a copy that never was, since the run was refused, unless a killed run has left a head."""
+    with suppress(LvmsyncError):  # a record too many does no harm
+        if not any(replica_tag(notebook.record.id) in one.tags for one in lvm_commands.list_ours(volume.group)):
+            notebook.forget()

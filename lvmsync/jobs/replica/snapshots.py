@@ -1,6 +1,7 @@
 """The snapshots that a replica keeps on the source's machine: found by tag and LVM id, never by name.
 
-Tags say whose a snapshot is (`replica_tag`), what it is for (`role_tag`) and how large its volume was then.
+Tags say whose a snapshot is (`replica_tag`), what it is for (`role_tag`), of which volume it was taken (`origin_tag`)
+and how large that was; those of a base say which snapshot they were meant for (`id_tag`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lvmsync.jobs.standing import Standing
 from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import Group, LogicalVolume
-from lvmsync.system.lvm_commands import is_ours, replica_tag, role_tag
+from lvmsync.system.lvm_commands import id_tag, is_ours, is_taken_of, origin_tag, replica_tag, role_tag
 from lvmsync.system.snapshot_advice import advise_snapshot
 
 GROUP_TAG = f"{lvm_commands.TAG}.group="
@@ -25,7 +26,7 @@ GROUP_TAG = f"{lvm_commands.TAG}.group="
 BASE, HEAD = "base", "head"
 """What a snapshot is for: the target holds it; it is being sent."""
 
-_REPLICA, _ROLE, _SIZE = replica_tag(""), role_tag(""), "lvmsync.size="
+_REPLICA, _ROLE, _ORIGIN, _SIZE = replica_tag(""), role_tag(""), origin_tag(""), "lvmsync.size="
 _CUT = f"{lvm_commands.TAG}.cut="
 _LEAST = 4 << 20  # bytes of a store
 _LONGEST = 100  # letters of a volume's name that go into its snapshot's
@@ -91,7 +92,7 @@ def list_kept(volume: LogicalVolume, replica: str, told: Iterable[LogicalVolume]
         told: what LVM told of the volume's group just now; None: it is asked.
     """
     ours = lvm_commands.list_ours(volume.group) if told is None else [one for one in told if is_ours(one)]
-    kept = [one for one in ours if one.origin_id == volume.id and replica_tag(replica) in one.tags]
+    kept = [one for one in ours if is_taken_of(one, volume) and replica_tag(replica) in one.tags]
     return sorted(kept, key=lambda one: one.created or 0)
 
 
@@ -99,7 +100,7 @@ def find_replica(volume: LogicalVolume, points: Iterable[str]) -> str | None:
     """Return the id of the replica whose snapshot holds one of these points; None if none of ours does."""
     wanted = set(points)
     for one in lvm_commands.list_ours(volume.group):
-        if one.origin_id == volume.id and f"{POINT}{one.id}" in wanted and role_of(one) in HOLDERS:
+        if is_taken_of(one, volume) and f"{POINT}{one.id}" in wanted and role_of(one) in HOLDERS:
             return replica_of(one)
     return None
 
@@ -107,6 +108,11 @@ def find_replica(volume: LogicalVolume, points: Iterable[str]) -> str | None:
 def replica_of(volume: LogicalVolume) -> str | None:
     """Return the id of the replica that a snapshot belongs to."""
     return _tagged(volume, _REPLICA)
+
+
+def source_of(volume: LogicalVolume) -> str:
+    """Return the LVM id of the volume that a snapshot was taken of; empty if nothing tells."""
+    return volume.origin_id or _tagged(volume, _ORIGIN) or ""
 
 
 def role_of(volume: LogicalVolume) -> str:
@@ -208,7 +214,7 @@ def head_name(volume: LogicalVolume) -> str:
 
 def head_tags(volume: LogicalVolume, replica: str) -> frozenset[str]:
     """Return the tags of a new head."""
-    return frozenset({replica_tag(replica), role_tag(HEAD), f"{_SIZE}{volume.size}"})
+    return frozenset({replica_tag(replica), role_tag(HEAD), origin_tag(volume.id), f"{_SIZE}{volume.size}"})
 
 
 @contextmanager
@@ -244,7 +250,7 @@ def quiet(volumes: Sequence[LogicalVolume], *, limit: float | None = None) -> It
 
 def promote(head: LogicalVolume) -> LogicalVolume:
     """Make a head the base, in one step: the target holds it now."""
-    return lvm_commands.change_tags(head, [role_tag(BASE)], [role_tag(HEAD)])
+    return lvm_commands.change_tags(head, [role_tag(BASE), id_tag(head.id)], [role_tag(HEAD)])
 
 
 def remove(volumes: Iterable[LogicalVolume]) -> list[str]:

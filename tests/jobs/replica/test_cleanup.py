@@ -11,10 +11,11 @@ import pytest
 from lvmsync.cli.classic import run
 from lvmsync.errors import ConflictError, UsageError
 from lvmsync.jobs.replica.cleanup import Found, find_snapshots, give_up, remove_spare
-from lvmsync.jobs.replica.record import list_records, open_record
-from lvmsync.system import holds, lvm
+from lvmsync.jobs.replica.record import is_busy, list_records, lock_replica, open_record
+from lvmsync.jobs.replica.replica import open_replica
+from lvmsync.system import holds, lvm, lvm_commands
 from lvmsync.system.lvm import LogicalVolume
-from tests.replica_machine import Machine, install
+from tests.replica_machine import FarSide, Machine, as_agent, install
 
 ID = "0123456789abcdef"
 
@@ -35,6 +36,13 @@ class World:
         made = self.machine.add(f"snap{len(self.machine.volumes)}", self.volume, tags)
         self.machine.path(made).write_bytes(b"")
         return made
+
+    def cut_loose(self, snapshot: LogicalVolume, *tags: str) -> LogicalVolume:
+        """Let LVM forget of which volume a thin snapshot was taken, as it does when that is removed or rolled back."""
+        own = tags or (lvm_commands.id_tag(snapshot.id), lvm_commands.origin_tag(self.volume.id))
+        lost = replace(snapshot, role=frozenset({"public"}), origin="", origin_id="", tags=snapshot.tags | set(own))
+        self.machine.volumes[lost.id] = lost
+        return lost
 
     def remember(self, base: LogicalVolume | None, head: LogicalVolume | None = None) -> None:
         with open_record(self.state, self.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
@@ -79,12 +87,68 @@ def test_volumes_without_our_tag_are_not_even_shown_whatever_they_are_called(wor
     assert find_snapshots(world.state) == []
 
 
-def test_a_snapshot_whose_volume_is_gone_is_spare(world: World) -> None:
-    snap = world.snapshot("base")
-    world.remember(snap)
+def test_a_snapshot_whose_volume_is_gone_may_be_the_last_of_it_and_goes_only_with_its_replica(world: World) -> None:
+    old, base, lost, half = (world.cut_loose(world.snapshot(role)) for role in ("base", "base", "head", "head"))
+    world.machine.volumes[half.id] = replace(half, tags=half.tags | {"lvmsync.pending"})
+    world.remember(base)
     del world.machine.volumes[world.volume.id]
 
-    assert world.spare() == [snap.name]
+    assert world.spare() == []
+    assert "the last of it here" in world.find(base).state
+    assert remove_spare(find_snapshots(world.state)) == []
+    assert len(give_up(world.state, ID)) == 4
+    assert not {old.id, base.id, lost.id, half.id} & set(world.machine.volumes)
+
+
+def test_a_snapshot_whose_volume_was_rolled_back_is_judged_like_any_other(world: World) -> None:
+    old, base = (world.cut_loose(world.snapshot("base")) for _ in range(2))
+    world.remember(base)
+
+    assert world.spare() == [old.name]
+    assert world.find(base).source == "vg/lv"
+    assert "the next delta starts from it" in world.find(base).state
+
+
+def test_what_has_lost_its_volume_and_proves_nothing_is_shown_and_never_removed(world: World) -> None:
+    head = world.cut_loose(world.snapshot("head"), lvm_commands.id_tag("f" * 64))  # a copied one
+    world.remember(None, head)
+
+    assert "remove it with lvremove" in world.find(head).state
+    assert world.spare() == []
+    assert give_up(world.state, ID) == []
+    assert head.id in world.machine.volumes
+
+
+def test_a_replica_without_a_record_is_not_given_up_while_a_run_works_with_it(world: World) -> None:
+    world.snapshot("back", "f" * 16)
+    with lock_replica(world.state, "f" * 16):
+        with pytest.raises(ConflictError, match=f"another lvmsync works on replica {'f' * 16}"):
+            give_up(world.state, "f" * 16)
+        assert world.find(world.machine.ours()[0]).state == "a run works with it now"
+    assert len(give_up(world.state, "f" * 16)) == 1
+    assert not (world.state / "replicas" / ("f" * 16)).exists()
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_a_copy_that_never_was_leaves_no_record_and_no_folder(world: World, is_dry: bool) -> None:
+    copy = str(world.state.parent / "copy")
+    agent = as_agent(FarSide(world.machine, world.state.parent / "there"))
+    with open_replica(agent, world.volume, copy, copy, world.state, is_dry=is_dry) as replica:
+        assert len(list_records(world.state)) == (not is_dry)  # another run finds it
+        assert is_busy(world.state, replica.id)
+    assert list((world.state / "replicas").iterdir()) == [world.state / "replicas" / "lock"]
+
+
+def test_the_record_of_a_run_that_was_killed_stays_as_long_as_its_head_is_there(world: World) -> None:
+    copy = str(world.state.parent / "copy")
+    agent = as_agent(FarSide(world.machine, world.state.parent / "there"))
+    with open_replica(agent, world.volume, copy, copy, world.state) as replica:
+        head = world.snapshot("head", replica.id)
+    assert [one.id for one in list_records(world.state)] == [replica.id]
+    world.machine.remove_snapshot(head)
+    with open_replica(agent, world.volume, copy, copy, world.state):
+        pass
+    assert list_records(world.state) == []
 
 
 def test_while_a_run_works_nothing_is_spare_and_nothing_can_be_given_up(world: World) -> None:
