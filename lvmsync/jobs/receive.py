@@ -47,6 +47,8 @@ class ReceiveOptions:
         group: id of the group that it is prepared for.
         pool_limit: percent of a thin pool, or of an image's file system, at which the receive stops; 100: it is not
             looked at.
+        window: bytes of the stream that its sender lets be on their way before it waits for some to be applied; None:
+            any number.
     """
 
     target: str
@@ -64,6 +66,7 @@ class ReceiveOptions:
     prepare: bool = False
     group: str | None = None
     pool_limit: float = 95.0
+    window: int | None = None
 
 
 def receive(
@@ -72,6 +75,8 @@ def receive(
     report: Report,
     on_ready: Callable[[], None] = lambda: None,
     *,
+    on_applied: Callable[[int], None] = lambda _: None,
+    on_work: Callable[[bool], None] = lambda _: None,
     line_goes_on: bool = False,
 ) -> Receipt:
     """Apply the stream that ``receive_some`` gives to a target, whole or not at all.
@@ -81,6 +86,8 @@ def receive(
         options: what to apply it to, and how.
         report: takes the progress.
         on_ready: called when the target is claimed and fits, before any change is read.
+        on_applied: told of how many bytes of changes the stream has been applied, or staged.
+        on_work: told whether something of the stream is being worked on, or nothing is done but wait for more.
         line_goes_on: more follows on this line behind the END: nothing behind it is asked for.
 
     Raises:
@@ -93,6 +100,7 @@ def receive(
     with in_background(read_stream(receive_some, session, line_goes_on=line_goes_on), ahead) as frames:
         header = next(frames)
         assert isinstance(header, Header)
+        on_work(True)
         is_begun = header.resume is None  # else its target and its snapback are there
         if is_begun and options.snapback and options.snapback.exists():
             raise DeviceError(f"{options.snapback} is there already and is never overwritten; choose another name")
@@ -102,7 +110,7 @@ def receive(
         if options.dry_run and options.create and is_begun:
             return _dry_run_create(frames, header, session, options, watch, on_ready)
         with _claim(options, report, create=create) as (target, ledger):
-            job = _Job(options, session, header, target, ledger, report, watch)
+            job = _Job(options, session, header, target, ledger, report, watch, on_applied, on_work)
             return job.run(frames, on_ready)
 
 
@@ -134,6 +142,8 @@ class _Job:
         ledger: Ledger,
         report: Report,
         watch: Stopwatch,
+        on_applied: Callable[[int], None],
+        on_work: Callable[[bool], None],
     ) -> None:
         self._options = options
         self._session = session
@@ -142,6 +152,8 @@ class _Job:
         self._ledger = ledger
         self._report = report
         self._watch = watch
+        self._on_applied = on_applied
+        self._on_work = on_work
         self._dropped: list[list[int]] = []
         self._notes: list[str] = []
         self._is_aborted = False
@@ -155,7 +167,7 @@ class _Job:
         options, target, header = self._options, self._target, self._header
         written = seen.was_written(self._ledger.record.seen, self._look)
         undo = Undo(options.undo and not self._holds_nothing(written), options.snapback)
-        terms = Terms(self._is_resumable, options.group, written)
+        terms = Terms(self._is_resumable, options.group, written, options.window)
         transaction = Transaction(target, self._ledger, header, self._session.version, undo, terms)
         try:
             checks = Checks(options, header, self._session.version, target, self._ledger, written, self._look)
@@ -164,7 +176,7 @@ class _Job:
             self._ledger.sweep()
             if target.created and header.size is not None:
                 transaction.make(header.size)
-            frames = self._limited(frames)
+            frames = self._limited(self._awaited(frames), transaction)
             if options.dry_run:
                 on_ready()
                 for _ in frames:
@@ -174,7 +186,7 @@ class _Job:
                 on_ready()
                 transaction.stage(frames, self._report)
                 transaction.start()
-                frames = read_spool(transaction.spool, transaction.spool_check)
+                frames = read_spool(self._ledger)
             elif header.resume is not None:
                 transaction.go_on(self._report, checks.check_resumed)
                 on_ready()
@@ -206,9 +218,20 @@ class _Job:
         # A copy that cannot be gone on with could only be thrown away: that one is taken back.
         return record.made and written != "yes" and self._header.intent == FULL and self._is_resumable
 
-    def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """Pass frames on, holding changes to the target's size; an ABORT is an error."""
+    def _awaited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Pass frames on, telling when nothing is done but wait for one."""
+        while True:
+            self._on_work(False)
+            frame = next(frames, None)
+            self._on_work(True)
+            if frame is None:
+                return
+            yield frame
+
+    def _limited(self, frames: Iterator[Frame], transaction: Transaction) -> Iterator[Frame]:
+        """Pass frames on, held to the target's size, and tell how much is applied; an ABORT is an error."""
         size = self._target.size
+        taken = 0
         for frame in frames:
             if isinstance(frame, Abort):
                 self._is_aborted = True
@@ -230,6 +253,9 @@ class _Job:
                     self._dropped.append([offset, length])
             if inside is not None:
                 yield inside
+            taken += frame.changed_bytes
+            if inside is None or not transaction.is_holding:
+                self._on_applied(taken)
 
     def _end_badly(self, transaction: Transaction, error: BaseException) -> None:
         """Leave the transaction to be gone on with, or bring the target back; an ABORT means: go back, if you can."""

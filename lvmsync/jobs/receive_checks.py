@@ -11,7 +11,7 @@ from lvmsync.errors import ConflictError, DeviceError, UsageError
 from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.samples import check_samples, find_different
 from lvmsync.jobs.traces import find_lost
-from lvmsync.jobs.way_back import find_offset, find_saved
+from lvmsync.jobs.way_back import find_place, find_saved
 from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Header, Sample
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
@@ -128,7 +128,7 @@ class Checks:
         self._check_traces_of(note)
 
     def _find_offset(self) -> int:
-        return find_offset(self.ledger.record, self.ledger.folder, seen.life(self.target.fd))
+        return find_place(self.ledger.record, self.ledger.folder, seen.life(self.target.fd)).offset
 
     def _check_size(self) -> list[str]:
         header, target = self.header, self.target

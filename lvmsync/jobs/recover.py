@@ -8,14 +8,13 @@ from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.prepared import list_members, settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.traces import find_lost
-from lvmsync.jobs.transaction import Transaction, Undo, read_spool
+from lvmsync.jobs.transaction import Transaction, Undo, open_spool, read_spool
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
 from lvmsync.stream.frames import Header
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
-from lvmsync.targets.durable import read_durable
 
 _BACK = "rolled back: the target is as it was"
 
@@ -149,13 +148,12 @@ def _go_forward(target: BlockTarget, ledger: Ledger, report: Report) -> None:
         restore(target, ledger, report)
     else:
         forget_unnoted(ledger)
-    spool, check = ledger.path(note.id, "spool"), ledger.path(note.id, "spool-check")
-    header = next(read_durable(spool, check))
+    header = next(open_spool(ledger))
     assert isinstance(header, Header)
     version = 3 if header.size is None else 4
     if note.created and header.size is not None:
         target.resize(header.size)  # which was not made durable
     transaction = Transaction(target, ledger, header, version, undo)
     transaction.start()
-    transaction.apply(read_spool(spool, check), report)
+    transaction.apply(read_spool(ledger), report)
     transaction.commit()

@@ -13,7 +13,7 @@ from lvmsync import __version__
 from lvmsync.errors import DeviceError, TransportError
 from lvmsync.history import Point
 from lvmsync.jobs.precious import find_other_use
-from lvmsync.jobs.way_back import can_go_back, find_offset
+from lvmsync.jobs.way_back import can_go_back, find_place
 from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ledger, seen
 from lvmsync.system.device import Device, open_device
@@ -224,7 +224,7 @@ def _unfinished(note: ledger.Transaction, record: ledger.Record, folder: Path, l
         phase=note.phase,
         base=note.base.id if note.base else None,
         head=note.point.id if note.point else None,
-        offset=find_offset(record, folder, life),
+        offset=find_place(record, folder, life).offset,
         size=note.size,
         resumable=note.resumable and note.phase == "applying",
         can_go_back=can_go_back(note),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 from lvmsync.jobs.samples import find_different
-from lvmsync.jobs.way_back import find_offset
+from lvmsync.jobs.way_back import find_place
 from lvmsync.stream.frames import Changes, Data, Sample
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger
@@ -105,7 +105,7 @@ def find_lost(target: BlockTarget, ledger: Ledger) -> tuple[Sample, str] | None:
     """Return a trace of the open transaction that is not on the target any more, and the digest of what is there."""
     note = ledger.record.transaction
     assert note is not None
-    offset = find_offset(ledger.record, ledger.folder, seen.life(target.fd))
+    offset = find_place(ledger.record, ledger.folder, seen.life(target.fd)).offset
     return find_different(target, choose(read_traces(ledger.path(note.id, "traces"), offset)))
 
 

@@ -20,11 +20,12 @@ from lvmsync.errors import DeviceError, LvmsyncError, SyncFailed
 from lvmsync.history import UNNAMED, Point
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.jobs.traces import Traces
-from lvmsync.jobs.way_back import can_go_back, cut_back, find_offset, go_back
+from lvmsync.jobs.way_back import can_go_back, cut_back, find_place, go_back, remove_undo
+from lvmsync.jobs.window import SMALLEST
 from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Sample, Zero
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
-from lvmsync.system.applied import AppliedNote
+from lvmsync.system.applied import AppliedNote, Place
 from lvmsync.system.ledger import Ledger
 from lvmsync.system.traces import TraceNote, read_traces
 from lvmsync.targets.block import BlockTarget
@@ -35,6 +36,8 @@ WINDOW = 32 << 20
 """Bytes that are saved, made durable and then overwritten together, at the most."""
 _RESUMABLE_WINDOW = 1 << 20
 _RESUMED_WINDOW = 64 << 10  # what was broken off once may be again, and more often than these are worth their syncs
+
+_NEW_WAY = "nothing was written. Make room, or put it elsewhere with --snapback or --state, or go without: --no-undo"
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,13 @@ class Terms:
         resumable: a stream that is cut may be gone on with.
         group: id of the group that it is committed with; None: it is committed alone.
         written: whether the target was written to since its point was committed; see `system.seen`.
+        window: bytes that the sender lets be on their way; None: any number.
     """
 
     resumable: bool = False
     group: str | None = None
     written: seen.Written = "unknown"
+    window: int | None = None
 
 
 class Transaction:
@@ -102,7 +107,7 @@ class Transaction:
         self._traces: Traces | None = Traces() if version == 4 else None  # PROTO[3] may name a place twice
         self._window: list[Changes] = []  # has come, and is not written yet
         self._is_writing = False
-        self._end = 0  # byte of the device up to which all changes are written
+        self._place = Place(0, 0)  # up to where all changes are written
         self.is_running = False
         self.is_ending = False
         note = ledger.record.transaction
@@ -112,6 +117,11 @@ class Transaction:
         self.id = self._note_before.id if self._note_before else uuid.uuid4().hex
         self.before = ledger.record.point or header.base or Point(f"{UNNAMED}{uuid.uuid4().hex}")
         self.after = header.head or Point(f"{UNNAMED}{self.id}", parent=self.before.id, time=_now())
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether changes have come that are not written yet."""
+        return bool(self._window)
 
     @property
     def spool(self) -> Path:
@@ -130,7 +140,8 @@ class Transaction:
 
     def stage(self, frames: Iterator[Frame], report: Report) -> None:
         """Stage a whole stream in the spool, durably, before the target is touched."""
-        require_space(self._ledger.folder, self._header.changed_bytes or 0, "go without --atomic")
+        need = self._header.changed_bytes or 0
+        require_space(self._ledger.folder, need, "nothing was written. Make room, or go without --atomic")
         self._note(phase="staging", spool=str(self.spool))
         # What is past a smaller target's end is not staged, so the header's counts need not be those of the spool.
         header = replace(self._header, extents=None, changed_bytes=None)
@@ -146,7 +157,7 @@ class Transaction:
                     spool.finish()
         finally:
             spool.close()
-        self._note(phase="staged")
+        self._note(phase="staged", spool_size=spool.durable)
 
     def start(self) -> None:
         """Make the way back, then note durably that the target is being changed."""
@@ -156,9 +167,10 @@ class Transaction:
             self._require_undo_space(path.parent)
             self._file = DurableFile(path, self._ledger.path(self.id, "undo-check"), self._way_back(), self._version)
             self._out = self._saving(self._file)
+            self._place = Place(0, self._file.durable)
         self._open_applied()
-        # If this fails the note may be there all the same, so the undo must be, too: `roll_back` removes both.
-        self._note(phase="applying", undo=str(path) if path else None)
+        # If this fails the note may be there all the same, so the undo must be, too: `roll_back` removes what there is.
+        self._note(phase="applying", undo=str(path) if path else None, undo_size=self._place.undo_size)
         self.is_running = True
 
     def go_on(self, report: Report, check: Callable[[], None] = lambda: None) -> None:
@@ -169,22 +181,22 @@ class Transaction:
             check: called when nothing but the changes below that place is on the target; what it raises ends this,
                 and leaves the transaction open.
         """
-        note, offset = self._ledger.record.transaction, self._header.resume
+        note = self._ledger.record.transaction
         assert note is not None
-        assert offset is not None
-        assert offset == find_offset(self._ledger.record, self._ledger.folder, seen.life(self._target.fd))
+        self._place = find_place(self._ledger.record, self._ledger.folder, seen.life(self._target.fd))
+        assert self._place.offset == self._header.resume
         if note.undo:
-            self._require_undo_space(Path(note.undo).parent)
-        self._end = offset
+            self._require_undo_space(Path(note.undo).parent, "make room, and run the same sync again to go on")
         self._open_applied()
-        # A killed run may have written without a sync. From here on a crash finds the target changed up to `offset`;
+        # A killed run may have written without a sync. From here on a crash finds the target changed up to that place;
         # what lies past it counts as old, though it is not before it was written back.
         self._target.sync()
         is_proved = note.is_proved and self._terms.written == "no"
         look = note.seen if is_proved or not note.is_proved else None
-        self._ledger.write(transaction=replace(note, offset=offset, is_proved=is_proved, seen=look), seen=None)
+        note = replace(note, **self._place._asdict(), is_proved=is_proved, seen=look)
+        self._ledger.write_ahead(transaction=note, seen=None)
         if note.undo:
-            self._file = cut_back(self._target, self._ledger, offset, report)
+            self._file = cut_back(self._target, self._ledger, self._place.offset, report)
             self._out = self._saving(self._file)
         try:
             check()
@@ -239,7 +251,7 @@ class Transaction:
 
     def prepare(self) -> None:
         """Make the target and its way back durable, and leave the commit to `jobs.prepared`."""
-        self._finish()
+        undo_size = self._finish()
         note = self._ledger.record.transaction
         assert note is not None
         self.is_ending = True
@@ -249,7 +261,8 @@ class Transaction:
                 phase="prepared",
                 group=self._terms.group,
                 held=self._held_bytes(),
-                offset=self._end,
+                offset=self._place.offset,
+                undo_size=undo_size,
                 traces=self._find_traces(),
             ),
             seen=seen.look_when_settled(self._target.fd),
@@ -274,7 +287,8 @@ class Transaction:
         except SyncFailed:
             self._ledger.write(dirty=True)
             raise
-        self._ledger.write(transaction=replace(note, offset=self._end), seen=seen.look_when_settled(self._target.fd))
+        look = seen.look_when_settled(self._target.fd)
+        self._ledger.write(transaction=replace(note, **self._place._asdict()), seen=look)
 
     def roll_back(self, report: Report) -> bool:
         """Bring the target back after an error; return whether that was possible.
@@ -282,10 +296,13 @@ class Transaction:
         Raises:
             LvmsyncError: going back failed; the transaction stays open for ``recover``.
         """
+        file = self._file
         self._close()
         self._target.before_write = lambda frame: None  # whatever there is room for: this only gives room back
         note = self._ledger.record.transaction
         if note is None or note.id != self.id:  # it had not begun
+            if file:
+                remove_undo(self._ledger, self.id, file.path)
             if self._target.created:
                 self._target.remove()
             return True
@@ -301,7 +318,9 @@ class Transaction:
         if not self._terms.resumable:
             return WINDOW
         least = _RESUMABLE_WINDOW if self._header.resume is None else _RESUMED_WINDOW
-        return min(max((self._header.changed_bytes or 0) >> 10, least), WINDOW)
+        usual = min(max((self._header.changed_bytes or 0) >> 10, least), WINDOW)
+        # A sender that waits for us must not have to wait for what we wait for.
+        return usual if self._terms.window is None else min(usual, max(self._terms.window, SMALLEST) // 2)
 
     def _saving(self, file: DurableFile) -> Snapback:
         return Snapback(self._target, file, self._version, self._trace)
@@ -322,9 +341,9 @@ class Transaction:
             for frame in self._window:
                 self._trace(frame)
         self._out.write(self._window)
-        self._end = int(self._window[-1].table[-1].sum())
+        self._place = Place(int(self._window[-1].table[-1].sum()), self._file.durable if self._file else 0)
         if self._applied:
-            self._applied.write(self._end)
+            self._applied.write(self._place)
         self._window = []
         self._is_writing = False
 
@@ -332,13 +351,17 @@ class Transaction:
         self._target.sync()
         if self._traces:
             self._traces.sync()
-        self._note(extents=mark.extents, changed_bytes=mark.changed_bytes, offset=self._end)
+        self._note(extents=mark.extents, changed_bytes=mark.changed_bytes, **self._place._asdict())
 
-    def _finish(self) -> None:
+    def _finish(self) -> int:
+        """Make the target and the undo whole and durable; return the bytes of the undo."""
         self._target.sync()
+        size = 0
         if self._file:
             self._file.finish()
+            size = self._file.durable
         self._close()
+        return size
 
     def _close(self) -> None:
         for file in (self._file, self._applied, self._traces):
@@ -350,14 +373,14 @@ class Transaction:
         """Open the note of how far the target is changed, which is from now on where this transaction stands."""
         if self._terms.resumable:
             self._applied = AppliedNote(self._ledger.path(self.id, "progress"), seen.life(self._target.fd))
-            self._applied.write(self._end)
+            self._applied.write(self._place)
             path = self._ledger.path(self.id, "traces")
-            self._traces = Traces(TraceNote(path), read_traces(path, self._end))
+            self._traces = Traces(TraceNote(path), read_traces(path, self._place.offset))
 
-    def _require_undo_space(self, folder: Path) -> None:
+    def _require_undo_space(self, folder: Path, way: str = _NEW_WAY) -> None:
         # A sparse image has nothing to save where it has holes.
         need = min(self._header.changed_bytes or 0, self._target.allocated) + (self._header.extents or 0) * 16
-        require_space(folder, need, "put it elsewhere with --snapback or --state, or go without: --no-undo")
+        require_space(folder, need, way)
 
     def _held_bytes(self) -> int | None:
         """Return how much of the target its new point is about: of a larger source the rest was dropped."""
@@ -369,10 +392,10 @@ class Transaction:
         return known if held is None else min(held, known)  # a delta does not bring what an earlier one has dropped
 
     def _note(self, **changes: Any) -> None:
-        """Write the transaction into the ledger, durably."""
+        """Write the transaction into the ledger, durably, before it goes on."""
         note = self._ledger.record.transaction
         if note is not None and note.id == self.id:
-            self._ledger.write(transaction=replace(note, **changes))
+            self._ledger.write_ahead(transaction=replace(note, **changes))
             return
         record, header, terms = self._ledger.record, self._header, self._terms
         first = ledgers.Transaction(
@@ -389,7 +412,7 @@ class Transaction:
             is_proved=terms.written == "no",
             seen=None if terms.written == "unknown" else record.seen,
         )
-        self._ledger.write(transaction=replace(first, **changes), seen=None)
+        self._ledger.write_ahead(transaction=replace(first, **changes), seen=None)
 
     def _way_back(self) -> Header:
         return Header(
@@ -406,30 +429,37 @@ class Transaction:
         )
 
 
-def require_space(folder: Path, need: int, instead: str) -> None:
-    """Raise DeviceError unless ``folder`` has room for ``need`` bytes."""
+def require_space(folder: Path, need: int, way: str) -> None:
+    """Raise DeviceError unless ``folder`` has room for ``need`` bytes; ``way`` says what was done and what to do."""
     try:
         state = os.statvfs(folder)
     except OSError as error:
         raise DeviceError(f"cannot use {folder}: {error.strerror}", device=str(folder)) from error
     free = state.f_bavail * state.f_frsize
     if need > free:
-        raise DeviceError(
-            f"{folder} has {free} bytes free, and up to {need} are needed; nothing was written. Make room, or"
-            f" {instead}",
-            device=str(folder),
-        )
+        raise DeviceError(f"{folder} has {free} bytes free, and up to {need} are needed; {way}", device=str(folder))
 
 
-def read_spool(path: Path, check: Path) -> Iterator[Frame]:
-    """Yield the changes of a staged stream, proved, and an END behind them."""
+def read_spool(ledger: Ledger) -> Iterator[Frame]:
+    """Yield the changes of the stream that the open transaction has staged, proved, and an END behind them."""
     extents = changed = 0
-    for frame in read_durable(path, check):
+    for frame in open_spool(ledger):
         if not isinstance(frame, Header):
             extents += len(frame.table)
             changed += frame.changed_bytes
             yield frame
     yield End(extents, changed)
+
+
+def open_spool(ledger: Ledger) -> Iterator[Header | Changes]:
+    """Yield header and changes of the stream that the open transaction has staged, proved, and whole.
+
+    Raises:
+        VerifyError: it is damaged; nothing was yielded.
+    """
+    note = ledger.record.transaction
+    assert note is not None
+    yield from read_durable(ledger.path(note.id, "spool"), ledger.path(note.id, "spool-check"), note.spool_size)
 
 
 def _now() -> str:

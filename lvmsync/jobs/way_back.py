@@ -18,7 +18,7 @@ from lvmsync.jobs.progress import Progress, Report
 from lvmsync.stream.frames import Header, Sample
 from lvmsync.system import ledger as ledgers
 from lvmsync.system import seen
-from lvmsync.system.applied import read_applied
+from lvmsync.system.applied import Place, read_applied
 from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile, find_edge, read_durable, read_tables
@@ -33,8 +33,8 @@ def can_go_back(note: ledgers.Transaction) -> bool:
     return note.phase not in _CHANGED or note.created or note.undo is not None
 
 
-def find_offset(record: ledgers.Record, folder: Path, life: str) -> int:
-    """Return up to which byte of the device all changes of the open transaction have been applied to the target.
+def find_place(record: ledgers.Record, folder: Path, life: str) -> Place:
+    """Return up to where all changes of the open transaction have been applied to the target.
 
     Args:
         record: of the target.
@@ -43,9 +43,10 @@ def find_offset(record: ledgers.Record, folder: Path, life: str) -> int:
     """
     note = record.transaction
     assert note is not None
+    durable = Place(note.offset, note.undo_size)
     if record.dirty:  # a sync failed: only what an earlier one has made durable counts
-        return note.offset
-    return max(note.offset, read_applied(folder / f"{note.id}.progress", life))
+        return durable
+    return max(durable, read_applied(folder / f"{note.id}.progress", life))
 
 
 def go_back(target: BlockTarget, ledger: Ledger, report: Report, written: seen.Written = "unknown") -> None:
@@ -89,8 +90,11 @@ def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     assert note is not None
     if note.phase in _CHANGED and note.undo:
         done = 0
+        # Also what was written behind a failed sync had been saved before.
+        applied = read_applied(ledger.path(note.id, "progress"), seen.life(target.fd))
+        least = max(note.undo_size, applied.undo_size)
         # No byte is in it twice, so the order does not matter, nor does a second time.
-        for frame in read_durable(Path(note.undo), ledger.path(note.id, "undo-check")):
+        for frame in read_durable(Path(note.undo), ledger.path(note.id, "undo-check"), least):
             if not isinstance(frame, Header):
                 target.write([frame])
                 done += frame.changed_bytes
@@ -99,7 +103,7 @@ def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     if note.undo:
         # First the note, then the file: without a file there must be no note that needs it.
         ledger.write(transaction=replace(note, phase="undone"))
-        _remove_undo(ledger, note.id, Path(note.undo))
+        remove_undo(ledger, note.id, Path(note.undo))
 
 
 def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -> DurableFile:
@@ -116,7 +120,7 @@ def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -
     assert note.undo is not None
     undo, check = Path(note.undo), ledger.path(note.id, "undo-check")
     done = 0
-    with find_edge(undo, check, offset) as edge:
+    with find_edge(undo, check, offset, note.undo_size) as edge:
         for frame in edge.behind:
             if int(frame.table[0, 0]) < offset:  # they ascend, so this is the first, and nothing was written yet
                 raise VerifyError(
@@ -153,9 +157,10 @@ def forget_unnoted(ledger: Ledger) -> None:
     path = ledger.path(note.id, "undo")
     if note.snapback and ledger.path(note.id, "undo-check").exists():  # made before the file that it is the check of
         path = Path(note.snapback)
-    _remove_undo(ledger, note.id, path)
+    remove_undo(ledger, note.id, path)
 
 
-def _remove_undo(ledger: Ledger, transaction: str, path: Path) -> None:
+def remove_undo(ledger: Ledger, transaction: str, path: Path) -> None:
+    """Remove the undo file at ``path``, and then its check file, durably."""
     remove_file(path)  # durably: a snapback that is whole must not come back
     remove_file(ledger.path(transaction, "undo-check"))

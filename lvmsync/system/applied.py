@@ -1,7 +1,8 @@
 """How far a target has been changed, noted after every window without a sync: good for as long as the machine runs.
 
 What a killed program has written is in the kernel's hands, and stays; what a power cut takes away is not known. So the
-note counts only within the life (see `system.seen.life`) that it was made in. One line: offset, life, checksum.
+note counts only within the life (see `system.seen.life`) that it was made in. One line: offset, bytes of the undo,
+life, checksum.
 """
 
 from __future__ import annotations
@@ -9,10 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
 from lvmsync.errors import DeviceError
+
+
+class Place(NamedTuple):
+    """Where a transaction stands."""
+
+    offset: int
+    """All changes below this byte of the device are on the target."""
+    undo_size: int
+    """Bytes of the undo that were durable before they were: what they have overwritten. 0 without an undo."""
 
 
 class AppliedNote:
@@ -28,11 +39,11 @@ class AppliedNote:
             except OSError as error:
                 raise DeviceError(f"cannot make {path}: {error.strerror}", device=str(path)) from error
 
-    def write(self, offset: int) -> None:
-        """Note that all changes below ``offset`` have been written. Only for speed: a full disk is no error."""
+    def write(self, place: Place) -> None:
+        """Note where the transaction stands. Only for speed: a full disk is no error."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
-                os.pwrite(self._fd, _line(offset, self._life), 0)
+                os.pwrite(self._fd, _line(place, self._life), 0)
 
     def close(self) -> None:
         """Close it; harmless when it is closed."""
@@ -41,16 +52,18 @@ class AppliedNote:
             self._fd = -1
 
 
-def read_applied(path: Path, life: str) -> int:
-    """Return the offset that was noted in this life of the target; 0 where there is none."""
+def read_applied(path: Path, life: str) -> Place:
+    """Return what was noted in this life of the target; the very beginning where there is nothing."""
+    nothing = Place(0, 0)
     try:
         line = path.read_bytes()
-        offset = int(line[:20])
+        place = Place(int(line[:20]), int(line[21:41]))
     except (OSError, ValueError):
-        return 0
-    return offset if life and offset >= 0 and line == _line(offset, life) else 0
+        return nothing
+    return place if life and min(place) >= 0 and line == _line(place, life) else nothing
 
 
-def _line(offset: int, life: str) -> bytes:
-    text = f"{offset:020d} {life}"  # of one length, so that each write covers the one before
+def _line(place: Place, life: str) -> bytes:
+    # Of one length, so that each write covers the one before.
+    text = f"{place.offset:020d} {place.undo_size:020d} {life}"
     return f"{text} {xxhash.xxh3_64_hexdigest(text.encode())}\n".encode()

@@ -59,6 +59,8 @@ class Transaction:
         size: bytes of the device that the stream is of; None where it does not tell.
         resumable: a stream that is cut may be gone on with.
         offset: all changes below this byte of the device are durable on the target.
+        undo_size: bytes of the undo file that were durable before those were: what they have overwritten.
+        spool_size: bytes of the spool, once it is whole.
         group: id of the group that it is committed with.
         held: what the record's ``held`` will be, once it is prepared.
         is_proved: when it began, the target was known to be untouched since the record's point was committed.
@@ -81,6 +83,8 @@ class Transaction:
     size: int | None = None
     resumable: bool = False
     offset: int = 0
+    undo_size: int = 0
+    spool_size: int = 0
     group: str | None = None
     held: int | None = None
     is_proved: bool = False
@@ -141,12 +145,12 @@ class Ledger:
         self.record = record
 
     def write(self, **changes: Any) -> None:
-        """Replace fields of the record, durably and at once: a crash leaves the old record or the new one."""
-        begins = self.record.transaction is None
+        """Replace fields of the record, durably and at once: a crash leaves the old record or the new one.
+
+        On a full disk the reserve is given up for it: this is for what ends or leaves a transaction.
+        """
         self.record = replace(self.record, **changes)
         try:
-            if begins and self.record.transaction:
-                self._take_reserve()
             try:
                 self._replace_record()
             except OSError as error:
@@ -155,13 +159,30 @@ class Ledger:
                 self._reserve.unlink()
                 self._replace_record()
         except OSError as error:
-            raise DeviceError(
-                f"cannot write the ledger in {self.folder}: {error.strerror}", device=str(self.folder)
-            ) from error
+            raise self._failed(error) from error
+
+    def write_ahead(self, **changes: Any) -> None:
+        """Do as `write`, before a transaction begins or goes on: only with room kept for the note that ends it.
+
+        Raises:
+            DeviceError: it failed; if the record has not changed, there was no room.
+        """
+        try:
+            self._take_reserve()
+            self.record = replace(self.record, **changes)
+            self._replace_record()
+        except OSError as error:
+            raise self._failed(error) from error
 
     def path(self, transaction: str, suffix: str) -> Path:
         """Return the path of a transaction's file: ``suffix`` is one of ``_OF_TRANSACTIONS``, without the dot."""
         return self.folder / f"{transaction}.{suffix}"
+
+    def _failed(self, error: OSError) -> DeviceError:
+        return DeviceError(
+            f"cannot write the ledger in {self.folder}: {error.strerror}; make room there, or mend it",
+            device=str(self.folder),
+        )
 
     @property
     def _reserve(self) -> Path:

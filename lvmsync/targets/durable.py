@@ -43,7 +43,14 @@ class DurableFile:
     """A stream file that grows: frames are appended, and made durable window by window.
 
     Beside it grows the check, with an entry a window that is made durable after the window is. So after a
-    crash it is known how much of the undo file counts, and every bit of that can be proved.
+    crash it is known how much of the undo file counts, and every bit of that can be proved. Entries that are lost
+    at the end of the check do not show there: how many bytes count at the least is noted in the ledger.
+
+    Attributes:
+        path: of the stream file.
+        extents: how many extents are in it.
+        changed_bytes: how many bytes those cover.
+        durable: bytes of it that count.
     """
 
     def __init__(self, path: Path, check: Path, header: Header, version: int) -> None:
@@ -61,6 +68,7 @@ class DurableFile:
         self.path = path
         self.extents = 0
         self.changed_bytes = 0
+        self.durable = 0
         self._encoder = v4.Encoder() if version == 4 else v3.Encoder()
         self._size = 0
         self._window = xxhash.xxh3_64()
@@ -99,6 +107,7 @@ class DurableFile:
         file.path = path
         file.extents, file.changed_bytes = edge.extents, edge.changed_bytes
         file._encoder, file._size, file._window = edge.encoder, edge.size, xxhash.xxh3_64()
+        file.durable = edge.size
         try:
             _cut_check(check, new_check, edge.size)
             file._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -134,6 +143,7 @@ class DurableFile:
         except OSError as error:
             raise self._failed(error) from error
         self._window.reset()
+        self.durable = self._size
 
     def close(self) -> None:
         """Close both files."""
@@ -171,7 +181,7 @@ def _cut_check(check: Path, new_check: Path, size: int) -> None:
 
 
 @contextmanager
-def find_edge(path: Path, check: Path, offset: int) -> Iterator[Edge]:
+def find_edge(path: Path, check: Path, offset: int, least: int) -> Iterator[Edge]:
     """Yield the edge of a PROTO[4] stream file before which is what lies below ``offset`` of the device.
 
     It must be where a window ends. Only that window is proved, and what is behind it: all before it was found whole
@@ -181,16 +191,17 @@ def find_edge(path: Path, check: Path, offset: int) -> Iterator[Edge]:
         path: of the stream file.
         check: of its check file.
         offset: byte of the device.
+        least: bytes of the stream file that are known to have been durable.
 
     Raises:
-        VerifyError: there is no such edge, or the file is damaged.
+        VerifyError: there is no such edge, or one of the files is damaged.
         DeviceError: it cannot be read.
     """
     try:
-        windows = checks.parse_windows(check.read_bytes())
+        windows = _read_windows(path, check, least)
         with path.open("rb", buffering=0) as file:
             fd = file.fileno()
-            skimmer, extents, changed = _skim(fd, windows[-1].end if windows else 0, offset)
+            skimmer, extents, changed = _skim(fd, windows[-1].end, offset)
             number = next((at for at, window in enumerate(windows) if window.end == skimmer.position), None)
             if number is None:
                 raise VerifyError(
@@ -260,14 +271,19 @@ def _read_behind(fd: int, decoder: v4.Decoder, size: int) -> Iterator[Changes]:
         yield from (frame for frame in decoder.frames() if isinstance(frame, (Data, Zero, Hole)))
 
 
-def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
+def read_durable(path: Path, check: Path | None, least: int = 0) -> Iterator[Header | Changes]:
     """Yield header and changes of a stream file that a crash may have cut short: all that were made durable.
 
     Every window is proved before anything is yielded. Without a check file it is every whole
     frame up to the first that is not, which needs a format with checksums.
 
+    Args:
+        path: of the stream file.
+        check: of its check file.
+        least: bytes of the stream file that are known to have been durable.
+
     Raises:
-        VerifyError: a durable part of the file is damaged; nothing was yielded.
+        VerifyError: a durable part of the file, or of its check, is damaged or gone; nothing was yielded.
         StreamError: it is not a stream file.
         DeviceError: it cannot be read.
     """
@@ -275,10 +291,8 @@ def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
         with path.open("rb", buffering=0) as file:
             size = None
             if check:
-                windows = checks.parse_windows(check.read_bytes())
+                windows = _read_windows(path, check, least)
                 _prove(file.fileno(), path, windows)
-                if not windows:  # there is one from the beginning, for the header
-                    raise VerifyError(f"{check} is empty: how much of {path} counts cannot be known", device=str(check))
                 size = windows[-1].end
             session = Receiver()
             yield from _read_changes(file.fileno(), session, size)
@@ -286,6 +300,20 @@ def read_durable(path: Path, check: Path | None) -> Iterator[Header | Changes]:
                 raise StreamError(f"{path} has no checksums, and no check file: what counts of it cannot be known")
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
+
+
+def _read_windows(path: Path, check: Path, least: int) -> list[checks.Window]:
+    """Return the entries of a check file, one at the least, that count ``least`` bytes of the stream file or more."""
+    windows = checks.parse_windows(check.read_bytes())
+    if not windows:  # there is one from the beginning, for the header
+        raise VerifyError(f"{check} is empty: how much of {path} counts cannot be known", device=str(check))
+    if windows[-1].end < least:
+        raise VerifyError(
+            f"{check} has lost its end: it counts {windows[-1].end} bytes of {path}, and {least} were durable; without"
+            " the rest that cannot be used, and the target is half changed: do not use it",
+            device=str(check),
+        )
+    return windows
 
 
 def _prove(fd: int, path: Path, windows: Sequence[checks.Window], at: int = 0) -> None:

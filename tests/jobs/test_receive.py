@@ -548,8 +548,10 @@ def fill(folder: Path) -> None:
 def test_the_ledger_has_room_on_a_full_disk_as_long_as_a_transaction_is_open(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=1m") as state:
         with open_ledger(state, "target", {"file": "1:1"}, 4096) as ledger:
-            ledger.write(transaction=Transaction("0123", phase="staging"))
+            ledger.write_ahead(transaction=Transaction("0123", phase="staging"))
             fill(state)
+            with pytest.raises(DeviceError, match="cannot write the ledger"):
+                ledger.write_ahead(transaction=Transaction("0123"))  # what is to end it is not spent on going on
             for number in range(20):
                 ledger.write(transaction=Transaction("0123", extents=number))
             ledger.write(transaction=None)
@@ -557,7 +559,7 @@ def test_the_ledger_has_room_on_a_full_disk_as_long_as_a_transaction_is_open(tmp
             assert ledger.record.transaction is None
             fill(state)
             with pytest.raises(DeviceError, match="cannot write the ledger"):
-                ledger.write(transaction=Transaction("4567"))  # a new one is not begun without room to end it
+                ledger.write_ahead(transaction=Transaction("4567"))  # a new one is not begun without room to end it
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -17,6 +17,7 @@ from lvmsync.jobs.samples import find_different, take_samples
 from lvmsync.jobs.traces import KEPT, Traces
 from lvmsync.jobs.transaction import Transaction
 from lvmsync.stream.frames import FULL, Data, Hole, Sample, Zero
+from lvmsync.system import applied as notes
 from lvmsync.system import seen
 from lvmsync.system.applied import AppliedNote
 from lvmsync.system.traces import Trace, TraceNote, read_traces
@@ -39,12 +40,12 @@ def kill(pair: Pair, monkeypatch: pytest.MonkeyPatch, stream: bytes, windows: in
     def die(job: object, transaction: Transaction, error: BaseException) -> None:
         raise error
 
-    def note(applied: AppliedNote, offset: int) -> None:
+    def note(applied: AppliedNote, place: notes.Place) -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise Killed
-        original(applied, offset)
+        original(applied, place)
 
     original = AppliedNote.write
     with monkeypatch.context() as patch:

@@ -1,0 +1,140 @@
+"""Undo files, spools and their checks that have lost their ends: what is missing is never taken for what never was."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lvmsync.errors import LvmsyncError, VerifyError
+from lvmsync.jobs import receive as receiving
+from lvmsync.jobs.transaction import Transaction
+from lvmsync.jobs.way_back import find_place
+from lvmsync.stream.checks import ENTRY_SIZE, parse_windows
+from lvmsync.system import ledger
+from tests.jobs.test_resume import BLOCK, Pair, pair
+
+__all__ = ["pair"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def find(pair: Pair, pattern: str) -> Path:
+    (path,) = pair.state.rglob(pattern)
+    return path
+
+
+def kill(pair: Pair, monkeypatch: pytest.MonkeyPatch, stream: bytes, length: int) -> None:
+    """Receive a stream, and die when ``length`` bytes of it have come."""
+
+    def die(job: object, transaction: Transaction, error: BaseException) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(receiving._Job, "_end_badly", die)
+        with pytest.raises(Killed):
+            pair.receive(stream[:length])
+
+
+def lose_entries(check: Path, count: int) -> None:
+    """Take entries from the end of a check file, and all that they count from the file that it is the check of."""
+    os.truncate(check, check.stat().st_size // ENTRY_SIZE * ENTRY_SIZE - count * ENTRY_SIZE)
+    left = parse_windows(check.read_bytes())
+    os.truncate(check.with_name(check.name.removesuffix("-check")), left[-1].end)
+
+
+@pytest.mark.parametrize("ends", ["stopped", "killed"])
+@pytest.mark.parametrize("lost", [1, 2, 5])
+def test_an_undo_whose_end_is_lost_brings_nothing_back_and_is_not_gone_on_with(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, ends: str, lost: int
+) -> None:
+    stream = pair.stream()
+    if ends == "stopped":
+        pair.cut(stream, len(stream) // 2)
+    else:
+        kill(pair, monkeypatch, stream, len(stream) // 2)
+    half = pair.target.read_bytes()
+    lose_entries(find(pair, "*.undo-check"), lost)
+
+    for attempt in (pair.recover, lambda: pair.receive(pair.stream()), pair.recover):
+        with pytest.raises(VerifyError, match=r"undo-check has lost its end: it counts \d+ bytes .* and \d+ were"):
+            attempt()
+        assert pair.target.read_bytes() == half
+        assert pair.stand().transaction
+
+
+def test_one_that_was_gone_on_with_is_held_to_its_new_end(pair: Pair) -> None:
+    for part in (3, 2):
+        stream = pair.stream()
+        pair.cut(stream, len(stream) // part)
+    half = pair.target.read_bytes()
+    lose_entries(find(pair, "*.undo-check"), 1)
+
+    with pytest.raises(VerifyError, match="has lost its end"):
+        pair.recover()
+
+    assert pair.target.read_bytes() == half
+
+
+def test_what_the_last_mark_saw_is_held_to_after_a_power_cut(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = pair.stream()
+    kill(pair, monkeypatch, stream, len(stream) * 7 // 10)
+    find(pair, "*.progress").unlink()  # it counts no more than if it were not there
+    target = ledger.peek_record(pair.state, str(pair.target), None, 0)[0]
+    assert target.transaction
+    check = find(pair, "*.undo-check")
+    windows = parse_windows(check.read_bytes())
+    behind = sum(window.end > target.transaction.undo_size for window in windows)
+    assert 0 < target.transaction.undo_size < windows[-1].end
+    lose_entries(check, behind + 1)
+
+    with pytest.raises(VerifyError, match="has lost its end"):
+        pair.recover()
+
+
+def test_the_undo_of_what_is_prepared_is_held_to_its_whole_length(pair: Pair) -> None:
+    pair.receive(pair.stream(), prepare=True, group="00ff")
+    new = pair.target.read_bytes()
+    lose_entries(find(pair, "*.undo-check"), 1)  # the END alone
+
+    with pytest.raises(VerifyError, match="has lost its end"):
+        pair.recover()
+
+    assert pair.target.read_bytes() == new == pair.new
+
+
+def test_a_spool_whose_end_is_lost_is_not_taken_for_the_whole(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "start", die)
+        patch.setattr(receiving._Job, "_end_badly", die)
+        with pytest.raises(Killed):
+            pair.receive(pair.stream(), atomic=True)
+    lose_entries(find(pair, "*.spool-check"), 2)
+
+    with pytest.raises(VerifyError, match="spool-check has lost its end"):
+        pair.recover()
+
+    assert pair.target.read_bytes() == pair.old
+    assert "as it was" in pair.recover(back=True)
+
+
+def test_the_noted_length_is_never_more_than_what_is_durable(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is cut, what is noted lies within what the check counts, so nothing is refused that is whole."""
+    whole = len(pair.stream())
+    for length in range(2 * BLOCK, whole, 7 * BLOCK):
+        stream = pair.stream()
+        with pytest.raises(LvmsyncError):
+            pair.receive(stream[: min(length, len(stream) - 1)])
+        record, folder, _ = ledger.peek_record(pair.state, str(pair.target), None, 0)
+        assert record.transaction
+        counted = parse_windows(find(pair, "*.undo-check").read_bytes())[-1].end
+        assert find_place(record, folder, "") == (record.transaction.offset, record.transaction.undo_size)
+        assert record.transaction.undo_size <= counted
+    assert pair.recover() == "rolled back: the target is as it was"
+    assert pair.target.read_bytes() == pair.old
