@@ -1,6 +1,6 @@
 """Runs in the guest: lvmsync without the seconds that python and its modules take to start.
 
-    python3 forks.py FOLDER[:FOLDER...] [MODULE...] &     serves; FOLDER/lvmsync and FOLDER/run are programs from then on
+    python3 forks.py FOLDER[:FOLDER...] [MODULE...] &   serves; FOLDER/lvmsync and FOLDER/run are programs from then on
 
 Each call is a fork of this process, which has imported everything, with the caller's standard input, output
 and error, working folder, environment, and namespaces of network, mounts and host name: so one process serves
@@ -52,8 +52,8 @@ def go_where(number: str) -> None:
     """Go to the namespaces of a process."""
     libc = ctypes.CDLL(None, use_errno=True)
     for kind in ("net", "uts", "mnt"):
-        theirs = f"/proc/{number}/ns/{kind}"
-        if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{kind}"):
+        theirs = Path(f"/proc/{number}/ns/{kind}")
+        if theirs.readlink() != Path(f"/proc/self/ns/{kind}").readlink():
             fd = os.open(theirs, os.O_RDONLY)
             if libc.setns(fd, 0):
                 raise OSError(ctypes.get_errno(), f"setns to {theirs}")
