@@ -8,6 +8,7 @@ from importlib import import_module
 import typer
 
 from lvmsync.cli.classic import HIDDEN, VERBS
+from lvmsync.cli.verbs import flat
 from lvmsync.errors import LvmsyncError, UsageError
 
 _HOMES = {
@@ -37,7 +38,7 @@ def assemble(verbs: Iterable[str] = (*VERBS, *HIDDEN)) -> typer.Typer:
         if verb in _GROUPS:
             app.add_typer(module.app)
         else:
-            app.command(verb, hidden=verb in HIDDEN)(getattr(module, verb))
+            app.command(verb, hidden=verb in HIDDEN)(flat(getattr(module, verb)))
     return app
 
 

@@ -5,34 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lvmsync.cli.actions import Actions
+from lvmsync.cli.asked import Orders, View, Way
 from lvmsync.cli.files import print_text
-from lvmsync.cli.options import (
-    AllowSmaller,
-    Atomic,
-    Compress,
-    Create,
-    Debug,
-    DryRun,
-    Identity,
-    IgnoreBase,
-    Json,
-    NoUndo,
-    Port,
-    ProgressStyle,
-    Quiet,
-    RemoteCommand,
-    Rsh,
-    SnapbackName,
-    State,
-    Sudo,
-)
+from lvmsync.cli.options import Compress, Create, Debug, Json, Quiet, State
+from lvmsync.cli.verbs import flat
 from lvmsync.errors import ChangesLost, UsageError
 
 if TYPE_CHECKING:
@@ -180,6 +163,7 @@ def mark(
 
 
 @app.command()
+@flat
 def sync(
     pairs: Annotated[
         list[str], typer.Argument(metavar="DEVICE [HOST:]TARGET ...", help="devices, and where the copy of each is")
@@ -194,55 +178,41 @@ def sync(
         bool, typer.Option("--compare", help="compare all of it with the target, whatever is remembered")
     ] = False,
     force: Force = False,
-    snapback: SnapbackName = None,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    no_undo: NoUndo = False,
     create: Create = False,
-    atomic: Atomic = False,
-    allow_smaller: AllowSmaller = False,
-    ignore_base: IgnoreBase = False,
     compress: Compress = None,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-    state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    orders: Orders,
+    way: Way,
+    view: View,
 ) -> None:
     """Bring copies up to date: one snapshot of all devices, what was written sent, the snapshot given back."""
-    from lvmsync.cli import render
-    from lvmsync.cli.delivery import Delivery, Orders, Way
+    from lvmsync.cli.delivery import Delivery
     from lvmsync.jobs import blksnap_sync
     from lvmsync.jobs.blksnap_storage import Room
     from lvmsync.system.ledger import state_folder
 
     if len(pairs) % 2:
         raise UsageError(f"'{pairs[-1]}' has no target: write DEVICE [HOST:]TARGET, once or more")
-    if snapback and len(pairs) > 2:
+    if orders.snapback and len(pairs) > 2:
         raise UsageError("--snapback is a file of one target; leave it away for several")
-    way = Way(rsh, port, identity, sudo, remote_command)
-    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    orders = replace(orders, create=create)
     receipts: list[Receipt] = []
     with ExitStack() as stack:
         # Printed when progress is over, also of those that were made before another one failed.
-        stack.callback(_print_all, receipts, as_json=as_json, quiet=quiet)
-        report = stack.enter_context(render.progress("none" if quiet else progress))
+        stack.callback(_print_all, receipts, view)
+        report = stack.enter_context(view.report())
         outlets = []
         for word, target in zip(pairs[::2], pairs[1::2], strict=True):
             outlets.append(stack.enter_context(Delivery(target, way, orders, report, compress=compress)).outlet(word))
         room = Room(storage, _size(limit), overwrite_storage)
         blksnap_sync.sync(
-            state_folder(state),
+            state_folder(orders.state),
             outlets,
             room,
             base=base,
             compare=compare,
             force=force,
-            dry_run=dry_run,
+            dry_run=orders.dry_run,
             tell=receipts.append,
         )
 
@@ -253,11 +223,9 @@ def _size(limit: str | None) -> int | None:
     return parse_size(limit) if limit else None
 
 
-def _print_all(receipts: list[Receipt], *, as_json: bool, quiet: bool) -> None:
-    from lvmsync.cli import render
-
+def _print_all(receipts: list[Receipt], view: View) -> None:
     for receipt in receipts:
-        render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+        view.print_receipt(receipt)
 
 
 def _say(notes: list[str]) -> None:

@@ -5,34 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lvmsync.cli.actions import Actions
+from lvmsync.cli.asked import Orders, View, Way
 from lvmsync.cli.files import print_text
-from lvmsync.cli.options import (
-    AllowSmaller,
-    Atomic,
-    Compress,
-    Create,
-    Debug,
-    DryRun,
-    Identity,
-    IgnoreBase,
-    Json,
-    NoUndo,
-    Port,
-    ProgressStyle,
-    Quiet,
-    RemoteCommand,
-    Rsh,
-    SnapbackName,
-    State,
-    Sudo,
-)
+from lvmsync.cli.options import Compress, Create, Debug, DryRun, Json, Quiet, State, TargetWord
+from lvmsync.cli.verbs import flat
 from lvmsync.errors import ChangesLost, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +32,6 @@ app = typer.Typer(
 
 Named = Annotated[str, typer.Argument(metavar="DEVICE|MINOR", help="the tracked device, or its minor number")]
 Fresh = Annotated[str, typer.Argument(metavar="DEVICE", help="VG/LV or path of a mounted block device")]
-Target = Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")]
 Space = Annotated[
     str | None,
     typer.Option(
@@ -169,52 +151,39 @@ def to_snapshot(
 
 
 @app.command()
+@flat
 def update(
     snapshot: Annotated[
         str, typer.Argument(metavar="SNAPSHOT", help="the snapshot device, or a file that holds what it held")
     ],
     cow: Annotated[str, typer.Argument(metavar="COWFILE", help="complete COW file of the period before")],
-    target: Target,
+    target: TargetWord,
     force: Annotated[bool, typer.Option("--force", help="although some changes are known to be missing")] = False,
-    snapback: SnapbackName = None,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    no_undo: NoUndo = False,
-    atomic: Atomic = False,
-    allow_smaller: AllowSmaller = False,
-    ignore_base: IgnoreBase = False,
     compress: Compress = None,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-    state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    orders: Orders,
+    way: Way,
+    view: View,
 ) -> None:
     """Bring an image up to a snapshot with the COW file of the period before: verified, and undoable."""
-    from lvmsync.cli import render
-    from lvmsync.cli.delivery import Delivery, Orders, Way
+    from lvmsync.cli.delivery import Delivery
     from lvmsync.jobs import dattobd_cycle
     from lvmsync.system.ledger import state_folder
 
-    way = Way(rsh, port, identity, sudo, remote_command)
-    orders = Orders(snapback, no_undo, False, atomic, allow_smaller, ignore_base, state, dry_run, debug)
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
+        report = stack.enter_context(view.report())
         delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
         receipt = dattobd_cycle.update(
-            state_folder(state), snapshot, cow, delivery.outlet(snapshot), force=force, dry_run=dry_run
+            state_folder(orders.state), snapshot, cow, delivery.outlet(snapshot), force=force, dry_run=orders.dry_run
         )
-    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+    view.print_receipt(receipt)
 
 
 @app.command()
+@flat
 def cycle(
     device: Annotated[str, typer.Argument(metavar="DEVICE|MINOR", help="the mounted block device")],
-    target: Target,
+    target: TargetWord,
     cow: Annotated[
         str | None, typer.Option("--cow", metavar="FILE", help="new COW file  [default: the next name in the root]")
     ] = None,
@@ -227,52 +196,39 @@ def cycle(
         bool, typer.Option("--compare", help="compare all of it with the target, whatever is recorded")
     ] = False,
     take_over: TakeOver = False,
-    snapback: SnapbackName = None,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    no_undo: NoUndo = False,
     create: Create = False,
-    atomic: Atomic = False,
-    allow_smaller: AllowSmaller = False,
-    ignore_base: IgnoreBase = False,
     compress: Compress = None,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-    state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    orders: Orders,
+    way: Way,
+    view: View,
 ) -> None:
     """Bring a copy up to date in one go: take a snapshot, send what changed, go on tracking."""
-    from lvmsync.cli import render
-    from lvmsync.cli.delivery import Delivery, Orders, Way
+    from lvmsync.cli.delivery import Delivery
     from lvmsync.jobs import dattobd_cycle
     from lvmsync.system.ledger import state_folder
 
     if create and compare:
         raise UsageError("--create makes the target, so there is nothing to compare with; leave --compare away")
-    way = Way(rsh, port, identity, sudo, remote_command)
-    orders = Orders(snapback, no_undo, create, atomic, allow_smaller, ignore_base, state, dry_run, debug)
+    orders = replace(orders, create=create)
     beginning = dattobd_cycle.Beginning(
         cow, _mebibytes(space), _size(cache), driver, _units(unit_dir, no_unit=no_unit), take_over
     )
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
+        report = stack.enter_context(view.report())
         delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
         outlet = delivery.outlet(device)
-        done = dattobd_cycle.cycle(state_folder(state), outlet, beginning, compare=compare, dry_run=dry_run)
+        folder = state_folder(orders.state)
+        done = dattobd_cycle.cycle(folder, outlet, beginning, compare=compare, dry_run=orders.dry_run)
     _say(done.notes)
-    if as_json:
+    if view.as_json:
         print_text(json.dumps(done.as_json()) + "\n")
         return
-    if dry_run and not quiet:
+    if orders.dry_run and not view.quiet:
         for step in done.steps:
             print_text(f"{step}\n")
     if done.receipt:
-        render.print_receipt(done.receipt, as_json=False, quiet=quiet)
+        view.print_receipt(done.receipt)
 
 
 @app.command()

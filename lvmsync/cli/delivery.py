@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from lvmsync.cli import render
+from lvmsync.cli.asked import Orders, Way
 from lvmsync.cli.files import stream_options
 from lvmsync.cli.limit import open_limit
 from lvmsync.errors import UsageError
@@ -23,60 +24,13 @@ from lvmsync.sources import Reading, Source, open_source
 from lvmsync.system.device import Device
 from lvmsync.system.identity import find_dm_uuid, is_same_storage
 from lvmsync.system.lvm import parse_dm_uuid
-from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT, Ssh, open_transport
+from lvmsync.transport import SHORTEST_STALL, Ssh, open_transport
 from lvmsync.transport.throttle import Limit, Throttled
-
-
-@dataclass(frozen=True)
-class Way:
-    """How another machine is reached.
-
-    Attributes:
-        rsh: words of a command, as the user wrote them; None: the built-in ssh.
-        port: where sshd listens.
-        identity: path of a private key.
-        sudo: run lvmsync with sudo there.
-        remote_command: lvmsync there, as the user wrote it.
-        bwlimit: a rate, or rates by the time, as the user wrote them; None: no limit.
-        bwlimit_file: path of a file that holds the same and may change.
-        stall_timeout: seconds without a byte after which a line is given up; None: never.
-        streams: connections side by side.
-    """
-
-    rsh: str | None = None
-    port: int | None = None
-    identity: str | None = None
-    sudo: bool = False
-    remote_command: str = "lvmsync"
-    bwlimit: str | None = None
-    bwlimit_file: str | None = None
-    stall_timeout: float | None = STALL_TIMEOUT
-    streams: int = 1
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What the receiver is told: options of a receive (see `ReceiveOptions`), and two of its agent."""
-
-    snapback: str | None = None
-    no_undo: bool = False
-    create: bool = False
-    atomic: bool = False
-    allow_smaller: bool = False
-    ignore_base: bool = False
-    state: str | None = None
-    dry_run: bool = False
-    debug: bool = False
-    pool_limit: float | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Return what a request to receive holds."""
-        return {key: value for key, value in asdict(self).items() if key not in ("state", "debug")}
 
 
 def agent_words(way: Way, place: TargetName, orders: Orders) -> list[str]:
     """Return the words of the command that starts an agent where a target is."""
-    words = ["agent", *(["--debug"] if orders.debug else [])]
+    words = ["agent", *(["--debug"] if way.debug else [])]
     if place.host is None:  # lvmsync itself is found by the transport
         return words + (["--state", orders.state] if orders.state else [])
     return [*(("sudo", "-n") if way.sudo else ()), *shlex.split(way.remote_command), *words]
@@ -111,7 +65,7 @@ class Delivery:
             raise UsageError("--state is of this machine; set LVMSYNC_STATE on the far side")
         if orders.snapback and orders.no_undo:
             raise UsageError("--snapback and --no-undo do not go together")
-        if way.stall_timeout is not None and way.stall_timeout < SHORTEST_STALL:
+        if way.patience is not None and way.patience < SHORTEST_STALL:
             raise UsageError(
                 f"--stall-timeout {way.stall_timeout:g} is out of range: {SHORTEST_STALL:g} at least, or 0"
             )
@@ -234,7 +188,7 @@ class Delivery:
         peer, line = self._open_line()
         peer.connect(self._limited(line))
         agent = open_agent(peer)
-        agent.stall = self._way.stall_timeout
+        agent.stall = self._way.patience
         if self._way.streams > 1:
             from lvmsync.jobs.agent.streams import widen
 
@@ -254,7 +208,7 @@ class Delivery:
             agent_words(way, self.place, self._orders),
             rsh=shlex.split(way.rsh) if way.rsh and host else None,
             ssh=Ssh(port=way.port, identity=way.identity),
-            stall_timeout=way.stall_timeout,
+            stall_timeout=way.patience,
             on_stderr=lambda line: render.hear(peer, line),
         )
         line = self._stack.enter_context(transport)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lvmsync.cli.asked import Orders, Printing, Way
 from lvmsync.cli.files import print_text
-from lvmsync.cli.options import Debug, Identity, Json, Port, Quiet, RemoteCommand, Rsh, StallTimeout, State, Sudo
+from lvmsync.cli.options import State
 
 if TYPE_CHECKING:
-    from lvmsync.cli.delivery import Way
     from lvmsync.jobs.doctor.findings import Finding
 
 FINDINGS = 3
@@ -24,44 +24,36 @@ def doctor(
         list[str] | None,
         typer.Argument(metavar="[VG|HOST:]...", help="look at these volume groups only; ask these machines as well"),
     ] = None,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    stall_timeout: StallTimeout = 120,
-    as_json: Json = False,
+    *,
+    way: Way,
     state: State = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printing: Printing,
 ) -> int:
     """Look for leftovers, full pools, broken snapshots and what was not finished, and say what mends each.
 
     Nothing is changed. The exit status is 3 if anything was found.
     """
-    from lvmsync.cli.delivery import Way
     from lvmsync.jobs.doctor.examine import examine
     from lvmsync.system.ledger import state_folder
 
     hosts = [word for word in places or () if word.endswith(":")]
     groups = [word for word in places or () if not word.endswith(":")]
-    way = Way(rsh, port, identity, sudo, remote_command, stall_timeout=stall_timeout or None)
     found = examine(state_folder(state), groups)
     for host in hosts:
         found += _ask(host, way)
-    if as_json:
+    if printing.as_json:
         print_text(json.dumps({"findings": [asdict(one) for one in found]}) + "\n")
     else:
         for one in found:
             print_text(f"{one.what}: {one.problem}\n    {one.remedy}\n")
-        if not found and not quiet:
+        if not found and not printing.quiet:
             print_text("all is well\n")
     return FINDINGS if found else 0
 
 
 def _ask(host: str, way: Way) -> list[Finding]:
     """Return what is wrong with the lvmsync on a machine, or with the way to it."""
-    from lvmsync.cli.delivery import Delivery, Orders
+    from lvmsync.cli.delivery import Delivery
     from lvmsync.errors import LvmsyncError, UsageError
     from lvmsync.jobs.doctor.examine import describe_far, examine_far
     from lvmsync.jobs.progress import ignore

@@ -149,10 +149,12 @@ def changes(
     debug: Debug = False,
 ) -> None:
     """Show what was written since an era: the same as `lvmsync changes era:/dev/mapper/NAME,since=N`."""
+    from lvmsync.cli.refinement import Refinement
     from lvmsync.cli.streams import changes as show_changes
     from lvmsync.jobs.era import path_of
 
-    show_changes(f"era:{path_of(name)},since={since}", as_json=as_json, quiet=quiet)
+    source = f"era:{path_of(name)},since={since}"
+    show_changes(source, refinement=Refinement(), as_json=as_json, quiet=quiet)
 
 
 @app.command()

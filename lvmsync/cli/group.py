@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lvmsync.cli.delivery import Delivery, Orders, Way
-from lvmsync.cli.replica import Managing, far_source, find_managed, pass_options, require_other, require_simple
+from lvmsync.cli.asked import Asked, Grouping, Managing
+from lvmsync.cli.delivery import Delivery
+from lvmsync.cli.replica import far_source, find_managed, pass_options, require_other, require_simple
 from lvmsync.errors import UsageError
 from lvmsync.jobs.progress import GroupReceipt, Report
 from lvmsync.names import KINDS, TargetName, parse_target, parse_volume
@@ -16,77 +17,23 @@ from lvmsync.system.ledger import state_folder
 if TYPE_CHECKING:
     from lvmsync.jobs.replica.group import Member
 
-_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-_LONGEST_NAME = 64
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Options of a group, as the user wrote them.
-
-    Attributes:
-        name: of the group; None: there is none.
-        freeze_cmd: freezes what lvmsync cannot see.
-        thaw_cmd: undoes that.
-        limit: seconds that anything stands still at most; None: the usual.
-    """
-
-    name: str | None = None
-    freeze_cmd: str | None = None
-    thaw_cmd: str | None = None
-    limit: float | None = None
-
-    def require_none(self, words: Sequence[str]) -> None:
-        """Refuse them, and more than one volume, where no group is named."""
-        given = {"--freeze-cmd": self.freeze_cmd, "--thaw-cmd": self.thaw_cmd, "--freeze-limit": self.limit}
-        for word, value in given.items():
-            if value is not None:
-                raise UsageError(f"{word} is for volumes that are cut together: give --group NAME as well")
-        if words:
-            raise UsageError(
-                f"one SOURCE and one TARGET, and '{words[0]}' is one word more; to cut several volumes together give"
-                " --group NAME, and the volume group of the copies as the last word"
-            )
-
-    def require_some(self) -> None:
-        """Refuse what makes no group.
-
-        Raises:
-            UsageError: a name that does not fit in a tag of LVM, or options that do not go together.
-        """
-        from lvmsync.system.suspend import LIMIT
-
-        name = self.name or ""
-        if not name or len(name) > _LONGEST_NAME or not set(name) <= _NAME_LETTERS:
-            raise UsageError(
-                f"--group '{name}': a name of letters, digits, '_', '.' and '-', {_LONGEST_NAME} at the most"
-            )
-        if (self.freeze_cmd is None) != (self.thaw_cmd is None):
-            raise UsageError("--freeze-cmd and --thaw-cmd: give both, or what was frozen would stay so")
-        if self.limit is not None and not 0 < self.limit <= 30 * LIMIT:
-            raise UsageError(f"--freeze-limit {self.limit:g} is out of range: up to {30 * LIMIT:g} seconds")
-
 
 def push_group(
     words: Sequence[str],
     grouping: Grouping,
-    way: Way,
-    orders: Orders,
-    managing: Managing,
+    asked: Asked,
     report: Report,
-    *,
-    minimal: bool,
-    compress: str | None,
 ) -> GroupReceipt:
     """Bring copies of several volumes of this machine up to date, to one moment.
 
     Args:
         words: the volumes, and the volume group of the copies as the last one.
         grouping: options of the group.
-        way, orders, managing, minimal, compress: as of `cli.replica.push`.
+        asked: how.
         report: takes the progress.
     """
     grouping.require_some()
+    orders, managing = asked.orders, asked.managing
     require_simple(orders)
     for word, value in (("--no-undo", orders.no_undo), ("--snapback", orders.snapback)):
         if value:
@@ -95,22 +42,24 @@ def push_group(
     place = _parse_group(last)
     far = next((word for word in sources if far_source(word.partition("=")[0])), None)
     if far:
-        raise UsageError(f"{far}: the volumes of a group are pushed from the machine that they are on")
+        raise UsageError(
+            f"{far}: the volumes of a group are pushed, from the machine that they are on: run 'lvmsync sync --group"
+            f" {grouping.name} VG/LV ... HOST:{place.name}' there, with this machine as HOST"
+        )
     from lvmsync.jobs.replica.group import foresee_group, sync_group
-    from lvmsync.jobs.replica.run import RETRIES
     from lvmsync.jobs.replica.together import Stillness
     from lvmsync.system.suspend import LIMIT
 
     name = grouping.name or ""
     # It names the line in messages.
     line = str(place) if place.host else f"/dev/{place.name}"
-    with Delivery(line, way, orders, report, compress=compress) as delivery:
+    with Delivery(line, asked.way, orders, report, compress=asked.compress) as delivery:
         members = _find_members(sources, place, managing)
         if place.host is None:
             for one in members:
                 for other in members:
                     require_other(other.volume, f"/dev/{one.target}")
-        options = pass_options(place, orders, replace(managing, freeze=False), minimal=minimal, compress=compress)
+        options = pass_options(place, replace(asked, managing=replace(managing, freeze=False)))
         folder = state_folder(orders.state)
         if orders.dry_run:
             return foresee_group(name, delivery.agent, members, folder, options)
@@ -123,7 +72,7 @@ def push_group(
             options,
             Stillness(managing.freeze, grouping.freeze_cmd, grouping.thaw_cmd, limit),
             report,
-            retries=RETRIES if managing.retries is None else managing.retries,
+            retries=managing.tries,
         )
 
 

@@ -6,12 +6,15 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.asked import Asked as SyncAsked
+from lvmsync.cli.asked import Managing, Orders, Snapshots, Way
+from lvmsync.cli.delivery import Delivery
 from lvmsync.cli.files import stream_options
-from lvmsync.cli.replica import Managing, pass_options
+from lvmsync.cli.migrate import Commands
+from lvmsync.cli.replica import pass_options
 from lvmsync.errors import UsageError
 from lvmsync.jobs.migrate.cutover import refuse_leftover
 from lvmsync.jobs.migrate.drive import migrate
@@ -31,27 +34,41 @@ from lvmsync.transport.pipe import Command as Child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from lvmsync.system.lvm import LogicalVolume
 
 
 @dataclass(frozen=True)
-class Commands:
-    """How the user is stopped and started, as the command line has it.
+class Asked:
+    """What is to go where, and how.
 
     Attributes:
-        stop, restart: where the source is.
-        start: where the target is.
-        domain, uri: of libvirt.
-        timeout: seconds that each may take.
+        source: the volume of this machine, as the user named it.
+        target: its other place, as the user named it.
+        way: to that.
+        commands: that stop and start what uses it.
+        fence: what becomes of the side that is left: "readonly", "deactivate" or "none".
+        compress: as the user wrote it; None where he said nothing.
+        state: the state folder, as the user wrote it.
     """
 
-    stop: str | None
-    restart: str | None
-    start: str | None
-    domain: str | None
-    uri: str | None
-    timeout: float
+    source: str
+    target: str
+    way: Way
+    commands: Commands
+    fence: str
+    compress: str | None
+    state: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The state folder."""
+        return state_folder(self.state)
+
+    def deliver(self) -> Delivery:
+        """Return the way to the other place."""
+        return Delivery(self.target, self.way, Orders(), ignore, compress=self.compress)
 
 
 class Shells:
@@ -117,22 +134,15 @@ class Shells:
 
 
 def go(
-    source: str,
-    target: str,
-    way: Way,
-    asked: Commands,
+    asked: Asked,
     options: Options,
     tell: Tell,
     *,
-    fence: str,
+    snapshots: Snapshots,
+    create: bool,
     verify: bool,
     way_back: bool,
-    create: bool,
-    managing: Managing,
-    compress: str | None,
-    state: str | None,
     dry_run: bool,
-    debug: bool,
 ) -> Outcome | Receipt:
     """Move a volume of this machine to another place; in a dry run, say what its first pass would do."""
     from lvmsync.jobs.doctor.volumes import check_before
@@ -140,24 +150,24 @@ def go(
     from lvmsync.jobs.replica.run import foresee
 
     with ExitStack() as stack:
-        delivery = Delivery(target, way, Orders(debug=debug), ignore, compress=compress)
-        stack.enter_context(delivery)
+        delivery = stack.enter_context(asked.deliver())
         place = delivery.place
-        volume = find_source(source)
+        volume = find_source(asked.source)
         if place.host is None and is_same_storage(f"/dev/{volume.full_name}", Volume(place.name).path):
             raise UsageError(f"{volume.full_name} and the target are the same: name another target")
         for note in check_before(volume):
             say(f"note: {note}")
-        shells = Shells(stack, place, way, volume.full_name, str(place))
+        shells = Shells(stack, place, asked.way, volume.full_name, str(place))
+        managing = Managing(**asdict(snapshots))
         job = Job(
             volume=volume,
             target=place.name,
             place=str(place),
-            state=state_folder(state),
-            options=pass_options(place, Orders(create=create), managing, minimal=False, compress=compress),
+            state=asked.folder,
+            options=pass_options(place, SyncAsked(asked.way, Orders(create=create), managing, compress=asked.compress)),
             connect=lambda: delivery.agent,
-            users=shells.users(asked, volume),
-            fence=fence,
+            users=shells.users(asked.commands, volume),
+            fence=asked.fence,
             verify=verify,
             way_back=way_back,
             max_downtime=options.max_downtime,
@@ -167,60 +177,47 @@ def go(
             return replace(
                 foresee(delivery.agent, volume, place.name, str(place), job.state, job.options), job="migrate"
             )
-        journal = _open(stack, state, job.note)
+        journal = _open(stack, asked.folder, job.note)
         job.users.ready()  # what is not there is told before anything is sent
         move = stack.enter_context(open_move(job))
         return migrate(move, options, journal, tell)
 
 
-def go_back(
-    source: str,
-    target: str,
-    way: Way,
-    asked: Commands,
-    options: Options,
-    tell: Tell,
-    *,
-    fence: str,
-    compress: str | None,
-    state: str | None,
-) -> Outcome:
+def go_back(asked: Asked, options: Options, tell: Tell) -> Outcome:
     """Bring a volume of this machine home from where it runs."""
     from lvmsync.jobs.migrate.back import WayBack, open_way_back
 
-    if fence == "deactivate":
+    if asked.fence == "deactivate":
         raise UsageError("--fence deactivate is not for --back: choose readonly or none")
     with ExitStack() as stack:
-        delivery = Delivery(target, way, Orders(), ignore, compress=compress)
-        stack.enter_context(delivery)
+        delivery = stack.enter_context(asked.deliver())
         place = delivery.place
-        volume = find_source(source)
+        volume = find_source(asked.source)
         name = place.name.removeprefix("/dev/")
         if not Volume(name).is_lvm_name or name.count("/") != 1:
             raise UsageError(
                 f"{place} is no volume of LVM (VG/LV), so no snapshot of it can be taken: stop what uses it, and run"
                 f" 'lvmsync sync compare:{place.name} HOST:{volume.full_name}' there"
             )
-        shells = Shells(stack, place, way, str(place), volume.full_name)
+        shells = Shells(stack, place, asked.way, str(place), volume.full_name)
+        timeout = asked.commands.timeout
         quoted = shlex.quote(name)
-        fencing = shells.there(FENCE.format(name=quoted)) if fence != "none" else None
+        fencing = shells.there(FENCE.format(name=quoted)) if asked.fence != "none" else None
         job = WayBack(
             volume=volume,
             source=name,
             place=str(place),
             here=f"{os.uname().nodename}:{volume.full_name}",
-            state=state_folder(state),
-            options={"level": _stream(place, compress).level},
+            state=asked.folder,
+            options={"level": _stream(place, asked.compress).level},
             connect=lambda: delivery.agent,
-            users=shells.users_there(asked),
+            users=shells.users_there(asked.commands),
             ready=fencing.make_ready if fencing else None,
-            fence=(lambda: require_success(fencing, asked.timeout)) if fencing else None,
-            unfence=(lambda: _unfence_there(shells, quoted, asked.timeout)) if fencing else None,
-            remove=lambda snapshot: require_success(
-                shells.there(REMOVE.format(name=shlex.quote(snapshot))), asked.timeout
-            ),
+            fence=(lambda: require_success(fencing, timeout)) if fencing else None,
+            unfence=(lambda: _unfence_there(shells, quoted, timeout)) if fencing else None,
+            remove=lambda snapshot: require_success(shells.there(REMOVE.format(name=shlex.quote(snapshot))), timeout),
         )
-        journal = _open(stack, state, job.note)
+        journal = _open(stack, asked.folder, job.note)
         job.users.ready()
         move: Move = stack.enter_context(open_way_back(job))
         return migrate(move, options, journal, tell)
@@ -242,53 +239,43 @@ def _unfence_there(shells: Shells, quoted: str, timeout: float) -> None:
     require_success(shells.there(UNFENCE.format(name=quoted)), timeout)
 
 
-def settle(
-    source: str,
-    target: str,
-    way: Way,
-    asked: Commands,
-    state: str | None,
-    *,
-    is_abort: bool,
-    is_back: bool,
-    is_forced: bool,
-) -> str:
+def settle(asked: Asked, *, is_abort: bool, is_back: bool, is_forced: bool) -> str:
     """Carry out ``--abort`` or ``--finish``: deal with what was left by a crash, and say what was done."""
     from lvmsync.jobs.migrate.back import unfence
 
-    place = parse_target(target)
-    volume = find_source(source)
+    place = parse_target(asked.target)
+    volume = find_source(asked.source)
+    commands = asked.commands
     near, far = volume.full_name, str(place)
     key = Note(far, volume.id, near, is_back=True) if is_back else Note(near, volume.id, far)
     with ExitStack() as stack:
-        stack.enter_context(only_migration(state_folder(state), key))
-        journal = stack.enter_context(open_journal(state_folder(state), key))
+        stack.enter_context(only_migration(asked.folder, key))
+        journal = stack.enter_context(open_journal(asked.folder, key))
         note = journal.before
         if note is None:
             return f"no migration of {key.source} to {key.target} was cut off: nothing is left"
         if not is_abort:
             return finish(journal)
-        shells = Shells(stack, place, way, key.source, key.target)
-        wanted = replace(
-            asked,
-            stop="true",
-            start=None,
-            restart=asked.restart or note.restart or None,
-            domain=asked.domain or (None if asked.restart else note.domain) or None,
-            uri=asked.uri or note.uri or None,
+        shells = Shells(stack, place, asked.way, key.source, key.target)
+        domain = commands.domain or (None if commands.restart else note.domain) or None
+        wanted = Commands(
+            stop=None if domain else "true",
+            restart=None if domain else commands.restart or note.restart or None,
+            domain=domain,
+            uri=(commands.uri or note.uri or None) if domain else None,
+            each=commands.each,
         )
         users = shells.users_there(wanted) if is_back else shells.users(wanted)
         name = shlex.quote(place.name.removeprefix("/dev/"))
         return abort(
             journal,
-            (lambda: _unfence_there(shells, name, asked.timeout)) if is_back else lambda: unfence(volume),
+            (lambda: _unfence_there(shells, name, commands.timeout)) if is_back else lambda: unfence(volume),
             users,
             is_forced=is_forced,
         )
 
 
-def _open(stack: ExitStack, state: str | None, note: Note) -> Journal:
-    folder = state_folder(state)
+def _open(stack: ExitStack, folder: Path, note: Note) -> Journal:
     stack.enter_context(only_migration(folder, note))
     refuse_others(folder, note)
     journal = stack.enter_context(open_journal(folder, note))

@@ -1,8 +1,7 @@
-"""The options that more than one verb has."""
+"""The options that more than one verb has; see `asked` for those that belong together."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,9 +18,6 @@ DataSource = Annotated[
     typer.Option("-r", "--data-source", metavar="PATH", help="read changed data here: a later snapshot, mostly"),
 ]
 Frozen = Annotated[bool, typer.Option("--frozen", help="the origin is open, but nothing writes to it: take my word")]
-Snapback = Annotated[
-    Path | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, to go back to later")
-]
 Format = Annotated[int, typer.Option("--format", metavar="3|4", help="stream format; 3 is the original lvmsync's")]
 Compress = Annotated[str | None, typer.Option("--compress", metavar="none|zstd[:LEVEL]", help="compress the stream")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
@@ -59,8 +55,11 @@ BaseData = Annotated[
     typer.Option("--base-data", metavar="PATH", help="read the base here, for --minimal and --audit"),
 ]
 IgnoreBase = Annotated[bool, typer.Option("--ignore-base", help="apply a snapback that starts from another point")]
-SnapbackName = Annotated[
-    str | None, typer.Option("-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side")
+Snapback = Annotated[
+    str | None,
+    typer.Option(
+        "-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side, to go back to later"
+    ),
 ]
 Rsh = Annotated[
     str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
@@ -84,3 +83,19 @@ StallTimeout = Annotated[
 Streams = Annotated[
     int, typer.Option("--streams", metavar="N", help="so many connections, where one is slow", min=1, max=16)
 ]
+TargetWord = Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")]
+ThinPool = Annotated[
+    str | None, typer.Option("--thin-pool", metavar="VG/POOL", help="with --create: make a thin volume in it")
+]
+CowSize = Annotated[
+    str | None, typer.Option("--cow-size", metavar="SIZE", help="store of the snapshots that are taken")
+]
+ChunkSize = Annotated[
+    str | None, typer.Option("--chunk-size", metavar="SIZE", help="chunks of these snapshots: 4K to 512K")
+]
+ExtendCmd = Annotated[
+    str | None,
+    typer.Option("--extend-cmd", metavar="CMD", help="makes room in $LVMSYNC_VOLUME when that becomes full"),
+]
+ExtendAt = Annotated[float | None, typer.Option("--extend-at", metavar="PERCENT", help="when that is  [default: 70]")]
+Full = Annotated[bool, typer.Option("--full", help="copy the whole volume anew, whatever the copy holds")]

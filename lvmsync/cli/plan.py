@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lvmsync.cli.asked import Managing, Orders, Printing, Way
 from lvmsync.cli.files import print_text
-from lvmsync.cli.options import (
-    Create,
-    DataSource,
-    Debug,
-    Identity,
-    Json,
-    Port,
-    Quiet,
-    RemoteCommand,
-    Rsh,
-    SourceWord,
-    StallTimeout,
-    State,
-    Sudo,
-)
+from lvmsync.cli.options import ChunkSize, CowSize, Create, DataSource, SourceWord, State
 from lvmsync.errors import UsageError
 from lvmsync.names import Comparison, Volume, parse_size, parse_source
 
@@ -38,37 +25,26 @@ def plan(
     data_source: DataSource = None,
     create: Create = False,
     full: Annotated[bool, typer.Option("--full", help="as if the whole volume were to be copied anew")] = False,
-    cow_size: Annotated[
-        str | None, typer.Option("--cow-size", metavar="SIZE", help="store of the snapshots that would be taken")
-    ] = None,
-    chunk_size: Annotated[
-        str | None, typer.Option("--chunk-size", metavar="SIZE", help="chunks of these snapshots: 4K to 512K")
-    ] = None,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    stall_timeout: StallTimeout = 120,
-    as_json: Json = False,
+    cow_size: CowSize = None,
+    chunk_size: ChunkSize = None,
+    *,
+    way: Way,
     state: State = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printing: Printing,
 ) -> None:
     """Tell what a sync would do: how much, how long, whether there is room, and what its chunks cost; change nothing.
 
     What a sync would refuse, this refuses with the same status.
     """
-    from lvmsync.cli.delivery import Delivery, Orders, Way
-    from lvmsync.cli.replica import Managing, find_managed
+    from lvmsync.cli.delivery import Delivery
+    from lvmsync.cli.replica import find_managed
     from lvmsync.jobs.plan import plan_source, plan_volume
     from lvmsync.jobs.progress import ignore
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.sources import Reading, open_source
     from lvmsync.system.ledger import state_folder
 
-    way = Way(rsh, port, identity, sudo, remote_command, stall_timeout=stall_timeout or None)
-    orders = Orders(create=create, state=state, dry_run=True, debug=debug)
+    orders = Orders(create=create, state=state, dry_run=True)
     name = parse_source(source)
     if isinstance(name, Comparison):
         raise UsageError(f"{source}: how much differs is known when both were read: use 'lvmsync repair --dry-run'")
@@ -94,7 +70,7 @@ def plan(
             reading = Reading(data_source=data_source, frozen=data_source is None, with_data=data_source is not None)
             opened = stack.enter_context(open_source(name, reading))
             found = plan_source(delivery.agent, place.name, opened, delivery.check)
-    _print(found, as_json=as_json, quiet=quiet)
+    _print(found, as_json=printing.as_json, quiet=printing.quiet)
     if found.error:
         raise found.error
 

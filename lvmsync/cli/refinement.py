@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from lvmsync.cli.options import Audit, BaseData, Minimal
 from lvmsync.errors import UsageError
-from lvmsync.jobs.progress import Report
 from lvmsync.names import Comparison, SourceName, WholeDevice
-from lvmsync.sources import Reading, Source
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.progress import Report
+    from lvmsync.sources import Reading, Source
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,9 @@ class Refinement:
         base_data: where the base is read; None: where the source says.
     """
 
-    minimal: bool
-    audit_percent: float | None
-    base_data: str | None
+    minimal: Minimal = False
+    audit_percent: Audit = None
+    base_data: BaseData = None
 
     def __post_init__(self) -> None:
         if self.base_data is not None and not self.is_wanted:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.asked import Asked, Managing, Orders
+from lvmsync.cli.delivery import Delivery
 from lvmsync.cli.files import stream_options
 from lvmsync.errors import UsageError
 from lvmsync.jobs.progress import Receipt, Report
@@ -17,50 +18,6 @@ from lvmsync.system.ledger import state_folder
 if TYPE_CHECKING:
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.system.lvm import LogicalVolume
-
-
-@dataclass(frozen=True)
-class Managing:
-    """Options of a sync that makes its own snapshots, as the user wrote them; None where he said nothing.
-
-    Attributes:
-        managed: take snapshots of this volume, though it is a snapshot itself.
-        full: copy everything anew.
-        freeze: freeze file systems on the volume while the snapshot is taken.
-        thin_pool: VG/POOL for a target that is made.
-        store: size of a classic snapshot's store.
-        chunk: size of its chunks.
-        extend_cmd: command that makes more room.
-        extend_at: percent at which it is run.
-        retries: how often a failed line is tried again.
-    """
-
-    managed: bool = False
-    full: bool = False
-    freeze: bool = False
-    thin_pool: str | None = None
-    store: str | None = None
-    chunk: str | None = None
-    extend_cmd: str | None = None
-    extend_at: float | None = None
-    retries: int | None = None
-
-    def require_none(self, source: str) -> None:
-        """Refuse them for a source of another kind."""
-        words = {
-            "--managed": self.managed,
-            "--full": self.full,
-            "--freeze": self.freeze,
-            "--thin-pool": self.thin_pool,
-            "--cow-size": self.store,
-            "--chunk-size": self.chunk,
-            "--extend-cmd": self.extend_cmd,
-            "--extend-at": self.extend_at is not None,
-            "--retries": self.retries is not None,
-        }
-        for word, value in words.items():
-            if value:
-                raise UsageError(f"{word} is for a volume whose snapshots lvmsync takes; {source} is none")
 
 
 def far_source(word: str) -> TargetName | None:
@@ -91,65 +48,46 @@ def find_managed(word: str, managing: Managing) -> LogicalVolume | None:
     return volume
 
 
-def push(
-    volume: LogicalVolume,
-    target: str,
-    way: Way,
-    orders: Orders,
-    managing: Managing,
-    report: Report,
-    *,
-    minimal: bool,
-    compress: str | None,
-) -> Receipt:
+def push(volume: LogicalVolume, target: str, asked: Asked, report: Report) -> Receipt:
     """Bring a target up to date with a volume of this machine."""
-    from lvmsync.jobs.replica.run import RETRIES, foresee, sync_volume
+    from lvmsync.jobs.replica.run import foresee, sync_volume
 
+    orders = asked.orders
     require_simple(orders)
-    with Delivery(target, way, orders, report, compress=compress) as delivery:
+    with Delivery(target, asked.way, orders, report, compress=asked.compress) as delivery:
         place = delivery.place
         if place.host is None:
             require_other(volume, Volume(place.name).path)
-        options = pass_options(place, orders, managing, minimal=minimal, compress=compress)
+        folder, options = state_folder(orders.state), pass_options(place, asked)
         if orders.dry_run:
-            return foresee(delivery.agent, volume, place.name, str(place), state_folder(orders.state), options)
+            return foresee(delivery.agent, volume, place.name, str(place), folder, options)
         return sync_volume(
             lambda: delivery.agent,
             volume,
             place.name,
             str(place),
-            state_folder(orders.state),
+            folder,
             options,
             report,
-            retries=RETRIES if managing.retries is None else managing.retries,
+            retries=asked.managing.tries,
         )
 
 
-def pull(
-    source: str,
-    target: str,
-    way: Way,
-    orders: Orders,
-    managing: Managing,
-    report: Report,
-    *,
-    minimal: bool,
-    compress: str | None,
-) -> Receipt:
+def pull(source: str, target: str, asked: Asked, report: Report) -> Receipt:
     """Bring a target of this machine up to date with a volume of another one."""
     from lvmsync.jobs.agent.policy import POOL_LIMIT, Policy
-    from lvmsync.jobs.replica.run import RETRIES, retried
+    from lvmsync.jobs.replica.run import retried
     from lvmsync.jobs.standing import standing
 
+    orders = asked.orders
     require_simple(orders)
     to = parse_target(target)
     if to.host:
         raise UsageError(f"'{source}' and '{target}' are both on other machines: run lvmsync on one of them")
-    if managing.extend_cmd or managing.freeze:
-        raise UsageError("--extend-cmd and --freeze act where the source is: push from there")
+    _require_no_commands(source, asked.managing)
     far = replace(orders, state=None)
-    with Delivery(source, way, far, report, compress=compress) as delivery:
-        options = pass_options(delivery.place, far, managing, minimal=minimal, compress=compress)
+    with Delivery(source, asked.way, far, report, compress=asked.compress) as delivery:
+        options = pass_options(delivery.place, asked)
         wanted = pull_options(options, to, dry_run=orders.dry_run)
         policy = Policy.of_word(
             to.name,
@@ -164,13 +102,30 @@ def pull(
             lambda: delivery.agent,
             lambda agent: agent.pull(delivery.place.name, to.name, wanted, policy, state_folder(orders.state), report),
             report,
-            retries=RETRIES if managing.retries is None else managing.retries,
+            retries=asked.managing.tries,
             find_place=lambda: standing(to.name, state_folder(orders.state)).transaction,
         )
 
 
+def _require_no_commands(source: str, managing: Managing) -> None:
+    """Refuse what acts where the source is: no machine is told by another one what to run, or when to stand still."""
+    words = {
+        "--extend-cmd": managing.extend_cmd,
+        "--extend-at": managing.extend_at is not None,
+        "--freeze": managing.freeze,
+        "--managed": managing.managed,
+    }
+    for word, value in words.items():
+        if value:
+            host, _, name = source.rpartition(":")
+            raise UsageError(
+                f"{word} acts where the source is, and is not sent to another machine: give it to a sync that is run on"
+                f" {host}, 'lvmsync sync {name} {os.uname().nodename}:TARGET'"
+            )
+
+
 def pull_options(options: PassOptions, to: TargetName, *, dry_run: bool) -> dict[str, Any]:
-    """Return what is asked of the source's machine: see `PUSH_OPTIONS` in `jobs.agent.server`."""
+    """Return what is asked of the source's machine: see `PUSH_OPTIONS` in `jobs.agent.requests`."""
     return {
         "place": f"{os.uname().nodename}:{to.name}",
         "create": options.create,
@@ -185,9 +140,7 @@ def pull_options(options: PassOptions, to: TargetName, *, dry_run: bool) -> dict
     }
 
 
-def pass_options(
-    place: TargetName, orders: Orders, managing: Managing, *, minimal: bool, compress: str | None
-) -> PassOptions:
+def pass_options(place: TargetName, asked: Asked) -> PassOptions:
     """Read how a volume is to be copied.
 
     Raises:
@@ -196,6 +149,7 @@ def pass_options(
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.jobs.replica.watch import Limits
 
+    orders, managing = asked.orders, asked.managing
     if managing.thin_pool and not orders.create:
         raise UsageError("--thin-pool is for a target that is made: give --create as well")
     limits = Limits(managing.extend_cmd)
@@ -205,12 +159,12 @@ def pass_options(
         limits = replace(limits, extend_at=managing.extend_at)
     wanted = {"no_undo": orders.no_undo, "snapback": orders.snapback, "pool_limit": orders.pool_limit}
     return PassOptions(
-        stream=stream_options(4, compress or ("zstd:1" if place.host else None)),
+        stream=stream_options(4, asked.compress or ("zstd:1" if place.host else None)),
         create=orders.create,
         thin_pool=managing.thin_pool,
         full=managing.full,
         freeze=managing.freeze,
-        minimal=True if minimal else None,
+        minimal=True if asked.minimal else None,
         store=parse_size(managing.store) if managing.store else None,
         chunk=parse_size(managing.chunk) if managing.chunk else None,
         limits=limits,

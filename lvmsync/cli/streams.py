@@ -12,12 +12,9 @@ from typing import Annotated
 
 import typer
 
+from lvmsync.cli.asked import Orders, View
 from lvmsync.cli.files import local_target, new_file, open_input, print_text, require_new, stream_options, write_new
 from lvmsync.cli.options import (
-    AllowSmaller,
-    Atomic,
-    Audit,
-    BaseData,
     Compress,
     Create,
     DataSource,
@@ -25,18 +22,13 @@ from lvmsync.cli.options import (
     DryRun,
     Format,
     Frozen,
-    IgnoreBase,
     Json,
-    Minimal,
-    NoUndo,
-    PoolLimit,
-    ProgressStyle,
     Quiet,
-    Snapback,
     SourceWord,
     State,
     Verbose,
 )
+from lvmsync.cli.refinement import Refinement
 from lvmsync.errors import UsageError
 from lvmsync.names import CowFile, parse_source
 
@@ -50,21 +42,15 @@ def send(
     stdout: Annotated[bool, typer.Option("-s", "--stdout", help="write to standard output (the default)")] = False,
     data_source: DataSource = None,
     frozen: Frozen = False,
-    minimal: Minimal = False,
-    audit: Audit = None,
-    base_data: BaseData = None,
     stream_format: Format = 4,
     compress: Compress = None,
-    as_json: Json = False,
+    *,
+    refinement: Refinement,
     dry_run: DryRun = False,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    view: View,
     debug: Debug = False,
 ) -> None:
     """Write a source's changes as a stream, to standard output or a file."""
-    from lvmsync.cli import render
-    from lvmsync.cli.refinement import Refinement
     from lvmsync.jobs.send import Sender
     from lvmsync.sources import Reading, open_source
     from lvmsync.transport.pipe import Stdio
@@ -73,7 +59,7 @@ def send(
         output = None
     if output and stdout:
         raise UsageError("-o and --stdout are both given; choose one")
-    if as_json and not output and not dry_run:
+    if view.as_json and not output and not dry_run:
         raise UsageError(
             "--json prints on standard output, which is the stream here; write the stream to a file with -o"
         )
@@ -81,8 +67,7 @@ def send(
         raise UsageError("standard output is a terminal: pipe it to 'lvmsync receive', or write a file with -o")
     options = stream_options(stream_format, compress)
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
-        refinement = Refinement(minimal, audit, base_data)
+        report = stack.enter_context(view.report())
         name = parse_source(source)
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         if isinstance(name, CowFile):
@@ -105,25 +90,16 @@ def send(
             stdio = stack.enter_context(Stdio())
             receipt = Sender(found, stdio.send_all, options, report).deliver()
             stdio.send_eof()
-    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+    view.print_receipt(receipt)
 
 
 def receive(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
     source: Annotated[Path | None, typer.Option("-i", "--input", metavar="FILE", help="read the stream here")] = None,
-    snapback: Snapback = None,
-    no_undo: NoUndo = False,
     create: Create = False,
-    atomic: Atomic = False,
-    allow_smaller: AllowSmaller = False,
-    ignore_base: IgnoreBase = False,
-    pool_limit: PoolLimit = 95.0,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-    state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    orders: Orders,
+    view: View,
     debug: Debug = False,
 ) -> None:
     """Apply a stream from standard input (or a file) to a target: whole, or not at all."""
@@ -135,24 +111,24 @@ def receive(
 
     if source == DASH:
         source = None
-    if snapback and no_undo:
+    if orders.snapback and orders.no_undo:
         raise UsageError("--snapback and --no-undo do not go together")
     options = ReceiveOptions(
         target=local_target(target),
-        state=state_folder(state),
-        snapback=snapback,
-        undo=not no_undo,
+        state=state_folder(orders.state),
+        snapback=Path(orders.snapback) if orders.snapback else None,
+        undo=not orders.no_undo,
         create=create,
-        atomic=atomic,
-        allow_smaller=allow_smaller,
-        ignore_base=ignore_base,
-        pool_limit=pool_limit,
-        dry_run=dry_run,
+        atomic=orders.atomic,
+        allow_smaller=orders.allow_smaller,
+        ignore_base=orders.ignore_base,
+        pool_limit=orders.pool_limit,
+        dry_run=orders.dry_run,
     )
     if not source and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe 'lvmsync send' into it, or name a file with -i")
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
+        report = stack.enter_context(view.report())
         if source:
             say = print_text
             receive_some: Callable[[memoryview], int] = stack.enter_context(open_input(source)).readinto
@@ -161,56 +137,41 @@ def receive(
             say = lambda text: stdio.send_all([text.encode()])  # noqa: E731
             receive_some = stdio.receive_some
         receipt = run(receive_some, options, report)
-        render.print_receipt(receipt, as_json=as_json, quiet=quiet, write=say)
+        render.print_receipt(receipt, as_json=view.as_json, quiet=view.quiet, write=say)
 
 
 def apply(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a stream: a snapback, or one that send -o wrote")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
-    snapback: Snapback = None,
-    no_undo: NoUndo = False,
     create: Create = False,
-    atomic: Atomic = False,
-    allow_smaller: AllowSmaller = False,
-    ignore_base: IgnoreBase = False,
-    pool_limit: PoolLimit = 95.0,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-    state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    orders: Orders,
+    view: View,
     debug: Debug = False,
 ) -> None:
     """Apply a stream file to a target: a snapback brings it back to the state before."""
-    receive(
-        target, file, snapback, no_undo, create, atomic, allow_smaller, ignore_base, pool_limit, as_json, dry_run,
-        state, progress, quiet, verbose, debug,
-    )  # fmt: skip
+    receive(target, file, create, orders=orders, view=view)
 
 
 def changes(
     source: SourceWord,
     data_source: DataSource = None,
-    minimal: Minimal = False,
-    audit: Audit = None,
-    base_data: BaseData = None,
-    as_json: Json = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="draw the map into a new picture")] = None,
     width: Annotated[int, typer.Option("--width", help="cells in a row of the map")] = 64,
+    as_json: Json = False,
+    *,
+    refinement: Refinement,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Show what changed: a map in the terminal, a picture, or JSON. Reads no data, unless it is to compare."""
     from lvmsync.cli import render
-    from lvmsync.cli.refinement import Refinement
     from lvmsync.jobs.progress import ignore
     from lvmsync.sources import Reading, open_source
 
     if not 8 <= width <= 1024:
         raise UsageError(f"--width {width} is out of range: 8 to 1024")
-    refinement = Refinement(minimal, audit, base_data)
     # An origin in use is no error here: nothing is sent.
     reading = Reading(data_source=data_source, frozen=refinement.is_wanted, with_data=refinement.is_wanted)
     name = parse_source(source)
@@ -261,18 +222,15 @@ def recover(
         bool, typer.Option("--accept", help="no way back: take the target as good, on your word")
     ] = False,
     back: Annotated[bool, typer.Option("--back", help="go back, even where it could be finished")] = False,
-    as_json: Json = False,
+    *,
     state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    view: View,
     debug: Debug = False,
 ) -> None:
     """Finish or undo what a crash has left of a receive, so that the target is wholly old or wholly new."""
-    from lvmsync.cli import render
     from lvmsync.jobs.recover import recover as run
     from lvmsync.system.ledger import state_folder
 
-    with render.progress("none" if quiet else progress) as report:
+    with view.report() as report:
         receipt = run(local_target(target), state_folder(state), report, accept=accept, back=back)
-    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
+    view.print_receipt(receipt)

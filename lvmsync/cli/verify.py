@@ -8,38 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.asked import Managing, Orders, View, Way
+from lvmsync.cli.delivery import Delivery
 from lvmsync.cli.files import print_text
 from lvmsync.cli.options import (
-    Bwlimit,
     Compress,
     DataSource,
-    Debug,
     DryRun,
     Frozen,
-    Identity,
-    Json,
     NoUndo,
-    Port,
-    ProgressStyle,
-    Quiet,
-    RemoteCommand,
-    Rsh,
-    SnapbackName,
+    PoolLimit,
+    Snapback,
     SourceWord,
-    StallTimeout,
     State,
-    Sudo,
+    TargetWord,
 )
-from lvmsync.cli.replica import Managing, find_managed
+from lvmsync.cli.replica import find_managed
 from lvmsync.errors import UsageError
 from lvmsync.names import Volume, parse_source
 
 if TYPE_CHECKING:
-    from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.jobs.verify import Verdict
-
-TargetWord = Annotated[str, typer.Argument(metavar="[HOST:]TARGET", help="where the copy is")]
 
 
 def verify(
@@ -52,23 +41,15 @@ def verify(
     whole: Annotated[bool, typer.Option("--whole", help="compare everything (the default)")] = False,
     data_source: DataSource = None,
     frozen: Frozen = False,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    stall_timeout: StallTimeout = 120,
-    as_json: Json = False,
+    *,
+    way: Way,
     state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    view: View,
 ) -> None:
     """Compare a source with its copy by digests, and change nothing; status 9 if they differ.
 
     Of a volume that lvmsync syncs by itself, the snapshot that the copy was last brought to is compared.
     """
-    from lvmsync.cli import render
     from lvmsync.jobs import verify as job
     from lvmsync.sources import Reading, open_source
 
@@ -76,10 +57,9 @@ def verify(
         raise UsageError("--changed and --whole are both given; choose one")
     if data_source and not changed:
         raise UsageError("-r is for --changed: of everything, name what is to be compared itself")
-    way = Way(rsh, port, identity, sudo, remote_command, stall_timeout=stall_timeout or None)
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
-        delivery = stack.enter_context(Delivery(target, way, Orders(state=state, debug=debug), report))
+        report = stack.enter_context(view.report())
+        delivery = stack.enter_context(Delivery(target, way, Orders(state=state), report))
         name = parse_source(source)
         if not changed and not isinstance(name, Volume):
             raise UsageError(f"{source}: name the device, file or snapshot itself, or give --changed")
@@ -93,44 +73,37 @@ def verify(
             verdict = job.verify_volume(agent, place, volume, report)
         else:
             verdict = job.verify_whole(agent, place, source, report, frozen=frozen)
-    _print_verdict(verdict, as_json=as_json, quiet=quiet)
+    _print_verdict(verdict, as_json=view.as_json, quiet=view.quiet)
     verdict.require_equal()
 
 
 def repair(
     source: SourceWord,
     target: TargetWord,
-    snapback: SnapbackName = None,
-    frozen: Frozen = False,
-    rsh: Rsh = None,
-    port: Port = None,
-    identity: Identity = None,
-    sudo: Sudo = False,
-    remote_command: RemoteCommand = "lvmsync",
-    bwlimit: Bwlimit = None,
-    stall_timeout: StallTimeout = 120,
+    snapback: Snapback = None,
     no_undo: NoUndo = False,
+    pool_limit: PoolLimit = 95.0,
+    frozen: Frozen = False,
     compress: Compress = None,
-    as_json: Json = False,
+    *,
+    way: Way,
     dry_run: DryRun = False,
     state: State = None,
-    progress: ProgressStyle = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    view: View,
 ) -> None:
     """Make a target the copy of a source again, whatever it holds: both are compared, and only what differs is sent.
 
     Of a volume that lvmsync syncs by itself a new snapshot is taken, which the next sync starts from.
     """
-    from lvmsync.cli import render
     from lvmsync.cli.files import stream_options
     from lvmsync.jobs import repair as job
+    from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.system.ledger import state_folder
 
-    way = Way(rsh, port, identity, sudo, remote_command, bwlimit=bwlimit, stall_timeout=stall_timeout or None)
-    orders = Orders(snapback, no_undo, state=state, dry_run=dry_run, debug=debug)
+    orders = Orders(snapback, no_undo, pool_limit=pool_limit, state=state, dry_run=dry_run)
+    wanted = {"snapback": snapback, "no_undo": no_undo, "pool_limit": pool_limit}
     with ExitStack() as stack:
-        report = stack.enter_context(render.progress("none" if quiet else progress))
+        report = stack.enter_context(view.report())
         delivery = stack.enter_context(Delivery(target, way, orders, report, compress=compress))
         if not isinstance(parse_source(source), Volume):
             raise UsageError(f"{source}: name the device, file, snapshot or volume itself")
@@ -139,22 +112,13 @@ def repair(
         volume = None if frozen else find_managed(source, Managing())
         agent, place = delivery.agent, delivery.place
         if volume:
-            options = _options(stream, orders)
+            options = PassOptions(stream=stream, orders=wanted)
             folder = state_folder(state)
             receipt = job.repair_volume(agent, place.name, volume, str(place), folder, options, report, dry_run=dry_run)
         else:
             opened = stack.enter_context(job.open_whole(source, frozen=frozen))
-            wanted = {"snapback": snapback, "no_undo": no_undo}
             receipt = job.repair(agent, place.name, opened, stream, report, orders=wanted, dry_run=dry_run)
-    render.print_receipt(receipt, as_json=as_json, quiet=quiet)
-
-
-def _options(stream: object, orders: Orders) -> PassOptions:
-    from lvmsync.jobs.replica.copy import PassOptions
-    from lvmsync.jobs.send import StreamOptions
-
-    assert isinstance(stream, StreamOptions)
-    return PassOptions(stream=stream, orders={"snapback": orders.snapback, "no_undo": orders.no_undo})
+    view.print_receipt(receipt)
 
 
 def _require_other(source: str, delivery: Delivery) -> None:

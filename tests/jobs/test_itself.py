@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from lvmsync.cli import delivery
-from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.asked import Orders, Way
+from lvmsync.cli.delivery import Delivery
 from lvmsync.errors import UsageError
 from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.progress import ignore

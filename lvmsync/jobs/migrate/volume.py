@@ -168,6 +168,7 @@ class _Steps:
                 if not may_pass(error) or tries > RETRIES or self._has_stopped:
                     raise
         self._last = result
+        self._options = replace(self._options, full=False)  # the first pass was
         if kept and result.kind == "delta":
             self._sent_of_kept = min(1.0, result.changed_bytes / kept)
         if not self._has_stopped:

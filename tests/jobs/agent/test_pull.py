@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.cli.delivery import Orders
-from lvmsync.cli.replica import Managing, pass_options, pull_options
+from lvmsync.cli.asked import Asked, Managing, Orders, Way
+from lvmsync.cli.replica import pass_options, pull_options
 from lvmsync.jobs.agent.client import open_agent
 from lvmsync.jobs.agent.policy import POOL_LIMIT, Policy
 from lvmsync.jobs.agent.server import PUSH_OPTIONS
@@ -32,7 +32,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def pull(folder: Path, orders: Orders) -> Receipt:
     to = parse_target(str(folder / "copy"))
-    options = pass_options(to, orders, Managing(), minimal=False, compress=None)
+    options = pass_options(to, Asked(Way(), orders, Managing()))
     policy = Policy.of_word(to.name, may_create=orders.create, pool_limit=orders.pool_limit or POOL_LIMIT)
     with agent_peer(folder / "there", "far:vg/lv") as (_, peer):
         agent = open_agent(peer)

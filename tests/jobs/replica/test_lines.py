@@ -11,7 +11,8 @@ from typing import cast
 
 import pytest
 
-from lvmsync.cli.delivery import Delivery, Orders, Way
+from lvmsync.cli.asked import Orders, Way
+from lvmsync.cli.delivery import Delivery
 from lvmsync.errors import PeerError, TransportError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Receipt, ignore
