@@ -63,5 +63,5 @@ def _is_empty(path: str) -> bool:
 def _note(state: Path, name: str, fd: int, size: int) -> None:
     with open_ledger(state, name, identity.identify(fd), size) as ledger:
         look = seen.look_when_settled(fd)
-        ledger.write(made=True, seen=look, point=None, held=None, transaction=None, dirty=False, traces=())
+        ledger.write(made=True, seen=look, point=None, held=None, transaction=None, dirty=False, traces=(), group=None)
         ledger.sweep()

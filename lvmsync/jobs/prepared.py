@@ -18,6 +18,7 @@ from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.way_back import can_go_back, go_back
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, file_name, make_folders, open_ledger, remove_file, replace_file
+from lvmsync.system.record import read_record
 from lvmsync.targets.block import BlockTarget, open_target
 
 
@@ -30,23 +31,38 @@ def commit_group(targets: Sequence[str], state: Path, group: str) -> None:
         group: its id.
 
     Raises:
-        ConflictError: one of them is not prepared for this group; nothing was committed.
+        ConflictError: one of them is neither prepared for this group nor committed with it already, or is not named;
+            nothing was committed.
         DeviceError: one cannot be claimed, or the state folder cannot be written.
     """
     with ExitStack() as stack:
         members = [_claim(stack, path, state) for path in sorted(set(targets))]
         if not is_committed(state, group):
             for target, ledger in members:
-                note = ledger.record.transaction
-                if note is None or note.phase != "prepared" or note.group != group:
-                    raise ConflictError(
-                        f"{target.name} is not prepared for group {group}: nothing of the group was committed",
-                        device=target.name,
-                    )
-            _write_commit(state, group, [target.canonical for target, _ in members])
+                _require_part(target, ledger, group)
+            names = [target.canonical for target, _ in members]
+            unnamed = [name for name in list_members(state, group) if name not in names]
+            if unnamed:
+                raise ConflictError(
+                    f"{', '.join(unnamed)} is in the middle of a copy for group {group} as well, and was not named:"
+                    f" nothing was committed. Commit all of them, or run 'lvmsync recover {unnamed[0]}'",
+                    device=unnamed[0],
+                )
+            _write_commit(state, group, names)
         for target, ledger in members:
             settle(target, ledger, state, ignore)
-        remove_file(_group_file(state, group))
+        _forget(state, group)
+
+
+def _require_part(target: BlockTarget, ledger: Ledger, group: str) -> None:
+    """Refuse what is neither prepared for a group nor committed with it already: its answer may have been lost."""
+    note = ledger.record.transaction
+    if note is None and ledger.record.group == group:
+        return
+    if note is None or note.phase != "prepared" or note.group != group:
+        raise ConflictError(
+            f"{target.name} is not prepared for group {group}: nothing was committed", device=target.name
+        )
 
 
 def abort_group(targets: Sequence[str], state: Path, group: str, report: Report) -> None:
@@ -80,15 +96,22 @@ def abort_group(targets: Sequence[str], state: Path, group: str, report: Report)
 
 def list_members(state: Path, group: str) -> list[str]:
     """Return the targets of this machine that are in the middle of a receive for a group: their canonical names."""
-    found = []
+    found, _ = _find_members(state, group)
+    return found
+
+
+def _find_members(state: Path, group: str) -> tuple[list[str], bool]:
+    """Return what `list_members` does, and whether every record could be read."""
+    found, is_all = [], True
     for path in sorted((state / "targets").glob("*/record.json")):
         try:
-            values = json.loads(path.read_text())
-            if values["transaction"] and values["transaction"]["group"] == group:
-                found.append(str(values["target"]))
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # who works on that target is told
-    return found
+            record = read_record(path)
+        except FormatError:  # who works on that target is told
+            is_all = False
+            continue
+        if record and record.transaction and record.transaction.group == group:
+            found.append(record.target)
+    return found, is_all
 
 
 def commit_prepared(path: str, state: Path) -> bool:
@@ -123,10 +146,10 @@ def settle(target: BlockTarget, ledger: Ledger, state: Path, report: Report) -> 
             held=note.held,
             made=False,
             traces=note.traces,
+            group=note.group,
         )
         ledger.sweep()
-        if not list_members(state, note.group):
-            remove_file(_group_file(state, note.group))
+        _forget(state, note.group)
         return True
     if can_go_back(note):
         _bring_back(target, ledger, report)
@@ -148,6 +171,13 @@ def is_committed(state: Path, group: str) -> bool:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} cannot be read ({error}): whether the group is committed is not known") from error
+
+
+def _forget(state: Path, group: str) -> None:
+    """Remove the file of a committed group, if nobody is left who would go back without it."""
+    members, is_all = _find_members(state, group)
+    if is_all and not members:
+        remove_file(_group_file(state, group))
 
 
 def _claim(stack: ExitStack, path: str, state: Path) -> tuple[BlockTarget, Ledger]:

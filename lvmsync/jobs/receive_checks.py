@@ -13,7 +13,7 @@ from lvmsync.jobs.samples import check_samples, find_different
 from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.way_back import find_place, find_saved
 from lvmsync.stream.frames import DELTA, FULL, SNAPBACK, Header, Sample
-from lvmsync.system import ledger as ledgers
+from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger
 from lvmsync.targets.block import BlockTarget
@@ -95,7 +95,7 @@ class Checks:
                 f"{name} has an unfinished transaction of {note.began}: {way} 'lvmsync recover {name}' first"
             )
 
-    def _check_resumed(self, note: ledgers.Transaction) -> None:
+    def _check_resumed(self, note: records.Transaction) -> None:
         """Believe nothing of what the stream says about the open transaction: it must say what the ledger does."""
         header, name = self.header, self.target.name
         if not note.resumable or note.phase != "applying":
@@ -236,7 +236,7 @@ class Checks:
                 " 'compare:'"
             )
 
-    def _check_traces_of(self, note: ledgers.Transaction) -> None:
+    def _check_traces_of(self, note: records.Transaction) -> None:
         """Refuse to go on if what was written before is not there any more."""
         found = find_lost(self.target, self.ledger)
         if found:
@@ -264,7 +264,7 @@ class Checks:
         )
 
 
-def _may_be_begun_anew(note: ledgers.Transaction) -> bool:
+def _may_be_begun_anew(note: records.Transaction) -> bool:
     """Tell whether nothing is lost by a first copy in the place of the open transaction."""
     return note.intent == FULL and note.phase == "applying" and note.undo is None
 

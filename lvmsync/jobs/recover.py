@@ -11,7 +11,7 @@ from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.transaction import Transaction, Undo, open_spool, read_spool
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
 from lvmsync.stream.frames import Header
-from lvmsync.system import ledger as ledgers
+from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
@@ -84,15 +84,15 @@ def recover(
 def _end(ledger: Ledger, *, accept: bool) -> str:
     """End a transaction that has no way back, and return what the user should know."""
     if accept:
-        ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False, traces=())
+        ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False, traces=(), group=None)
         return "taken as good, on your word"
-    ledger.write(transaction=None, dirty=True, point=None, held=None, seen=None)
+    ledger.write(transaction=None, dirty=True, point=None, held=None, seen=None, group=None)
     ledger.sweep()
     return "given up: what the target holds is not known, until it is repaired or copied anew"
 
 
 def _roll_back(
-    target: BlockTarget, ledger: Ledger, note: ledgers.Transaction, look: dict[str, str] | None, report: Report
+    target: BlockTarget, ledger: Ledger, note: records.Transaction, look: dict[str, str] | None, report: Report
 ) -> None:
     """Write back what was overwritten, and tell whether somebody else wrote to the target, too."""
     if note.resumable and not can_go_back(note):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,9 @@ from lvmsync.jobs.precious import find_other_use
 from lvmsync.jobs.way_back import can_go_back, find_place
 from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ledger, seen
+from lvmsync.system import record as records
 from lvmsync.system.device import Device, open_device
+from lvmsync.system.fields import read_fields
 from lvmsync.targets.block import BlockTarget, open_target
 
 
@@ -26,7 +28,7 @@ class Unfinished:
 
     Attributes:
         id: to be named when it is gone on with.
-        phase: as in `system.ledger.Transaction`.
+        phase: as in `system.record.Transaction`.
         base: id of the point that it starts from.
         head: id of the point that it leads to.
         offset: all changes below this byte are on the target: where it is gone on with.
@@ -131,35 +133,13 @@ class Standing:
             TransportError: it is not readable.
         """
         try:
-            found = {**_known(cls, values)}
+            found = read_fields(cls, values)
             for key, kind in (("point", Point), ("transaction", Unfinished), ("pool", PoolRoom)):
                 if found.get(key) is not None:
-                    found[key] = kind(**_known(kind, found[key]))
+                    found[key] = kind(**read_fields(kind, found[key]))
             return cls(**found)
         except (TypeError, ValueError, AttributeError) as error:
             raise TransportError(f"the far side's answer about its target is not readable: {error}") from error
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "bool": (bool,), "float": (float, int),
-    "dict[str, str]": (dict,), "Point": (dict,), "Unfinished": (dict,), "PoolRoom": (dict,), "None": (type(None),),
-}  # fmt: skip
-
-
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a dataclass's fields, each of its type."""
-    found = {}
-    for field in fields(kind):
-        if field.name not in values:
-            continue
-        value = found[field.name] = values[field.name]
-        allowed = [one for name in str(field.type).split(" | ") for one in _KINDS[name]]
-        if type(value) not in allowed or (type(value) is int and not 0 <= value < 1 << 63):
-            raise ValueError(f"'{field.name}' is not possible")
-        is_text = isinstance(value, dict) and "dict[str, str]" in str(field.type)
-        if is_text and not all(isinstance(text, str) for pair in value.items() for text in pair):
-            raise ValueError(f"'{field.name}' is not text")
-    return found
 
 
 def standing(target: str, state: Path) -> Standing:
@@ -207,7 +187,7 @@ def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standi
     )
 
 
-def _known_of(record: ledger.Record, folder: Path, life: str) -> dict[str, Any]:
+def _known_of(record: records.Record, folder: Path, life: str) -> dict[str, Any]:
     note = record.transaction
     return {
         "point": record.point,
@@ -218,7 +198,7 @@ def _known_of(record: ledger.Record, folder: Path, life: str) -> dict[str, Any]:
     }
 
 
-def _unfinished(note: ledger.Transaction, record: ledger.Record, folder: Path, life: str) -> Unfinished:
+def _unfinished(note: records.Transaction, record: records.Record, folder: Path, life: str) -> Unfinished:
     return Unfinished(
         id=note.id,
         phase=note.phase,

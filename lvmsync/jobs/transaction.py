@@ -23,7 +23,7 @@ from lvmsync.jobs.traces import Traces
 from lvmsync.jobs.way_back import can_go_back, cut_back, find_place, go_back, remove_undo
 from lvmsync.jobs.window import SMALLEST
 from lvmsync.stream.frames import FULL, SNAPBACK, Changes, Data, End, Frame, Header, Hole, Mark, Sample, Zero
-from lvmsync.system import ledger as ledgers
+from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.applied import AppliedNote, Place
 from lvmsync.system.ledger import Ledger
@@ -246,6 +246,7 @@ class Transaction:
             seen=seen.look_when_settled(self._target.fd),
             made=False,
             traces=self._find_traces(),
+            group=None,
         )
         self._ledger.sweep()
 
@@ -398,7 +399,7 @@ class Transaction:
             self._ledger.write_ahead(transaction=replace(note, **changes))
             return
         record, header, terms = self._ledger.record, self._header, self._terms
-        first = ledgers.Transaction(
+        first = records.Transaction(
             self.id,
             snapback=str(self._undo.snapback.absolute()) if self._undo.snapback else None,
             created=self._target.created or (self._replaces is not None and self._replaces.created),

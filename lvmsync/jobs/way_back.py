@@ -16,7 +16,7 @@ import numpy as np
 from lvmsync.errors import VerifyError
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.stream.frames import Header, Sample
-from lvmsync.system import ledger as ledgers
+from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.applied import Place, read_applied
 from lvmsync.system.ledger import Ledger, remove_file
@@ -28,12 +28,12 @@ _CHANGED = ("applying", "prepared")
 _UNTOUCHED = ("staging", "staged")
 
 
-def can_go_back(note: ledgers.Transaction) -> bool:
+def can_go_back(note: records.Transaction) -> bool:
     """Tell whether an open transaction can be undone: it has an undo, made its target, or did not touch it yet."""
     return note.phase not in _CHANGED or note.created or note.undo is not None
 
 
-def find_place(record: ledgers.Record, folder: Path, life: str) -> Place:
+def find_place(record: records.Record, folder: Path, life: str) -> Place:
     """Return up to where all changes of the open transaction have been applied to the target.
 
     Args:
@@ -79,7 +79,7 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report, written: seen.W
     if written == "no" and note.is_proved and not note.created:
         look = seen.look_when_settled(target.fd)
     # After this there is no transaction; a crash before it comes back to the lines above.
-    known: dict[str, Any] = {"point": None, "traces": ()} if written == "yes" else {}
+    known: dict[str, Any] = {"point": None, "traces": (), "group": None} if written == "yes" else {}
     ledger.write(transaction=None, dirty=False, seen=look, **known)
     ledger.sweep()
 
@@ -135,7 +135,7 @@ def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -
     return DurableFile.reopen(undo, check, ledger.path(note.id, "undo-check-new"), edge)
 
 
-def find_saved(note: ledgers.Transaction, samples: Iterable[Sample]) -> set[Sample]:
+def find_saved(note: records.Transaction, samples: Iterable[Sample]) -> set[Sample]:
     """Return those samples whose bytes, or some of them, are in the undo of an open transaction."""
     order = sorted(samples)
     offsets = np.array([one.offset for one in order], np.int64)

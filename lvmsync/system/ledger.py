@@ -19,106 +19,18 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lvmsync.errors import ConflictError, DeviceError, FormatError
-from lvmsync.history import Point
-from lvmsync.stream.frames import Sample
+from lvmsync.errors import ConflictError, DeviceError
+from lvmsync.system.record import Record, read_record
 
-VERSION = 1
 _RESERVE = 128 << 10
 _OF_TRANSACTIONS = (".undo", ".spool", ".undo-check", ".spool-check", ".undo-check-new", ".progress", ".traces")
-
-
-@dataclass(frozen=True)
-class Transaction:
-    """A receive that has begun and has not been committed.
-
-    Attributes:
-        id: a random word; the names of its files begin with it.
-        undo: path of the undo file; None where there is no way back, or nothing was changed yet.
-        snapback: where the user wants the undo file, kept after the commit; None: it is dropped then.
-        created: the target is a file that this transaction made: going back means removing it.
-        spool: path of the staged stream; None where the stream is applied as it comes.
-        phase: "staging": the spool grows, the target is untouched; "staged": the spool is whole and durable,
-            the target is untouched; "applying": the target is being changed; "prepared": it is wholly new
-            and durable, and is committed together with the others of its group; "undone": everything is back as
-            it was, and only files are left to be removed.
-        began: UTC, ISO 8601.
-        extents: how many extents are durable on the target (at the last mark).
-        changed_bytes: how many bytes those cover.
-        point: the point that the target will be at.
-        base: the point that the stream starts from; None where it names none.
-        intent: of the stream.
-        size: bytes of the device that the stream is of; None where it does not tell.
-        resumable: a stream that is cut may be gone on with.
-        offset: all changes below this byte of the device are durable on the target.
-        undo_size: bytes of the undo file that were durable before those were: what they have overwritten.
-        spool_size: bytes of the spool, once it is whole.
-        group: id of the group that it is committed with.
-        held: what the record's ``held`` will be, once it is prepared.
-        is_proved: when it began, the target was known to be untouched since the record's point was committed.
-        seen: the record's ``seen`` when it began; None also if nothing followed from it.
-        traces: what the record's ``traces`` will be, once it is prepared.
-    """
-
-    id: str
-    undo: str | None = None
-    snapback: str | None = None
-    created: bool = False
-    spool: str | None = None
-    phase: str = "applying"
-    began: str = ""
-    extents: int = 0
-    changed_bytes: int = 0
-    point: Point | None = None
-    base: Point | None = None
-    intent: str = "delta"
-    size: int | None = None
-    resumable: bool = False
-    offset: int = 0
-    undo_size: int = 0
-    spool_size: int = 0
-    group: str | None = None
-    held: int | None = None
-    is_proved: bool = False
-    seen: dict[str, str] | None = None
-    traces: tuple[Sample, ...] = ()
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the ledger holds of one target.
-
-    Attributes:
-        target: canonical name.
-        identity: what makes it this device and no other (see `system.identity`).
-        size: bytes, when it was last seen.
-        point: the last committed point; None where no stream told one.
-        transaction: the one that is open; None at rest.
-        dirty: a sync failed, or there is no way back: what the target holds is not known.
-        held: bytes of the target that the point is about, where it was smaller than its source; None: all.
-        seen: what the target looked like when we were last done with it (see `system.seen`); None: not known.
-        made: lvmsync made it, and nothing was committed to it since: it holds nothing to go back to.
-        traces: what some of the places hold that were changed last, as long as it is at that point (see `jobs.traces`).
-    """
-
-    target: str
-    identity: dict[str, str]
-    size: int
-    point: Point | None = None
-    transaction: Transaction | None = None
-    dirty: bool = False
-    held: int | None = None
-    seen: dict[str, str] | None = None
-    made: bool = False
-    traces: tuple[Sample, ...] = ()
 
 
 def state_folder(given: str | None = None) -> Path:
@@ -197,7 +109,7 @@ class Ledger:
             os.close(fd)
 
     def _replace_record(self) -> None:
-        replace_file(self.folder / "record.json", json.dumps({"version": VERSION, **asdict(self.record)}, indent=1))
+        replace_file(self.folder / "record.json", self.record.to_json())
 
     def sweep(self) -> None:
         """Remove the files of transactions that are over: a crash may have come before their removal."""
@@ -281,26 +193,9 @@ def is_locked(path: Path) -> bool:
 def _find_record(folder: Path, fresh: Record) -> Record:
     """Return the record in ``folder`` if it is of the same device, else ``fresh``."""
     path = folder / "record.json"
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
+    record = read_record(path)
+    if record is None:
         return fresh
-    except (OSError, ValueError) as error:
-        raise FormatError(f"ledger {path} cannot be read ({error}); move it away to go on without it") from error
-    try:
-        if values.pop("version") != VERSION:
-            raise ValueError("written by another version")
-        values["point"] = values["point"] and Point(**values["point"])
-        values["traces"] = _samples(values.get("traces", []))
-        if values["transaction"]:
-            values["transaction"]["traces"] = _samples(values["transaction"].get("traces", []))
-            for key in ("point", "base"):
-                point = values["transaction"].get(key)
-                values["transaction"][key] = point and Point(**point)
-            values["transaction"] = Transaction(**values["transaction"])
-        record = Record(**values)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise FormatError(f"ledger {path} is not understood ({error}); move it away to go on without it") from error
     if record.identity == fresh.identity or not fresh.identity:
         return replace(record, size=fresh.size)
     if record.transaction:
@@ -311,10 +206,6 @@ def _find_record(folder: Path, fresh: Record) -> Record:
             device=fresh.target,
         )
     return fresh
-
-
-def _samples(values: list[list[Any]]) -> tuple[Sample, ...]:
-    return tuple(Sample(int(offset), int(length), str(digest)) for offset, length, digest in values)
 
 
 def _words(identity: dict[str, str]) -> str:

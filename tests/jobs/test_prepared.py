@@ -27,6 +27,10 @@ HEAD = Point("lv:head")
 GROUP = "00ff00ff"
 
 
+class Stop(BaseException):
+    pass
+
+
 class Group:
     """Two targets on one disk."""
 
@@ -84,6 +88,52 @@ def test_a_group_is_committed_at_once_and_again_without_harm(group: Group) -> No
     assert standing(str(group.targets[0]), group.state).written == "no"
     assert not is_committed(group.state, GROUP)  # nobody needs to know any more
     assert group.recover() == ["nothing to recover: no transaction is open"] * 2
+
+
+def test_nothing_is_committed_while_one_that_is_prepared_is_not_named(group: Group) -> None:
+    one, other = map(str, group.targets)
+    with pytest.raises(ConflictError, match=f"{other} is in the middle of a copy for group {GROUP}.*not named"):
+        commit_group([one], group.state, GROUP)
+    assert group.points() == [None, None]
+    assert not is_committed(group.state, GROUP)
+
+    group.commit()
+
+    assert group.points() == ["lv:head"] * 2
+
+
+def test_a_commit_is_known_to_have_been_done_as_long_as_nothing_else_was(group: Group) -> None:
+    group.commit()
+    commit_group([str(group.targets[0])], group.state, GROUP)  # the answer was lost
+    group.commit()
+    with pytest.raises(ConflictError, match="not prepared for group abcd: nothing was committed"):
+        commit_group([str(target) for target in group.targets], group.state, "abcd")
+    group.prepare(group.targets[1], group=None)
+    with pytest.raises(ConflictError, match=r"b\.img is not prepared"):
+        group.commit()
+
+
+def test_the_file_of_a_group_stays_while_a_ledger_cannot_be_read(group: Group) -> None:
+    """It may be that of a member, which would go back without it."""
+    records = [next(group.state.glob(f"targets/*-{name}-img-*/record.json")) for name in "ab"]
+    whole = {record: record.read_text() for record in records}
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lvmsync.jobs.prepared.settle", stop)
+        with pytest.raises(Stop):
+            group.commit()
+    records[1].write_text("{")
+
+    assert "forward" in recover(str(group.targets[0]), group.state, ignore).notes[0]
+    assert is_committed(group.state, GROUP)
+    records[1].write_text(whole[records[1]])
+
+    assert "forward" in recover(str(group.targets[1]), group.state, ignore).notes[0]
+    assert group.points() == ["lv:head"] * 2
+    assert not is_committed(group.state, GROUP)
 
 
 def test_nothing_is_committed_while_one_is_not_prepared(group: Group) -> None:

@@ -24,7 +24,8 @@ from lvmsync.jobs.recover import recover
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.stream import v3, v4
 from lvmsync.stream.frames import Abort, End, Frame, Header
-from lvmsync.system.ledger import Transaction, open_ledger
+from lvmsync.system.ledger import open_ledger
+from lvmsync.system.record import Transaction
 from tests import fakes
 from tests.fakes import MARK, Disk, change, data, hole, reader, zero
 

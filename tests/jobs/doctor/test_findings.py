@@ -16,8 +16,9 @@ from lvmsync.jobs.doctor.volumes import check_before, check_room, check_suspende
 from lvmsync.jobs.migrate.state import Note, open_journal
 from lvmsync.jobs.replica.record import Record
 from lvmsync.system import dm, lvm
-from lvmsync.system.ledger import Transaction, open_ledger
+from lvmsync.system.ledger import open_ledger
 from lvmsync.system.lvm import Group, LogicalVolume
+from lvmsync.system.record import Transaction
 from tests.fake_programs import FakeProgram
 
 GIB = 1 << 30

@@ -1,0 +1,171 @@
+"""What the ledger holds of a target, and how that is read: whatever is in the file, it is what we write, or refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lvmsync.errors import FormatError
+from lvmsync.extents import MAX_SIZE
+from lvmsync.history import Point
+from lvmsync.stream.frames import DELTA, FULL, MAX_SAMPLE, SNAPBACK, Sample
+from lvmsync.system.fields import read_fields
+
+VERSION = 1
+PHASES = ("staging", "staged", "applying", "prepared", "undone")
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A receive that has begun and has not been committed.
+
+    Attributes:
+        id: a random word; the names of its files begin with it.
+        undo: path of the undo file; None where there is no way back, or nothing was changed yet.
+        snapback: where the user wants the undo file, kept after the commit; None: it is dropped then.
+        created: the target is a file that this transaction made: going back means removing it.
+        spool: path of the staged stream; None where the stream is applied as it comes.
+        phase: "staging": the spool grows, the target is untouched; "staged": the spool is whole and durable,
+            the target is untouched; "applying": the target is being changed; "prepared": it is wholly new
+            and durable, and is committed together with the others of its group; "undone": everything is back as
+            it was, and only files are left to be removed.
+        began: UTC, ISO 8601.
+        extents: how many extents are durable on the target (at the last mark).
+        changed_bytes: how many bytes those cover.
+        point: the point that the target will be at.
+        base: the point that the stream starts from; None where it names none.
+        intent: of the stream.
+        size: bytes of the device that the stream is of; None where it does not tell.
+        resumable: a stream that is cut may be gone on with.
+        offset: all changes below this byte of the device are durable on the target.
+        undo_size: bytes of the undo file that were durable before those were: what they have overwritten.
+        spool_size: bytes of the spool, once it is whole.
+        group: id of the group that it is committed with.
+        held: what the record's ``held`` will be, once it is prepared.
+        is_proved: when it began, the target was known to be untouched since the record's point was committed.
+        seen: the record's ``seen`` when it began; None also if nothing followed from it.
+        traces: what the record's ``traces`` will be, once it is prepared.
+    """
+
+    id: str
+    undo: str | None = None
+    snapback: str | None = None
+    created: bool = False
+    spool: str | None = None
+    phase: str = "applying"
+    began: str = ""
+    extents: int = 0
+    changed_bytes: int = 0
+    point: Point | None = None
+    base: Point | None = None
+    intent: str = "delta"
+    size: int | None = None
+    resumable: bool = False
+    offset: int = 0
+    undo_size: int = 0
+    spool_size: int = 0
+    group: str | None = None
+    held: int | None = None
+    is_proved: bool = False
+    seen: dict[str, str] | None = None
+    traces: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the ledger holds of one target.
+
+    Attributes:
+        target: canonical name.
+        identity: what makes it this device and no other (see `system.identity`).
+        size: bytes, when it was last seen.
+        point: the last committed point; None where no stream told one.
+        transaction: the one that is open; None at rest.
+        dirty: a sync failed, or there is no way back: what the target holds is not known.
+        held: bytes of the target that the point is about, where it was smaller than its source; None: all.
+        seen: what the target looked like when we were last done with it (see `system.seen`); None: not known.
+        made: lvmsync made it, and nothing was committed to it since: it holds nothing to go back to.
+        traces: what some of the places hold that were changed last, as long as it is at that point (see `jobs.traces`).
+        group: id of the group that the point was committed with; None: it was committed alone.
+    """
+
+    target: str
+    identity: dict[str, str]
+    size: int
+    point: Point | None = None
+    transaction: Transaction | None = None
+    dirty: bool = False
+    held: int | None = None
+    seen: dict[str, str] | None = None
+    made: bool = False
+    traces: tuple[Sample, ...] = ()
+    group: str | None = None
+
+    def to_json(self) -> str:
+        """Return it as it is kept in its file."""
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record in a file; None where there is no file.
+
+    Raises:
+        FormatError: it cannot be read, or is none.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"ledger {path} cannot be read ({error}); move it away to go on without it") from error
+    try:
+        return _parse(json.loads(text))
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise FormatError(f"ledger {path} is not understood ({error}); move it away to go on without it") from error
+
+
+def _parse(values: dict[str, Any]) -> Record:
+    version = values.pop("version", None) if isinstance(values, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise ValueError("no record, or one of another version")
+    found = _read_all(Record, values)
+    found["transaction"] = found["transaction"] and _parse_transaction(found["transaction"])
+    return Record(**found)
+
+
+def _parse_transaction(values: dict[str, Any]) -> Transaction:
+    note = Transaction(**_read_all(Transaction, values))
+    if not re.fullmatch("[0-9a-f]{1,64}", note.id):  # names of files begin with it
+        raise ValueError(f"a transaction cannot have the id {note.id!r}")
+    if note.phase not in PHASES or note.intent not in (DELTA, FULL, SNAPBACK):
+        raise ValueError(f"no transaction is {note.phase!r}, or brings {note.intent!r}")
+    if note.offset > (MAX_SIZE if note.size is None else note.size):
+        raise ValueError(f"a transaction of {note.size} bytes cannot stand at byte {note.offset}")
+    for path in (note.undo, note.snapback, note.spool):
+        if path is not None and (not path.startswith("/") or "\0" in path):
+            raise ValueError(f"{path!r} is no path")
+    return note
+
+
+def _read_all(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of all fields; points and traces, which Record and Transaction share, as what they are."""
+    found = read_fields(kind, values)
+    wrong = {field.name for field in fields(kind)} ^ values.keys()
+    if wrong:
+        raise ValueError(f"{sorted(wrong)} are missing, or unknown")
+    for name in ("point", "base"):
+        if found.get(name) is not None:
+            found[name] = Point(**_read_all(Point, found[name]))
+    if "traces" in found:
+        found["traces"] = tuple(_read_trace(*one) for one in found["traces"])
+    return found
+
+
+def _read_trace(offset: Any, length: Any, digest: Any) -> Sample:
+    is_range = type(offset) is int and type(length) is int and 0 <= offset <= MAX_SIZE and 0 < length <= MAX_SAMPLE
+    if not is_range or not isinstance(digest, str):
+        raise ValueError(f"{[offset, length, digest]!r} is no trace")
+    return Sample(offset, length, digest)
