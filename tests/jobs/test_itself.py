@@ -16,6 +16,7 @@ from lvmsync.jobs.itself import refuse_itself
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.standing import Standing
+from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import FarSide, Machine, as_agent, install
 
 ID, OTHER = "a" * 64, "b" * 64
@@ -47,6 +48,30 @@ def test_a_replica_of_a_volume_with_itself_is_refused(tmp_path: Path, monkeypatc
     there.volume_id = OTHER
     with open_replica(as_agent(there), volume, str(machine.path(volume)), "far:vg/lv", tmp_path / "here"):
         pass
+
+
+def test_neither_a_snapshot_of_the_source_nor_what_it_is_a_snapshot_of_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    install(machine, monkeypatch)
+    template = machine.add("template")
+    guest = machine.add("guest", template)
+    sibling = machine.add("sibling", template)
+    there = SameDisks(machine, tmp_path / "there")
+    for one in (template, guest, sibling):
+        machine.path(one).write_bytes(bytes(4096))
+
+    def open_it(source: LogicalVolume, target: LogicalVolume) -> None:
+        there.volume_id = target.id
+        with open_replica(as_agent(there), source, str(machine.path(target)), "far:vg/x", tmp_path / "here"):
+            pass
+
+    for source, target in ((guest, template), (template, guest)):
+        with pytest.raises(UsageError, match=r"far:vg/x is not to be .*: vg/guest is a snapshot of vg/template"):
+            open_it(source, target)
+    assert not (tmp_path / "here").exists()
+    open_it(guest, sibling)
 
 
 def test_the_hidden_parts_of_a_volume_are_that_volume() -> None:

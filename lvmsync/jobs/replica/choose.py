@@ -92,11 +92,13 @@ class Wish:
         create: the target is made if it is not there.
         full: everything is copied, whatever the target holds.
         cuts: ids of the cuts of a group that the run may go on with.
+        goes_on: a copy of everything that was not finished is gone on with though ``full`` is wanted.
     """
 
     create: bool = False
     full: bool = False
     cuts: frozenset[str] = frozenset()
+    goes_on: bool = False
 
 
 def choose(record: Record, kept: Sequence[Kept], standing: Standing, size: int, wish: Wish | None = None) -> Plan:
@@ -179,8 +181,9 @@ def _choose_unfinished(record: Record, kept: Sequence[Kept], standing: Standing,
             f"{record.target} has an unfinished transaction{began} that is not of this replica (it leads to"
             f" {open_one.head or 'an unnamed state'}): finish it, or run 'lvmsync recover' there"
         )
-    may_resume = open_one.resumable and head is not None and not head.trouble
-    if open_one.phase == "prepared" and head is not None and not head.trouble and not wish.full:
+    is_anew = wish.full and not (wish.goes_on and is_first and standing.written != "yes")
+    may_resume = open_one.resumable and head is not None and not head.trouble and not is_anew
+    if open_one.phase == "prepared" and head is not None and not head.trouble and not is_anew:
         if standing.written == "yes":
             raise ConflictError(
                 f"{record.target} was written to by something else while it waited to be committed with its group; find"
@@ -189,10 +192,10 @@ def _choose_unfinished(record: Record, kept: Sequence[Kept], standing: Standing,
             )
         return Plan(Kind.PREPARED, base=base, head=head, drop=_spare(kept, base, head))
     if is_first:
-        if may_resume and not wish.full:
+        if may_resume:
             return Plan(Kind.RESUME, head=head, drop=_spare(kept, head))
         return Plan(Kind.FIRST, drop=_spare(kept), restart=True)
-    if may_resume and base is not None and not base.trouble and not wish.full:
+    if may_resume and base is not None and not base.trouble:
         return Plan(Kind.RESUME, base=base, head=head, drop=_spare(kept, base, head))
     return Plan(
         Kind.ROLL_BACK,

@@ -58,6 +58,7 @@ class PassOptions:
         promote: whether the head becomes the base right away; without, the next run does that.
         orders: further options of the receive (see `Agent.receive`).
         cuts: ids of the cuts of a group that this run may go on with (see `jobs.replica.group`).
+        goes_on: of ``full``: a copy of everything that was not finished is gone on with.
     """
 
     stream: StreamOptions = field(default_factory=StreamOptions)
@@ -72,6 +73,7 @@ class PassOptions:
     promote: bool = True
     orders: Mapping[str, Any] = field(default_factory=dict)
     cuts: frozenset[str] = frozenset()
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Pass:
             [snapshots.describe(one) for one in self.kept.values()],
             self.standing,
             self.volume.size,
-            Wish(options.create, options.full, options.cuts),
+            Wish(options.create, options.full, options.cuts, options.goes_on),
         )
         self._seconds: dict[str, float] = {}
         self._changes = ChangeMap.empty()
@@ -342,8 +344,9 @@ class Pass:
         options, base_data = self._options, source.base_data
         assert base_data is not None
         size = min(source.size, base_data.size)
+        # Of one that goes on, too: its map is read again, and may have been lost since.
+        source = prove_unchanged(source, self.replica.notebook.record.base_look, look_at(self.volume), report)
         if self.plan.kind is Kind.DELTA:
-            source = prove_unchanged(source, self.replica.notebook.record.base_look, look_at(self.volume), report)
             is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
             if options.minimal or (options.minimal is None and is_quick):
                 source = replace(minimize(source, report), notes=source.notes)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lvmsync.errors import ConflictError, PeerError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.doctor.volumes import check_before
 from lvmsync.jobs.itself import refuse_itself
@@ -86,17 +87,27 @@ def sync_group(
             replicas = [
                 stack.enter_context(open_replica(agent, one.volume, one.target, one.place, state)) for one in members
             ]
-            run = Run(name, connect, agent, replicas, state, options, stillness, report)
+            run = Run(name, connect, agent, replicas, state, stillness, report)
             if old is None:
                 old = run.list_cuts()
-            receipt = run.go()
+            receipt = _go(run, options)
             if receipt.cut in old:
-                receipt = _join(receipt, run.go())
+                receipt = _join(receipt, run.go(replace(options, full=False)))
             receipt.notes.extend(run.let_go_of_others())
             return receipt
 
     receipt = retried(connect, work, report, retries=retries, wait=wait)
     return replace(receipt, notes=[*dict.fromkeys(checked), *receipt.notes])
+
+
+def _go(run: Run, options: PassOptions) -> GroupReceipt:
+    """Make one run. Copies of everything that were not finished are gone on with, unless a target refuses that."""
+    try:
+        return run.go(replace(options, goes_on=True))
+    except PeerError as error:
+        if not options.full or error.exit_code != ConflictError.exit_code:
+            raise
+    return run.go(options)
 
 
 def foresee_group(
@@ -112,7 +123,7 @@ def foresee_group(
     for one, stand in zip(members, stands, strict=True):
         refuse_itself(sources, stand, one.place)
     begun = {one.transaction.group for one in stands if one.transaction and one.transaction.group}
-    options = replace(options, cuts=frozenset(begun | {""}))
+    options = replace(options, cuts=frozenset(begun | {""}), goes_on=True)
     found = [foresee(agent, one.volume, one.target, one.place, state, options) for one in members]
     notes = ["an unfinished cut of the group would be gone on with"] if begun else []
     return GroupReceipt(

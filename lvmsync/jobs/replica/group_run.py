@@ -38,7 +38,6 @@ class Run:
         agent: Agent,
         replicas: Sequence[Replica],
         state: Path,
-        options: PassOptions,
         stillness: Stillness,
         report: Report,
     ) -> None:
@@ -47,7 +46,7 @@ class Run:
         self._agent = agent
         self._replicas = {one.id: one for one in replicas}
         self._state = state
-        self._options = options
+        self._options = PassOptions()
         self._stillness = stillness
         self._report = report
         self._notes: dict[str, list[str]] = {}
@@ -60,9 +59,14 @@ class Run:
         heads = (one for replica in self._replicas.values() for one in replica.list_snapshots())
         return {cut for one in heads if snapshots.role_of(one) == snapshots.HEAD and (cut := snapshots.cut_of(one))}
 
-    def go(self) -> GroupReceipt:
-        """Finish the cut that an earlier run has begun, or make one; and commit it."""
+    def go(self, options: PassOptions) -> GroupReceipt:
+        """Finish the cut that an earlier run has begun, or make one; and commit it.
+
+        Args:
+            options: how each volume is copied.
+        """
         watch = Stopwatch()
+        self._options = options
         self._notes = {replica: [] for replica in self._replicas}
         passes, cut = self._settle()
         if cut is None:

@@ -1,6 +1,7 @@
 """Results that look too good: a volume that was written to and has no changes, or changes that are nothing but zeros.
 
-A tracker that has failed without a word would give just that, so neither is believed without a look at the data.
+A tracker or a store that has failed without a word would give just that, so neither is believed without a look at the
+data; and where the data has moved on meanwhile, so that nothing can prove it, the run fails.
 """
 
 from __future__ import annotations
@@ -71,9 +72,8 @@ def guard_zeros(source: Source, origin: Callable[[], Readable], changed_since: C
             return
         volume = origin()
         try:
-            contradicted = find_differences(Zeros(source.size), volume, erased)
-            if len(contradicted):
-                contradicted = contradicted - changed_since()
+            unproved = find_differences(Zeros(source.size), volume, erased)
+            contradicted = unproved - changed_since() if len(unproved) else unproved
         finally:
             close = getattr(volume, "close", None)
             if close:
@@ -84,6 +84,15 @@ def guard_zeros(source: Source, origin: Callable[[], Readable], changed_since: C
                 f"{source.name}: all of its {data.total_bytes} changed bytes were read as zeros, and the volume itself"
                 f" holds other data in {length} bytes at {offset}: what {source.data.name} gives is wrong; the target"
                 " was not changed. Look at the kernel's messages, and compare with 'lvmsync verify'",
+                device=source.data.name,
+                offset=offset,
+            )
+        if not len(erased - unproved):
+            offset, length = next(iter(unproved))
+            raise VerifyError(
+                f"{source.name}: all of its {data.total_bytes} changed bytes were read as zeros, and the volume was"
+                f" written to again wherever that could be held against it (first {length} bytes at {offset}), so"
+                " nothing proves it; the target was not changed. Run it again",
                 device=source.data.name,
                 offset=offset,
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
 from lvmsync.jobs.agent.client import Agent
-from lvmsync.jobs.itself import refuse_itself
+from lvmsync.jobs.itself import refuse_itself, refuse_kin
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.record import Notebook, open_record
 from lvmsync.jobs.standing import Unfinished
@@ -119,13 +119,15 @@ def open_replica(
         is_dry: nothing is to be remembered.
 
     Raises:
-        UsageError: the target is the volume itself.
+        UsageError: the target is the volume itself, or one of the two is a snapshot of the other.
         ConflictError: another run works on it.
         FormatError: its record cannot be read.
     """
     standing = agent.standing(target)
     refuse_itself([(volume.id, volume.full_name)], standing, place)
-    found = snapshots.find_replica(volume, snapshots.points_of(standing))
+    told = lvm.list_volumes(volume.group)
+    refuse_kin(volume, told, standing, place)
+    found = snapshots.find_replica(volume, snapshots.points_of(standing), told)
     with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
         try:
             yield Replica(notebook, target, standing.transaction)

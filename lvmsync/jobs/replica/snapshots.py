@@ -96,10 +96,18 @@ def list_kept(volume: LogicalVolume, replica: str, told: Iterable[LogicalVolume]
     return sorted(kept, key=lambda one: one.created or 0)
 
 
-def find_replica(volume: LogicalVolume, points: Iterable[str]) -> str | None:
-    """Return the id of the replica whose snapshot holds one of these points; None if none of ours does."""
+def find_replica(
+    volume: LogicalVolume, points: Iterable[str], told: Iterable[LogicalVolume] | None = None
+) -> str | None:
+    """Return the id of the replica whose snapshot holds one of these points; None if none of ours does.
+
+    Args:
+        volume: the source.
+        points: by which a target is known.
+        told: what LVM told of the volume's group just now; None: it is asked.
+    """
     wanted = set(points)
-    for one in lvm_commands.list_ours(volume.group):
+    for one in lvm_commands.list_ours(volume.group) if told is None else filter(is_ours, told):
         if is_taken_of(one, volume) and f"{POINT}{one.id}" in wanted and role_of(one) in HOLDERS:
             return replica_of(one)
     return None

@@ -90,6 +90,27 @@ SPOILT = replace(HEAD, trouble="it overflowed")
             RECORD, [HEAD], amid(**FULL), Wish(full=True), Plan(Kind.FIRST, drop=(HEAD,), restart=True),
             id="a first copy that is to begin anew",
         ),
+        pytest.param(
+            RECORD, [HEAD], amid(**FULL), Wish(full=True, goes_on=True), Plan(Kind.RESUME, head=HEAD),
+            id="a copy of everything that is gone on with",
+        ),
+        pytest.param(
+            USED, [BASE, HEAD], amid(**FULL, group="abc"), Wish(full=True, goes_on=True, cuts=CUT),
+            Plan(Kind.RESUME, head=HEAD, drop=(BASE,)), id="of a group, too",
+        ),
+        pytest.param(
+            RECORD, [HEAD], amid(**{**FULL, **PREPARED}), Wish(full=True, goes_on=True, cuts=CUT),
+            Plan(Kind.PREPARED, head=HEAD), id="all of it has come, and waits for its group",
+        ),
+        pytest.param(
+            RECORD, [HEAD], replace(amid(**FULL), written="yes"), Wish(full=True, goes_on=True),
+            Plan(Kind.FIRST, drop=(HEAD,), restart=True), id="it was written to by something else meanwhile",
+        ),
+        pytest.param(
+            USED, [BASE, HEAD], amid(), Wish(full=True, goes_on=True), Plan(Kind.ROLL_BACK, base=BASE, notes=(
+                "what was sent to host:vg/copy before cannot be gone on with, so it was brought back first",
+            )), id="a delta is not a copy of everything",
+        ),
         pytest.param(USED, [BROKEN, HEAD], at("B"), Wish(full=True), Plan(Kind.FIRST, drop=(HEAD,)), id="all of it"),
         pytest.param(
             USED, [BASE], at("X", written="yes", dirty=True), Wish(full=True), Plan(Kind.FIRST), id="all of it, anew"

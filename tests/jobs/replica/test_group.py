@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError, UsageError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, PeerError, TransportError, UsageError
 from lvmsync.jobs.progress import GroupReceipt, Receipt, ignore
 from lvmsync.jobs.recover import recover
 from lvmsync.jobs.replica.copy import PassOptions, run_pass
@@ -18,6 +18,7 @@ from lvmsync.jobs.replica.group import Member, foresee_group, sync_group
 from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.replica.run import sync_volume
 from lvmsync.jobs.replica.together import Stillness
+from lvmsync.jobs.send import StreamOptions
 from lvmsync.jobs.standing import standing
 from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import BLOCK, SIZE, FarSide, Killed, Machine, as_agent, install
@@ -324,6 +325,34 @@ def test_first_copies_whose_cut_is_lost_are_finished_by_themselves(
     receipt = world.run()
     world.require_whole()
     assert [one.kind for one in receipt.members] == ["delta", "delta", "first"]
+
+
+@pytest.mark.parametrize("is_spoilt", [False, True])
+def test_a_copy_of_everything_goes_on_where_it_was_cut_off_unless_a_target_refuses_that(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_spoilt: bool
+) -> None:
+    world.run()
+    world.pass_time()
+    full = PassOptions(full=True, stream=StreamOptions(level=0))
+    receive, sizes = world.far.receive, dict.fromkeys(NAMES, 0)
+
+    def count(target: str, *args: Any, **more: Any) -> Receipt:
+        before, is_first = world.far.sent, not sizes["b"]
+        if target.endswith("b") and is_first:
+            world.far.cut = 600_000
+        elif target.endswith("b") and is_spoilt and sizes["b"] < 2 * SIZE:
+            sizes["b"] = 2 * SIZE
+            raise PeerError("it cannot be gone on with: begin anew, with --full", ConflictError.exit_code)
+        try:
+            return receive(target, *args, **more)
+        finally:
+            sizes[target[-1]] += world.far.sent - before
+
+    monkeypatch.setattr(world.far, "receive", count)
+    receipt = world.run(options=full)
+    world.require_whole()
+    assert receipt.kind == ("first" if is_spoilt else "resume")
+    assert (sizes["a"] < 1.1 * SIZE) == (not is_spoilt)  # sent once
 
 
 def test_a_copy_of_one_volume_alone_that_was_cut_off_is_finished_first(world: World) -> None:

@@ -56,12 +56,18 @@ def test_zeros_that_the_volume_does_not_hold_are_refused() -> None:
         confirm(source, ONES)
 
 
-def test_zeros_are_believed_where_the_volume_holds_them_or_was_written_to_since() -> None:
+def test_zeros_are_believed_where_the_volume_holds_them_though_it_was_written_to_elsewhere_since() -> None:
     source = source_of(bytes(SIZE), ONES, (4096, 8192))
     confirm(source, bytes(SIZE))
-    confirm(source, ONES, ChangeMap.from_extents([(0, 65536)]))
+    confirm(source, bytes(8192) + ONES[8192:], ChangeMap.from_extents([(8192, 65536)]))
     with pytest.raises(VerifyError, match="4096 bytes at 8192"):
         confirm(source, ONES, ChangeMap.from_extents([(0, 8192)]))
+
+
+def test_zeros_that_nothing_can_prove_any_more_are_not_believed() -> None:
+    source = source_of(bytes(SIZE), ONES, (4096, 8192))
+    with pytest.raises(VerifyError, match=r"first 8192 bytes at 4096.*nothing proves it.*Run it again"):
+        confirm(source, ONES, ChangeMap.from_extents([(0, 65536)]))
 
 
 def test_zeros_over_zeros_holes_and_anything_else_are_believed() -> None:
