@@ -21,6 +21,7 @@ from lvmsync.errors import LvmsyncError, PeerError, TransportError, UsageError
 from lvmsync.extents import ChangeMap, as_table
 from lvmsync.interfaces import Readable
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
+from lvmsync.jobs.window import STEPS, Window
 from lvmsync.sources.source import Source
 from lvmsync.stream import v3, v4
 from lvmsync.stream.frames import DELTA, FULL, Abort, Buffer, Changes, Data, End, Header, Hole, Mark, Sample, Zero
@@ -34,6 +35,7 @@ HOLE_BATCH = 1 << 30
 """Bytes of holes in a frame, at the most: PROTO[3] writes them as zeros, and a receiver may save what is there."""
 ZERO_BLOCK, ZERO_RUN = 4096, 16
 """Of a whole device, so many blocks of so many bytes that hold zeros are sent as zeros."""
+_SMALLEST_BATCH = 16 << 10
 SIGN_EVERY = 2.0
 """Seconds between two signs of life while a source makes sure of what was read."""
 MARK_EVERY = 1 << 30
@@ -67,10 +69,12 @@ class Resume:
     Attributes:
         offset: byte of the device; all changes below it have been applied.
         transaction: its id.
+        cuts: how often it was broken off, as far as is known.
     """
 
     offset: int
     transaction: str
+    cuts: int = 1
 
 
 class Sender:
@@ -86,6 +90,7 @@ class Sender:
         resume: Resume | None = None,
         samples: Sequence[Sample] = (),
         group: str | None = None,
+        window: Window | None = None,
     ) -> None:
         """Prepare; nothing is sent before `begin`.
 
@@ -97,6 +102,7 @@ class Sender:
             resume: send only what an unfinished transaction lacks.
             samples: what the base holds at some places; see `jobs.samples`.
             group: id of the group that the stream belongs to.
+            window: is told what was sent, and waited for.
 
         Raises:
             UsageError: PROTO[3] cannot go on with a transaction.
@@ -112,6 +118,7 @@ class Sender:
         self._resume = resume
         self._samples = tuple(samples)
         self._group = group
+        self._window = window
         self._watch = Stopwatch()
         self._encoder = v4.Encoder() if options.format == 4 else v3.Encoder()
         self._extents = 0
@@ -178,19 +185,35 @@ class Sender:
         total = self._source.changes.total_bytes
         is_resumable = self._options.resumable
         batch = batch_for(total, is_resumed=self._resume is not None) if is_resumable else BATCH
+        if self._window:
+            batch = max(min(batch, 1 << (self._window.size // STEPS).bit_length() - 1), _SMALLEST_BATCH)
         distance = mark_distance(total) if is_resumable else MARK_EVERY
         marked = 0
         for frame, packed in read_frames(self._source, self._options.level, batch):
-            if packed is not None and isinstance(self._encoder, v4.Encoder):
-                self._put(self._encoder.encode(frame, packed))
-            else:
-                self._put(self._encoder.encode(frame))
-            self._extents += len(frame.table)
-            self._changed_bytes += frame.changed_bytes
+            self._put_changes(frame, packed)
             if self._changed_bytes - marked >= distance:
                 marked = self._changed_bytes
                 self._put(self._encoder.encode(Mark(self._extents, self._changed_bytes)))
             self._report(Progress("sending", self._changed_bytes, total))
+
+    def _put_changes(self, frame: Changes, packed: bytes | None) -> None:
+        """Send a frame of changes, once it may be on its way."""
+        before = self._wire_bytes
+        if self._window:
+            length = len(packed) if packed is not None else len(frame.payload) if isinstance(frame, Data) else 0
+            if not self._window.wait(length):
+                # A mark has the receiver apply what it holds, whatever it was waiting for.
+                self._put(self._encoder.encode(Mark(self._extents, self._changed_bytes)))
+                while not self._window.wait(length):
+                    pass  # who hears the receiver gives it up in the end
+        if packed is not None and isinstance(self._encoder, v4.Encoder):
+            self._put(self._encoder.encode(frame, packed))
+        else:
+            self._put(self._encoder.encode(frame))
+        self._extents += len(frame.table)
+        self._changed_bytes += frame.changed_bytes
+        if self._window:
+            self._window.sent(self._wire_bytes - before, self._changed_bytes)
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -252,7 +275,7 @@ def batch_for(total: int, *, is_resumed: bool = False) -> int:
     of it. So the frames of a stream that goes on, which may be cut as well, are smaller.
     """
     if is_resumed:
-        return min(max(1 << (total >> 14).bit_length(), 16 << 10), BATCH)
+        return min(max(1 << (total >> 14).bit_length(), _SMALLEST_BATCH), BATCH)
     return min(max(1 << (total >> 12).bit_length(), 64 << 10), BATCH)
 
 

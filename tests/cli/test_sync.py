@@ -14,7 +14,7 @@ from tests.cow_store import CHUNK, build_store
 from tests.sshd import Sshd
 
 CHUNKS = 64
-GREETING = """echo 'lvmsync AGENT {"protocol": 1, "version": "9", "host": "far"}'"""
+GREETING = """echo 'lvmsync AGENT {"protocol": 2, "version": "9", "host": "far"}'"""
 READY = 'echo "lvmsync READY"'
 OLD = bytes(range(256)) * (CHUNK * CHUNKS // 256)
 CHANGED = (5, 6, 40, 63)  # chunks

@@ -25,7 +25,8 @@ from lvmsync.jobs.agent.protocol import (
     tame,
 )
 from lvmsync.jobs.progress import Receipt, Report
-from lvmsync.jobs.send import Sender, StreamOptions
+from lvmsync.jobs.send import Resume, Sender, StreamOptions
+from lvmsync.jobs.window import Window, window_for
 from lvmsync.names import Comparison
 from lvmsync.sources.source import Reading, Source
 from lvmsync.transport import STALL_TIMEOUT
@@ -33,6 +34,7 @@ from lvmsync.transport import STALL_TIMEOUT
 if TYPE_CHECKING:
     from lvmsync.jobs.agent.policy import Policy
     from lvmsync.jobs.standing import Standing
+
 
 _TOO_OLD = 2  # the status of an lvmsync that does not know the verb
 
@@ -103,21 +105,31 @@ class Agent:
             TransportError: the line failed.
         """
         wanted = {key: value for key, value in (orders or {}).items() if value}
-        sender = Sender(source, self.peer.send, stream, report, **sending)
-        self._request("receive", target=target, options=wanted)
-        try:
-            sender.begin()
-            self.peer.expect(READY)
-            if wanted.get("dry_run"):
-                self.close()  # nobody sends what it waits for
-                return sender.call_off(self.place)
-            receipt = sender.run()
-            self._end_stream(stream)
-            answer = self.peer.expect(RECEIPT)
-        except BaseException as error:
-            self._break_off(error)
-            raise
-        return self._confirm(receipt, answer)
+        resume: Resume | None = sending.get("resume")
+        window = None
+        if stream.resumable:
+            window = Window(window_for(source.changes.total_bytes, resume.cuts if resume else 0))
+            wanted["window"] = window.size
+        sender = Sender(source, self.peer.send, stream, report, window=window, **sending)
+        with self.peer.talking:
+            self._request("receive", target=target, options=wanted)
+            try:
+                sender.begin()
+                self.peer.expect(READY)
+                if wanted.get("dry_run"):
+                    self.close()  # nobody sends what it waits for
+                    return sender.call_off(self.place)
+                if window:
+                    self.peer.listen(window.applied, window.open)
+                else:
+                    self.peer.listen()
+                receipt = sender.run()
+                self._end_stream(stream)
+                answer = self.peer.expect(RECEIPT)
+            except BaseException as error:
+                self._break_off(error)
+                raise
+            return self._confirm(receipt, answer)
 
     def compare(
         self, target: str, name: Comparison, reading: Reading, report: Report
@@ -164,7 +176,7 @@ class Agent:
         Args:
             source: VG/LV, of the agent's machine.
             target: VG/LV or path, of this machine: what the agent will name.
-            options: of the copy; see `PUSH_OPTIONS` in `jobs.agent.server`. Those that are None are not told.
+            options: of the copy; see `PUSH_OPTIONS` in `jobs.agent.requests`. Those that are None are not told.
             policy: what the agent may ask of us meanwhile: see `Policy.of_word`.
             state: the state folder of this machine.
             report: takes the progress of what is received.
@@ -179,7 +191,7 @@ class Agent:
         self._request("push", source=source, target=target, options=wanted)
         self.peer.expect(TURN)
         try:
-            ended = Session(self.peer.line, policy, state, report).run(DONE, REFUSAL)
+            ended = Session(self.peer.line, policy, state, report, patience=self.stall).run(DONE, REFUSAL)
         except BaseException:
             self.peer.is_over = True
             raise
@@ -209,8 +221,9 @@ class Agent:
 
     def ask(self, verb: str, **values: Any) -> dict[str, Any]:
         """Send a request that has one answer, and return that; values that are None are not given."""
-        self._request(verb, **values)
-        return self.peer.expect(ANSWER)
+        with self.peer.talking:
+            self._request(verb, **values)
+            return self.peer.expect(ANSWER)
 
     def _request(self, verb: str, **values: Any) -> None:
         if self.is_over:

@@ -26,7 +26,7 @@ RISKS = ("no_undo", "ignore_base", "allow_smaller", "accept")
 POOL_LIMIT = 95.0
 """Percent of a thin pool that an enemy may fill."""
 
-_HARMLESS = frozenset(("atomic", "require_base", "dry_run", "resumable", "restart", "prepare", "group"))
+_HARMLESS = frozenset(("atomic", "require_base", "dry_run", "resumable", "restart", "prepare", "group", "window"))
 _HIDDEN = re.compile(  # lvm(8): reserved names, which may have a number behind them
     r".*_(cdata|cmeta|cvol|corig|mimage|mlog|rimage|rmeta|tdata|tmeta|vorigin|vdata|imeta|iorig|pmspare)(_\d+)?"
 )

@@ -4,6 +4,7 @@
     client  lvmsync REQUEST {...}     one at a time
     agent   lvmsync WAIT              now and then, while it works; says nothing else
             lvmsync READY, TURN       go on, as the request's verb has it
+            lvmsync AT {...}          of a stream that is being sent: how much of it is applied
             lvmsync ANSWER {...}      done; of a stream: RECEIPT
             lvmsync REFUSAL {...}     not done: code, message, notes
 
@@ -21,12 +22,12 @@ from lvmsync.errors import LvmsyncError, PeerError, TransportError
 from lvmsync.interfaces import Transport
 from lvmsync.stream.frames import Buffer
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the conversation, told in the greeting."""
 
 AGENT, REQUEST, ANSWER = "lvmsync AGENT", "lvmsync REQUEST", "lvmsync ANSWER"
 REFUSAL, READY, RECEIPT = "lvmsync REFUSAL", "lvmsync READY", "lvmsync RECEIPT"
-WAIT, TURN, DONE = "lvmsync WAIT", "lvmsync TURN", "lvmsync DONE"
+WAIT, TURN, DONE, AT = "lvmsync WAIT", "lvmsync TURN", "lvmsync DONE", "lvmsync AT"
 
 LONGEST_LINE = 1 << 20
 """Bytes of a line, at the most, its end included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lvmsync.system.lvm import LogicalVolume
 
 def push(
     line: Line,
+    talking: AbstractContextManager[Any],
     source: str,
     target: str,
     state: Path,
@@ -33,6 +35,7 @@ def push(
 
     Args:
         line: on which it serves us.
+        talking: held while something is asked of it: in between it hears that we are at work.
         source: VG/LV.
         target: VG/LV or path, as the other side knows it.
         state: the state folder.
@@ -48,7 +51,7 @@ def push(
     place = tame(options.get("place") or target)
     if most_copies is not None:
         _require_room(volume, place, state, most_copies)
-    peer = Peer(place)
+    peer = Peer(place, talking=talking)
     peer.connect(line)
     agent = Agent(peer, "", "")
     chosen = PassOptions(

@@ -6,11 +6,7 @@ What a request may name and ask for is the `Policy`'s to say. Nothing here runs 
 from __future__ import annotations
 
 import os
-import re
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,19 +34,27 @@ from lvmsync.jobs.agent.protocol import (
     refusal_of,
     show,
 )
+from lvmsync.jobs.agent.requests import (
+    PUSH_OPTIONS,
+    RECEIVE_OPTIONS,
+    Request,
+    bound_stall,
+    is_count,
+    is_flag,
+    is_object,
+    is_seed,
+    is_size,
+    is_word,
+    is_words,
+    take,
+)
 from lvmsync.jobs.agent.streams import accept, finish, join
+from lvmsync.jobs.agent.voice import Voice
 from lvmsync.jobs.progress import Report
 from lvmsync.names import parse_volume
-from lvmsync.stream.frames import Buffer
-from lvmsync.transport import SHORTEST_STALL, STALL_TIMEOUT
+from lvmsync.transport import STALL_TIMEOUT
 
-Request = Mapping[str, Any]
-
-_MOST_TARGETS = 256  # of a group
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _LONGEST_PREFIX = 80  # letters of a volume's name in that of its snapshot; LVM allows 127 in all
-_LONGEST_STALL = 3600.0  # seconds; a line that is gone must not hold a target for ever
-_TICK = 0.5  # seconds between two looks whether a sign of life is due
 
 
 def serve(
@@ -96,10 +100,18 @@ class Session:
         *,
         beat: float = BEAT,
         on_lost: Callable[[], None] = lambda: None,
+        patience: float | None = None,
     ) -> None:
-        """Prepare; nothing is said before `greet`."""
+        """Prepare; nothing is said before `greet`.
+
+        Args:
+            patience: seconds that the other side may say nothing while it has no question, not even that it works;
+                None: any time.
+
+        The others are those of `serve`.
+        """
         self._line = line if isinstance(line, Line) else Line(line)
-        self._voice = _Voice(self._line, beat, on_lost)
+        self._voice = Voice(self._line, beat, on_lost, patience)
         self._policy = policy
         self._state = state
         self._report = report
@@ -117,6 +129,8 @@ class Session:
         """
         with self._voice.beating():
             while (text := self._line.read_line(LONGEST_REQUEST)) is not None:
+                if ends and text == WAIT:
+                    continue
                 for end in ends:
                     values = parse(text, end)
                     if values is not None:
@@ -136,7 +150,7 @@ class Session:
     def _serve(self, request: Request) -> None:
         """Carry out one request, and answer it."""
         verb = request["verb"]
-        with self._voice.working(_bound_stall(request.get("stall", STALL_TIMEOUT))):
+        with self._voice.working(bound_stall(request.get("stall", STALL_TIMEOUT))):
             try:
                 answer = _find_verb(verb)(self, request)
             except TransportError:
@@ -155,15 +169,15 @@ class Session:
     def _standing(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.standing import standing
 
-        place = self._policy.find_target(_take(request, target=_is_word)["target"])
+        place = self._policy.find_target(take(request, target=is_word)["target"])
         answer: dict[str, Any] = standing(place.path, self._state).to_json()
         return answer
 
     def _receive(self, request: Request) -> None:
         from lvmsync.jobs.receive import ReceiveOptions, receive
 
-        asked = _take(request, target=_is_word, options=_is_object)
-        options = _take({"verb": "receive", **asked["options"]}, **_OPTIONS)
+        asked = take(request, target=is_word, options=is_object)
+        options = take({"verb": "receive", **asked["options"]}, **RECEIVE_OPTIONS)
         place = self._policy.find_target(asked["target"])
         self._policy.require_options(options, is_new=lambda: not self._is_known(place))
         wanted: dict[str, Any] = {key: value for key, value in options.items() if value}
@@ -171,11 +185,14 @@ class Session:
             wanted["undo"] = False
         if "snapback" in wanted:
             wanted["snapback"] = Path(wanted["snapback"])
+        self._voice.begin_stream(wanted.get("window"))
         receipt = receive(
             self._voice.receive_some,
             ReceiveOptions(target=place.path, state=self._state, **wanted),
             self._report,
             lambda: self._voice.say(READY),
+            on_applied=self._voice.applied,
+            on_work=self._voice.is_applying,
             line_goes_on=True,
         )
         self._voice.say(RECEIPT, asdict(receipt))
@@ -189,7 +206,7 @@ class Session:
     def _leaves(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.leaves import answer
 
-        asked = _take(request, target=_is_word, size=_is_size, seed=_is_seed)
+        asked = take(request, target=is_word, size=is_size, seed=is_seed)
         place = self._policy.find_target(asked["target"])
         if not self._policy.may_compare:
             raise UsageError("this server tells no digests of its targets: it was started with --no-compare")
@@ -199,7 +216,7 @@ class Session:
     def _create(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.create import create_file, create_volume
 
-        asked = _take(request, target=_is_word, size=_is_size, pool=_is_word)
+        asked = take(request, target=is_word, size=is_size, pool=is_word)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_create, "makes no targets", "--allow-create")
         pool = _find_pool(place, asked["pool"]) if asked["pool"] else None
@@ -212,7 +229,7 @@ class Session:
     def _recover(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.recover import recover
 
-        asked = _take(request, target=_is_word, back=_is_flag, accept=_is_flag, give_up=_is_flag)
+        asked = take(request, target=is_word, back=is_flag, accept=is_flag, give_up=is_flag)
         place = self._policy.find_target(asked["target"])
         if asked["accept"]:
             self._policy.require_risk("accept")
@@ -228,7 +245,7 @@ class Session:
         return asdict(receipt)
 
     def _snapshot(self, request: Request) -> dict[str, Any]:
-        asked = _take(request, target=_is_word, replica=is_group, drop=_is_flag)
+        asked = take(request, target=is_word, replica=is_group, drop=is_flag)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_snapshot, "makes no snapshots", "--allow-snapshot")
         if not place.is_volume:
@@ -272,24 +289,24 @@ class Session:
 
     def _take_group(self, request: Request) -> tuple[list[str], str]:
         """Return the paths of a group's targets, and its id."""
-        asked = _take(request, group=is_group, targets=_is_words)
+        asked = take(request, group=is_group, targets=is_words)
         if not asked["group"] or not asked["targets"]:
             raise UsageError(f"request '{request['verb']}' lacks 'group' or 'targets'")
         return [self._policy.find_target(word).path for word in asked["targets"]], asked["group"]
 
     def _push(self, request: Request) -> None:
         """Copy a volume of this machine to a target of the other side, which serves us until we are done."""
-        asked = _take(request, source=_is_word, target=_is_word, options=_is_object)
-        options = _take({"verb": "push", **asked["options"]}, **PUSH_OPTIONS)
+        asked = take(request, source=is_word, target=is_word, options=is_object)
+        options = take({"verb": "push", **asked["options"]}, **PUSH_OPTIONS)
         source = self._policy.find_source(asked["source"])
         if self._policy.sources is not None and (options["store"] or options["chunk"]):
             raise UsageError("this server chooses the size and chunks of its snapshots itself")
         from lvmsync.jobs.agent.pushing import push
 
         self._voice.say(TURN)
-        self._voice.rest()
         receipt = push(
             self._line,
+            self._voice.lock,
             source.name,
             asked["target"],
             self._state,
@@ -300,12 +317,12 @@ class Session:
         self._voice.say(DONE, asdict(receipt))
 
     def _stripe(self, request: Request) -> None:
-        count = _take(request, count=_is_count)["count"]
+        count = take(request, count=is_count)["count"]
         striped = accept(self._line, self._voice.say, count, self._state)
         self._voice.hand_over(ANSWER, {"lines": count}, striped)
 
     def _join(self, request: Request) -> None:
-        asked = _take(request, id=_is_word, secret=_is_word)
+        asked = take(request, id=is_word, secret=is_word)
         join(self._line, self._voice.hand_over, asked["id"] or "", asked["secret"] or "", self._state)
 
 
@@ -333,116 +350,6 @@ _STREAMS = ("receive", "leaves", "push")
 """Verbs that more than an answer belongs to: when they fail, some of it may still be on the line."""
 
 
-class _Voice:
-    """What the side that serves says: a line at a time, and signs of life while it works.
-
-    There is no such sign while it waits for bytes or has just got some: the other side does not read in
-    mid-stream, and what it leaves must not fill the line. And a wait that we ourselves break would never end.
-    """
-
-    def __init__(self, line: Line, beat: float, on_lost: Callable[[], None]) -> None:
-        self._line = line
-        self._beat = beat
-        self._on_lost = on_lost
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._is_receiving = False
-        self._moved_at = time.monotonic()
-        self._patience = STALL_TIMEOUT  # the other side's
-        # From here on: under the lock
-        self._is_working = False
-        self._hears_end = False  # who reads the line knows that it has ended, and needs no signal
-        self.is_silent = False
-
-    def say(self, word: str, values: Mapping[str, Any] | None = None) -> None:
-        """Say a line."""
-        with self._lock:
-            self._line.say(word, values)
-
-    def hand_over(self, word: str, values: Mapping[str, Any], transport: Transport | None = None) -> None:
-        """Say a line, and from then on nothing else on this transport: another one takes its place, or raw bytes."""
-        with self._lock:
-            self._line.say(word, values)
-            if transport:
-                self._line.transport = transport
-            else:
-                self.is_silent = True
-
-    def rest(self) -> None:
-        """Give no signs of life for the rest of this request."""
-        with self._lock:
-            self._is_working = False
-
-    def send_all(self, buffers: Sequence[Buffer]) -> None:
-        """Send lines and what belongs to them, at once."""
-        with self._lock:
-            self._line.send_all(buffers)
-            self._moved_at = time.monotonic()
-
-    def receive_some(self, buffer: memoryview) -> int:
-        """Receive raw bytes, and take note of the end."""
-        count = 0
-        self._is_receiving = True
-        try:
-            count = self._line.receive_some(buffer)
-        finally:
-            self._moved_at = time.monotonic()
-            self._is_receiving = False
-            if not count:
-                with self._lock:
-                    self._hears_end = True
-        return count
-
-    @contextmanager
-    def working(self, stall_timeout: float) -> Iterator[None]:
-        """Give signs of life in the ``with``, and wait no longer than so many seconds for those of the other side."""
-        self._patience, self._moved_at = stall_timeout, time.monotonic()
-        with self._lock:
-            self._is_working, self.is_silent = True, False
-        self._line.transport.stall_timeout = stall_timeout
-        try:
-            yield
-        finally:
-            self._line.transport.stall_timeout = None  # who has no question may take any time
-            with self._lock:
-                self._is_working = False
-
-    @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Run the thread that gives them."""
-        self._ended.clear()
-        thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-
-    def _run(self) -> None:
-        while not self._ended.wait(min(self._beat, _TICK)):
-            with self._lock:
-                if self._ended.is_set() or self.is_silent or not self._is_working or self._is_receiving:
-                    continue
-                if time.monotonic() - self._moved_at < min(self._beat, self._patience / 3):
-                    continue
-                self._moved_at = time.monotonic()
-                try:
-                    self._line.say(WAIT)
-                except LvmsyncError:
-                    if not self._hears_end:
-                        self._on_lost()
-                    return
-
-
-def _bound_stall(seconds: object) -> float:
-    """Return how long to wait for a byte of the other side, which may ask for more or less than the usual."""
-    if seconds is None:
-        return _LONGEST_STALL
-    if not isinstance(seconds, int | float):
-        return STALL_TIMEOUT
-    return float(min(max(seconds, SHORTEST_STALL), _LONGEST_STALL))  # before it is made a float: it may be a huge one
-
-
 def _find_pool(place: Place, word: str) -> str:
     """Return the name of the pool that a target is to be made in: VG/POOL, of the target's own group."""
     if not place.is_volume:
@@ -452,96 +359,3 @@ def _find_pool(place: Place, word: str) -> str:
     if not pool.is_lvm_name or pool.word.split("/")[0] != group:
         raise UsageError(f"'{word}' is no pool of volume group {group}, which {place.name} is to be in")
     return pool.word
-
-
-# What may be in a request
-
-
-def _take(request: Request, **checks: Callable[[Any], bool]) -> dict[str, Any]:
-    """Return the values of a request, those that are not given as None; what it must not have is refused."""
-    for key, value in request.items():
-        if key in ("verb", "stall"):
-            continue
-        if key not in checks:
-            raise UsageError(f"request '{request['verb']}' has no '{show(key)}': is one of the two an older lvmsync?")
-        if value is not None and not checks[key](value):
-            raise UsageError(f"request '{request['verb']}': what '{key}' says makes no sense")
-    for key in ("target", "source", "size", "seed", "count", "options"):
-        if key in checks and request.get(key) is None:
-            raise UsageError(f"request '{request['verb']}' lacks '{key}'")
-    return {key: request.get(key) for key in checks}
-
-
-def _is_word(value: object) -> bool:
-    if not isinstance(value, str) or not 0 < len(value) <= 4096 or _CONTROL.search(value):
-        return False
-    try:
-        return bool(os.fsencode(value))
-    except UnicodeEncodeError:  # half a letter
-        return False
-
-
-def _is_words(value: object) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= _MOST_TARGETS and all(map(_is_word, value))
-
-
-def _is_percent(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and 0 < value <= 100
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value < 256
-
-
-def _is_seed(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 64
-
-
-def _is_level(value: object) -> bool:
-    return type(value) is int and 0 <= value <= 19
-
-
-_OPTIONS: dict[str, Callable[[Any], bool]] = {
-    "snapback": _is_word,
-    "group": is_group,
-    "pool_limit": _is_percent,
-    **dict.fromkeys(
-        (
-            "no_undo", "create", "atomic", "allow_smaller", "ignore_base", "require_base", "dry_run", "resumable",
-            "restart", "prepare",
-        ),
-        _is_flag,
-    ),
-}  # fmt: skip
-"""Options of a receive, as they may stand in a request."""
-
-PUSH_OPTIONS: dict[str, Callable[[Any], bool]] = {
-    "level": _is_level,
-    "thin_pool": _is_word,
-    "store": _is_size,
-    "chunk": _is_size,
-    "create": _is_flag,
-    "full": _is_flag,
-    "minimal": _is_flag,
-    "dry_run": _is_flag,
-    "place": _is_word,
-    "no_undo": _is_flag,
-    "snapback": _is_word,
-    "pool_limit": _is_percent,
-}
-"""What the side that pulls may say of how its copy is made: never a command.
-
-"place" is what names its target in our records, the same for every run; the last three are for its own receive.
-"""

@@ -10,7 +10,7 @@ from lvmsync.cli.asked import Asked, Managing, Orders, Way
 from lvmsync.cli.replica import pass_options, pull_options
 from lvmsync.jobs.agent.client import open_agent
 from lvmsync.jobs.agent.policy import POOL_LIMIT, Policy
-from lvmsync.jobs.agent.server import PUSH_OPTIONS
+from lvmsync.jobs.agent.requests import PUSH_OPTIONS
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica import snapshots
 from lvmsync.names import parse_target

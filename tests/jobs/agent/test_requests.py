@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lvmsync.jobs.agent import server
+from lvmsync.jobs.agent import requests
 from lvmsync.transport import SHORTEST_STALL
 
 
@@ -14,14 +14,14 @@ from lvmsync.transport import SHORTEST_STALL
     ids=["huge", "huge and negative", "infinite", "none", "usual"],
 )
 def test_the_patience_that_is_asked_for_is_bounded(asked: object, granted: float) -> None:
-    assert server._bound_stall(asked) == granted
+    assert requests.bound_stall(asked) == granted
 
 
 @pytest.mark.parametrize("word", ["", "/\ud800", "x\n\x1b[31m.img", "/srv/\x9b", "a\0b", "x" * 5000, 5, None], ids=repr)
 def test_a_word_that_is_no_name_is_refused(word: object) -> None:
-    assert not server._is_word(word)
+    assert not requests.is_word(word)
 
 
 @pytest.mark.parametrize("word", ["vg/lv", "/srv/\u00fc \udcff.img"])
 def test_every_name_of_a_file_is_a_word(word: str) -> None:
-    assert server._is_word(word)
+    assert requests.is_word(word)

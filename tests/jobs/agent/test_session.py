@@ -378,8 +378,8 @@ def test_a_turn_that_ends_badly_is_told(folder: Path, last: bytes, kind: type[Lv
 def test_an_agent_of_another_protocol_is_told_to_be_updated() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(b'lvmsync AGENT {"protocol": 2, "version": "7.0", "host": "x"}\n')
+        theirs.sendall(b'lvmsync AGENT {"protocol": 1, "version": "7.0", "host": "x"}\n')
         peer = Peer("far")
         peer.connect(Socket(ours, "the agent"))
-        with pytest.raises(TransportError, match=r"lvmsync 7\.0 there speaks protocol 2, and this one speaks 1"):
+        with pytest.raises(TransportError, match=r"lvmsync 7\.0 there speaks protocol 1, and this one speaks 2"):
             open_agent(peer)
