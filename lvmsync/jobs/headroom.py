@@ -84,7 +84,8 @@ def _require_in_pool(target: BlockTarget, header: Header, pool: ThinPool, limit:
     if need > room:
         raise DeviceError(
             f"thin pool {pool.device.path} has room for {room} bytes up to {limit:g}%, and {target.name} may need"
-            f" {need}; nothing was written. Make it larger with lvextend, or raise --pool-limit (100: do not look)",
+            f" {need}; {_done(header)} was written. Make it larger with lvextend, or raise --pool-limit (100: do not"
+            " look)",
             device=target.name,
         )
 
@@ -107,10 +108,14 @@ def _require_in_file_system(target: BlockTarget, header: Header) -> None:
     free = state.f_bavail * state.f_frsize
     if need > free:
         raise DeviceError(
-            f"the file system of {target.name} has {free} bytes free, and up to {need} are needed; nothing was written."
-            " Make room",
+            f"the file system of {target.name} has {free} bytes free, and up to {need} are needed; {_done(header)} was"
+            " written. Make room",
             device=target.name,
         )
+
+
+def _done(header: Header) -> str:
+    return "nothing" if header.resume is None else "nothing more"
 
 
 def _data_bytes(header: Header) -> int:

@@ -304,6 +304,7 @@ class Transaction:
         if note is None or note.id != self.id:  # it had not begun
             if file:
                 remove_undo(self._ledger, self.id, file.path)
+            self._ledger.sweep()
             if self._target.created:
                 self._target.remove()
             return True

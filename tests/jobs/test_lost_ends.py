@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lvmsync.errors import LvmsyncError, VerifyError
+from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs import receive as receiving
 from lvmsync.jobs.transaction import Transaction
 from lvmsync.jobs.way_back import find_place
@@ -138,3 +140,55 @@ def test_the_noted_length_is_never_more_than_what_is_durable(pair: Pair, monkeyp
         assert record.transaction.undo_size <= counted
     assert pair.recover() == "rolled back: the target is as it was"
     assert pair.target.read_bytes() == pair.old
+
+
+def test_a_place_with_too_little_room_to_go_on_says_what_is_there_and_what_to_do(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = pair.stream()
+    pair.cut(stream, len(stream) // 2)
+    half = pair.target.read_bytes()
+    room = SimpleNamespace(f_bavail=1, f_frsize=4096)
+    with monkeypatch.context() as patch:
+        patch.setattr("lvmsync.jobs.transaction.os.statvfs", lambda folder: room)
+        with pytest.raises(DeviceError) as caught:
+            pair.receive(pair.stream(), pool_limit=100)
+    assert str(caught.value).endswith("are needed; make room, and run the same sync again to go on")
+    assert pair.target.read_bytes() == half
+    pair.receive(pair.stream())
+    assert pair.target.read_bytes() == pair.new
+
+
+@pytest.mark.parametrize("left", [0, 70, 140], ids="{} KiB left".format)
+@pytest.mark.parametrize("kept", [False, True], ids=["undo", "snapback"])
+def test_without_room_for_its_end_a_transaction_is_not_begun(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, left: int, kept: bool
+) -> None:
+    """The disk has room for the undo's beginning, and not for the ledger's reserve, or not for the record as well."""
+    room = left << 10
+
+    def allocate(fd: int, offset: int, length: int) -> None:
+        nonlocal room
+        if length > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room -= length
+
+    def write(path: Path, text: str) -> None:
+        nonlocal room
+        if (path.parent / "reserve").exists() and len(text) > room - (12 << 10):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, text)
+
+    original = ledger.replace_file
+    back = pair.target.parent / "back"
+    stream = pair.stream()
+    with monkeypatch.context() as patch:
+        patch.setattr("lvmsync.system.ledger.os.posix_fallocate", allocate)
+        patch.setattr(ledger, "replace_file", write)
+        with pytest.raises(DeviceError, match=r"cannot write the ledger in .*: No space left.*; make room there"):
+            pair.receive(stream, snapback=back if kept else None)
+
+    assert pair.target.read_bytes() == pair.old
+    assert not back.exists()
+    assert pair.stand().transaction is None
+    assert {path.name for path in pair.state.rglob("*") if path.is_file()} <= {"lock", "reserve", "record.json"}
