@@ -80,7 +80,7 @@ def _require_in_pool(target: BlockTarget, header: Header, pool: ThinPool, limit:
     data = pool.read_fill().data
     room = int(data.total * limit / 100) - data.used
     # A block that is mapped already needs no other, unless a snapshot shares it: that is seen while it goes on.
-    need = min(max(_data_bytes(header), (header.extents or 0) * pool.chunk), target.size - _mapped(target))
+    need = min(max(_data_bytes(header), (header.extents or 0) * pool.chunk), target.size - mapped_bytes(target.number))
     if need > room:
         raise DeviceError(
             f"thin pool {pool.device.path} has room for {room} bytes up to {limit:g}%, and {target.name} may need"
@@ -90,9 +90,9 @@ def _require_in_pool(target: BlockTarget, header: Header, pool: ThinPool, limit:
         )
 
 
-def _mapped(target: BlockTarget) -> int:
+def mapped_bytes(number: dm.Number | None) -> int:
     """Return how many bytes of a thin volume are mapped; 0 for what only lies on one."""
-    device = dm.find_device(target.number)
+    device = dm.find_device(number)
     lines = dm.read_status(device) if device else []
     if [line.kind for line in lines] != ["thin"]:
         return 0

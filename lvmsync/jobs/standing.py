@@ -12,6 +12,7 @@ from typing import Any, Self
 from lvmsync import __version__
 from lvmsync.errors import DeviceError, TransportError
 from lvmsync.history import Point
+from lvmsync.jobs.create import find_left
 from lvmsync.jobs.precious import find_other_use
 from lvmsync.jobs.way_back import can_go_back, find_place
 from lvmsync.names import Volume, parse_target
@@ -95,6 +96,7 @@ class Standing:
         pool: the thin pool below it.
         undo_free: bytes that are free in the state folder.
         made: lvmsync made it, and no copy was committed to it yet.
+        left: a run that was killed had made it, and nobody has written to it: it can be made as if it were not there.
         other_use: what it is to others, in words, where it is not known as a copy: "a partition table (GPT)".
     """
 
@@ -114,12 +116,14 @@ class Standing:
     pool: PoolRoom | None = None
     undo_free: int | None = None
     made: bool = False
+    left: bool = False
     other_use: str | None = None
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is a file without a byte of which nothing is known: as a crash leaves one that was being made."""
-        return self.kind == "file" and self.size == 0 and self.point is None and self.transaction is None
+        """Whether it is as a crash leaves what was being made: a file without a byte of which nothing is known, say."""
+        is_empty = self.kind == "file" and self.size == 0
+        return (is_empty or self.left) and self.point is None and self.transaction is None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object for JSON."""
@@ -177,6 +181,7 @@ def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standi
     return replace(
         found,
         other_use=None if is_known else find_other_use(device),
+        left=not (is_known or record.dirty) and find_left(device, state) is not None,
         exists=True,
         kind=_kind(device.number),
         size=device.size,

@@ -8,6 +8,7 @@
                             ID.*-check   how much of either counts after a crash, with proof
                             ID.progress  how far the target is changed, as long as the machine runs
                             ID.traces    what some of the changed places hold, to go on with
+    STATE/making/NAME                    a volume that is being made; it has no identity yet (see `jobs.create`)
     STATE/groups/ID.json                 a group that is committed: its prepared members go forward, not back
 
 STATE is ``$LVMSYNC_STATE``, else ``/var/lib/lvmsync`` for root, else ``$XDG_STATE_HOME/lvmsync``.
