@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.names import Volume, parse_target
-from lvmsync.stream.frames import Buffer
-from lvmsync.system.device import require_storage
 
 if TYPE_CHECKING:
     from lvmsync.jobs.send import StreamOptions
+    from lvmsync.stream.frames import Buffer
 
 
 def local_target(word: str) -> str:
@@ -59,6 +58,8 @@ def open_input(path: Path) -> FileIO:
     """
     try:
         if path.is_dir():
+            from lvmsync.system.device import require_storage
+
             require_storage(str(path), path.stat())
         return path.open("rb", buffering=0)
     except OSError as error:

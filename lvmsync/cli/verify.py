@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvmsync.cli.asked import Managing, Orders, View, Way
-from lvmsync.cli.delivery import Delivery
 from lvmsync.cli.files import print_text
 from lvmsync.cli.options import (
     Compress,
@@ -23,11 +22,11 @@ from lvmsync.cli.options import (
     State,
     TargetWord,
 )
-from lvmsync.cli.replica import find_managed
 from lvmsync.errors import UsageError
 from lvmsync.names import Volume, parse_source
 
 if TYPE_CHECKING:
+    from lvmsync.cli.delivery import Delivery
     from lvmsync.jobs.verify import Verdict
 
 
@@ -50,6 +49,8 @@ def verify(
 
     Of a volume that lvmsync syncs by itself, the snapshot that the copy was last brought to is compared.
     """
+    from lvmsync.cli.delivery import Delivery
+    from lvmsync.cli.replica import find_managed
     from lvmsync.jobs import verify as job
     from lvmsync.sources import Reading, open_source
 
@@ -95,7 +96,9 @@ def repair(
 
     Of a volume that lvmsync syncs by itself a new snapshot is taken, which the next sync starts from.
     """
+    from lvmsync.cli.delivery import Delivery
     from lvmsync.cli.files import stream_options
+    from lvmsync.cli.replica import find_managed
     from lvmsync.jobs import repair as job
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.system.ledger import state_folder
