@@ -167,6 +167,8 @@ class _Job:
         options, target, header = self._options, self._target, self._header
         written = seen.was_written(self._ledger.record.seen, self._look)
         undo = Undo(options.undo and not self._holds_nothing(written), options.snapback)
+        record = self._ledger.record
+        target.is_blank = record.made and written == "no" and record.transaction is None
         terms = Terms(self._is_resumable, options.group, written, options.window)
         transaction = Transaction(target, self._ledger, header, self._session.version, undo, terms)
         try:

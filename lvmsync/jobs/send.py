@@ -21,7 +21,7 @@ from lvmsync.errors import LvmsyncError, PeerError, TransportError, UsageError
 from lvmsync.extents import ChangeMap, as_table
 from lvmsync.interfaces import Readable
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
-from lvmsync.jobs.window import STEPS, Window
+from lvmsync.jobs.window import Window
 from lvmsync.sources.source import Source
 from lvmsync.stream import v3, v4
 from lvmsync.stream.frames import DELTA, FULL, Abort, Buffer, Changes, Data, End, Header, Hole, Mark, Sample, Zero
@@ -33,13 +33,15 @@ BATCH_EXTENTS = 4096
 """Extents in a frame, at the most."""
 HOLE_BATCH = 1 << 30
 """Bytes of holes in a frame, at the most: PROTO[3] writes them as zeros, and a receiver may save what is there."""
+HOLE_WORTH = 16 << 10
+"""Bytes of data that a hole counts as where marks are set."""
 ZERO_BLOCK, ZERO_RUN = 4096, 16
 """Of a whole device, so many blocks of so many bytes that hold zeros are sent as zeros."""
 _SMALLEST_BATCH = 16 << 10
 SIGN_EVERY = 2.0
 """Seconds between two signs of life while a source makes sure of what was read."""
 MARK_EVERY = 1 << 30
-"""Bytes of changes between two marks."""
+"""Bytes of data between two marks."""
 
 Send = Callable[[Sequence[Buffer]], None]
 Batch = tuple[list[int], list[int]]
@@ -182,19 +184,26 @@ class Sender:
         return replace(self._receipt(), target=target, rate=0.0, digest=None, wire_bytes=None, dry_run=True)
 
     def _send_changes(self) -> None:
-        total = self._source.changes.total_bytes
+        changes = self._source.changes
+        total = changes.total_bytes - (changes & self._source.holes).total_bytes
         is_resumable = self._options.resumable
-        batch = batch_for(total, is_resumed=self._resume is not None) if is_resumable else BATCH
+        batch = BATCH
         if self._window:
-            batch = max(min(batch, 1 << (self._window.size // STEPS).bit_length() - 1), _SMALLEST_BATCH)
+            batch = min(batch_for(total), max(1 << (self._window.size // 4).bit_length() - 1, _SMALLEST_BATCH))
+        elif is_resumable:
+            batch = batch_for(total, is_resumed=self._resume is not None)
         distance = mark_distance(total) if is_resumable else MARK_EVERY
-        marked = 0
+        done = since_mark = 0
         for frame, packed in read_frames(self._source, self._options.level, batch):
             self._put_changes(frame, packed)
-            if self._changed_bytes - marked >= distance:
-                marked = self._changed_bytes
+            # Holes are soon sent again, however large they are: a mark, which costs a sync there, is for data.
+            data = 0 if isinstance(frame, Hole) else frame.changed_bytes
+            done += data
+            since_mark += data or len(frame.table) * HOLE_WORTH
+            if since_mark >= distance:
+                since_mark = 0
                 self._put(self._encoder.encode(Mark(self._extents, self._changed_bytes)))
-            self._report(Progress("sending", self._changed_bytes, total))
+            self._report(Progress("sending", done, total))
 
     def _put_changes(self, frame: Changes, packed: bytes | None) -> None:
         """Send a frame of changes, once it may be on its way."""
@@ -269,7 +278,7 @@ class Sender:
 
 
 def batch_for(total: int, *, is_resumed: bool = False) -> int:
-    """Return how many bytes of changes go into a frame of a resumable stream that carries ``total`` bytes.
+    """Return how many bytes of data go into a frame of a resumable stream that carries ``total`` bytes of them.
 
     A cut loses a frame at the most, a killed receiver a few: fifty of them in one transfer must not cost a twentieth
     of it. So the frames of a stream that goes on, which may be cut as well, are smaller.
@@ -280,7 +289,7 @@ def batch_for(total: int, *, is_resumed: bool = False) -> int:
 
 
 def mark_distance(total: int) -> int:
-    """Return how many bytes of changes are between two marks of a resumable stream that carries ``total`` bytes."""
+    """Return how many bytes of data are between two marks of a resumable stream, which carries ``total`` of them."""
     return min(max(total // 64, 8 << 20), MARK_EVERY)
 
 

@@ -23,6 +23,9 @@ from lvmsync.system.device import Device, open_device, opening_failed, require_s
 from lvmsync.system.ledger import remove_file, sync_folder
 
 _ZEROS = memoryview(bytes(1 << 20))
+_BY_LVM = 1 << 20
+"""Bytes at the beginning of a new volume where LVM may write: of a pool that does not zero its blocks, the rest of such
+a block holds anything."""
 
 
 class BlockTarget:
@@ -37,6 +40,8 @@ class BlockTarget:
         number: ``(major, minor)`` of a block device; None for a file.
         fd: the open descriptor.
         before_write: called with each frame before it is written; what it raises comes out of `write`.
+        is_blank: whether it was made for this, and nothing was written to it before: then a thin volume reads as zeros
+            wherever we have not written, and holes cost nothing there.
     """
 
     def __init__(self, name: str, fd: int, reader: Device, *, created: bool) -> None:
@@ -47,6 +52,8 @@ class BlockTarget:
         self.is_block = reader.is_block
         self.number = reader.number
         self.before_write: Callable[[Changes], None] = lambda frame: None
+        self.is_blank = False
+        self._written_to = _BY_LVM  # byte up to which a blank one may have been written
         self.fd = fd
         self._reader = reader
 
@@ -103,6 +110,8 @@ class BlockTarget:
                             self._zero(offset, offset + length, unmap=True)
             except OSError as error:
                 raise self._failed("written", int(frame.table[0, 0]), error) from error
+            if self.is_blank and not isinstance(frame, Hole):
+                self._written_to = max(self._written_to, int(frame.table.sum(axis=1).max()))
 
     def sync(self) -> None:
         """Make everything written durable; see `Target`."""
@@ -179,7 +188,10 @@ class BlockTarget:
             return False
         first, last = -(-offset // unit) * unit, end // unit * unit
         try:
-            ioctl.discard(self.fd, first, last - first)
+            # A discard takes time for each of its blocks, mapped or not. Those of a blank one are not: what was written
+            # to the edges of the hole is in other blocks.
+            if not self.is_blank or first < self._written_to:
+                ioctl.discard(self.fd, first, last - first)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # the pool ignores discards
                 return False

@@ -14,15 +14,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lvmsync.extents import ChangeMap
+from lvmsync.extents import ChangeMap, as_table
 from lvmsync.jobs import send as sending
-from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.progress import Progress, ignore
 from lvmsync.jobs.receive import ReceiveOptions, read_stream, receive
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.names import Volume, WholeDevice
 from lvmsync.sources import Source, open_source
-from lvmsync.stream.frames import DELTA, FULL, Changes, Data, End, Header, Hole, Mark, Zero
+from lvmsync.stream.frames import DELTA, FULL, Buffer, Changes, Data, End, Header, Hole, Mark, Zero
 from lvmsync.stream.session import Receiver
+from lvmsync.system import ioctl
+from lvmsync.targets.block import BlockTarget, open_target
 from tests.fakes import Memory, change, make_source, reader, send
 from tests.sources.loops import loop_of, sparse
 from tests.strategies import change_maps
@@ -209,3 +211,52 @@ def test_a_source_that_takes_its_time_to_make_sure_keeps_its_line_alive(monkeypa
     frames = list(read_stream(reader(bytes(stream)), Receiver()))
     assert any(isinstance(frame, Mark) for frame in frames)
     assert isinstance(frames[-1], End)
+
+
+def test_holes_call_for_no_mark_and_are_no_progress_however_large_they_are() -> None:
+    size = 1 << 45
+    changes = ChangeMap.whole(size)
+    holes = changes - ChangeMap.from_extents([(0, MIB)])
+    source = replace(make_source(Memory(os.urandom(MIB)), changes), size=size, holes=holes, is_full=True)
+    stream, seen = bytearray(), list[Progress]()
+
+    def put(buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            stream.extend(buffer)
+
+    receipt = sending.Sender(source, put, StreamOptions(resumable=True), seen.append).deliver()
+
+    frames = list(read_stream(reader(bytes(stream)), Receiver()))
+    assert sum(isinstance(frame, Hole) for frame in frames) > 30_000
+    assert sum(isinstance(frame, Mark) for frame in frames) < 100
+    assert {one.total for one in seen} == {MIB}
+    assert seen[-1].done == MIB
+    assert receipt.bytes == size
+
+
+@pytest.mark.parametrize(("is_blank", "expected"), [(False, 3), (True, 1)])
+def test_a_blank_thin_target_is_told_of_holes_only_where_something_may_have_been_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_blank: bool, expected: int
+) -> None:
+    path = tmp_path / "thin"
+    path.write_bytes(b"\1" * (4 * MIB))
+    discarded: list[tuple[int, int]] = []
+
+    def discard(fd: int, offset: int, length: int) -> None:
+        discarded.append((offset, length))
+        os.pwrite(fd, bytes(length), offset)
+
+    monkeypatch.setattr(ioctl, "discard", discard)
+    monkeypatch.setattr(ioctl, "zero_out", lambda fd, offset, length: os.pwrite(fd, bytes(length), offset))
+    monkeypatch.setattr(BlockTarget, "_thin_block", 64 * KIB)
+    with open_target(str(path)) as target:
+        target.is_block, target.is_blank = True, is_blank
+        data = os.urandom(MIB)
+        target.write([Hole(as_table([0], [MIB])), Data(as_table([MIB], [MIB]), memoryview(data))])
+        target.write([Hole(as_table([2 * MIB], [MIB + 5 * BLOCK])), Hole(as_table([3 * MIB + 5 * BLOCK], [MIB // 2]))])
+    assert len(discarded) == expected
+    # Of a block of which only a part is a hole, that part is zeroed: the pool may give out blocks as they are.
+    found = path.read_bytes()
+    assert found[MIB : 2 * MIB] == data
+    assert found[3 * MIB : 3 * MIB + 64 * KIB] == bytes(64 * KIB)
+    assert found[:MIB] == bytes(MIB)
