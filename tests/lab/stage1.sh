@@ -24,6 +24,7 @@ mkdir -p /run/lab /run/share /run/lock /run/lvm /run/sshd /run/over /dev/pts /de
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 ln -sfn /proc/self/fd /dev/fd # bash's <(...) needs it
+rm -f /dev/[pt]ty[a-ep-z][0-9a-f] /dev/tty[0-9S]* # 600 terminals, which each run of LVM would look at
 must mount -t hostfs none /run/lab -o "$LAB_CONTROL"
 must mount -t hostfs none /run/share -o "$LAB_CONTROL/share"
 
