@@ -16,9 +16,15 @@ COMMANDS = typer.main.get_command(assemble()).commands  # type: ignore[attr-defi
 SNAP, FAR, HERE = "vg/snap", "host:vg/lv", "/dev/x"
 
 
+ACTIONS = {
+    f"{name} {action}": found
+    for name, command in COMMANDS.items()
+    for action, found in getattr(command, "commands", {}).items()
+}
+
+
 def valued_options() -> Iterator[str]:
-    actions = [action for command in COMMANDS.values() for action in getattr(command, "commands", {}).values()]
-    for command in [*COMMANDS.values(), *actions]:
+    for command in [*COMMANDS.values(), *ACTIONS.values()]:
         for option in command.params:
             if option.param_type_name == "option" and not option.is_flag:
                 yield from option.opts
@@ -26,6 +32,23 @@ def valued_options() -> Iterator[str]:
 
 def test_every_option_that_takes_a_value_is_known_before_typer_is_there() -> None:
     assert set(valued_options()) | {"-a", "--apply"} == VALUED
+
+
+def test_every_verb_that_goes_to_another_machine_has_all_options_of_the_line() -> None:
+    line = {
+        "--rsh", "--port", "--identity", "--sudo", "--remote-command", "--bwlimit", "--bwlimit-file", "--stall-timeout",
+        "--streams", "--debug",
+    }  # fmt: skip
+    lacking = {}
+    going = set()
+    for name, command in (COMMANDS | ACTIONS).items():
+        words = {word for option in command.params for word in option.opts}
+        if words & (line - {"--debug"}):
+            going.add(name)
+            lacking[name] = line - words
+    far = {"sync", "migrate", "verify", "repair", "plan", "doctor", "blksnap sync", "dattobd update", "dattobd cycle"}
+    assert going == far
+    assert not any(lacking.values()), lacking
 
 
 def test_every_verb_is_a_command() -> None:

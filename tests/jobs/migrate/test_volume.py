@@ -83,11 +83,11 @@ class World:
         self.done.append("start")
         return Ended(0)
 
-    def run(self, options: Options | None = None, cuts: Iterable[int | None] = ()) -> Outcome:
+    def run(self, options: Options | None = None, cuts: Iterable[int | None] = (), *, full: bool = False) -> Outcome:
         self.far.cuts = list(cuts)
         users = Users(self.stop, restart=lambda: self.done.append("restart"), start=self.start, how_to_restart="again")
         job = Job(
-            self.source, str(self.target), "host:copy", self.state, PassOptions(create=True),
+            self.source, str(self.target), "host:copy", self.state, PassOptions(create=True, full=full),
             lambda: as_agent(self.far), users,
         )  # fmt: skip
         with open_journal(self.state, job.note) as journal, open_move(job) as move:
@@ -125,6 +125,17 @@ def test_a_line_that_fails_in_the_downtime_starts_the_source_again_and_the_next_
     outcome = world.run()
     assert world.done == ["stop", "read-only", "start"]
     assert "first" not in [one["kind"] for one in outcome.passes]
+    assert world.machine.ours() == []
+
+
+def test_all_is_copied_anew_once_where_that_is_asked_for(world: World) -> None:
+    with pytest.raises(TransportError):
+        world.run(cuts=[None, None, 2000])
+    world.target.write_bytes(bytes(SIZE))  # by something else: its copy is spoilt
+    with pytest.raises(ConflictError, match="copy it anew with --full"):
+        world.run()
+    outcome = world.run(full=True)
+    assert [one["kind"] for one in outcome.passes] == ["first", "nothing", "delta"]
     assert world.machine.ours() == []
 
 
