@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -27,6 +28,15 @@ State = Annotated[
     typer.Option("--state", metavar="DIR", help="state folder  [default: $LVMSYNC_STATE or /var/lib/lvmsync]"),
 ]
 ProgressStyle = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="how progress is shown")]
+
+
+def _require_number(value: float | None) -> float | None:
+    """Refuse what Python takes for a number: nan and inf are in any range, or in none."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number that can be used")
+    return value
+
+
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but warnings and errors")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="as the original; there is no more to say")]
 Debug = Annotated[bool, typer.Option("-d", "--debug", help="show a traceback when something fails")]
@@ -40,7 +50,7 @@ PoolLimit = Annotated[
     float,
     typer.Option(
         "--pool-limit", metavar="PERCENT", help="stop when the target's thin pool is that full; 100: do not look",
-        min=1, max=100,
+        min=1, max=100, callback=_require_number,
     ),
 ]  # fmt: skip
 Minimal = Annotated[
@@ -48,7 +58,12 @@ Minimal = Annotated[
 ]
 Audit = Annotated[
     float | None,
-    typer.Option("--audit", metavar="PERCENT", help="first compare so much of what counts as unchanged with the base"),
+    typer.Option(
+        "--audit",
+        metavar="PERCENT",
+        help="first compare so much of what counts as unchanged with the base",
+        callback=_require_number,
+    ),
 ]
 BaseData = Annotated[
     str | None,
@@ -78,7 +93,13 @@ BwlimitFile = Annotated[
 ]
 StallTimeout = Annotated[
     float,
-    typer.Option("--stall-timeout", metavar="SECONDS", help="give a line up on which no byte moves; 0: never", min=0),
+    typer.Option(
+        "--stall-timeout",
+        metavar="SECONDS",
+        help="give a line up on which no byte moves; 0: never",
+        min=0,
+        callback=_require_number,
+    ),
 ]
 Streams = Annotated[
     int, typer.Option("--streams", metavar="N", help="so many connections, where one is slow", min=1, max=16)
@@ -97,5 +118,8 @@ ExtendCmd = Annotated[
     str | None,
     typer.Option("--extend-cmd", metavar="CMD", help="makes room in $LVMSYNC_VOLUME when that becomes full"),
 ]
-ExtendAt = Annotated[float | None, typer.Option("--extend-at", metavar="PERCENT", help="when that is  [default: 70]")]
+ExtendAt = Annotated[
+    float | None,
+    typer.Option("--extend-at", metavar="PERCENT", help="when that is  [default: 70]", callback=_require_number),
+]
 Full = Annotated[bool, typer.Option("--full", help="copy the whole volume anew, whatever the copy holds")]

@@ -257,6 +257,9 @@ def test_several_streams_that_hang_end_both_sides(site: Site, proxy: Proxy) -> N
         (["--bwlimit", "fast"], "not a size: 'fast'"),
         (["--bwlimit-file", "./none"], "cannot read the rate in none"),
         (["--stall-timeout", "1"], "--stall-timeout 1 is out of range: 3 at least, or 0"),
+        (["--stall-timeout", "nan"], "'--stall-timeout': nan is not a number that can be used"),
+        (["--stall-timeout", "1e400"], "'--stall-timeout': inf is not a number that can be used"),
+        (["--pool-limit", "nan"], "'--pool-limit': nan is not a number that can be used"),
         (["--streams", "17"], "17 is not in the range"),
     ],
 )
