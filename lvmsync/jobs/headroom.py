@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lvmsync.errors import DeviceError
 from lvmsync.formats.snapshot import SECTOR
-from lvmsync.stream.frames import DELTA, Changes, Header
+from lvmsync.stream.frames import DELTA, Changes, Header, Hole
 from lvmsync.system import dm
 from lvmsync.system.fill import ThinPool, find_pool
 from lvmsync.targets.block import BlockTarget
@@ -40,7 +40,7 @@ def require_headroom(target: BlockTarget, header: Header, limit: float) -> Calla
     pool = find_pool(target.number)
     if pool is None:
         return lambda frame: None
-    watch = PoolWatch(pool, limit)
+    watch = PoolWatch(pool, limit, is_blank=target.is_blank)
     _require_in_pool(target, header, pool, limit)
     return watch
 
@@ -48,8 +48,13 @@ def require_headroom(target: BlockTarget, header: Header, limit: float) -> Calla
 class PoolWatch:
     """Looks at a pool each second, and sooner where what is written could fill a quarter of what is left."""
 
-    def __init__(self, pool: ThinPool, limit: float) -> None:
+    def __init__(self, pool: ThinPool, limit: float, *, is_blank: bool = False) -> None:
         """Look at it for the first time.
+
+        Args:
+            pool: it.
+            limit: percent of it at which to stop.
+            is_blank: whether holes are written to nothing but their edges; see `BlockTarget`.
 
         Raises:
             DeviceError: it is at the limit.
@@ -58,13 +63,15 @@ class PoolWatch:
 
         self._pool = pool
         self._limit = limit
+        self._is_blank = is_blank
         self._watch = FillWatch([pool_gauge(pool)], limit=limit, every=0)
         self._look()
 
     def __call__(self, frame: Changes) -> None:
         """Take the frame that is written next, and look if it is time."""
         # A chunk may be shared with a snapshot: a few bytes written to it take a whole one.
-        self._unseen += max(frame.changed_bytes, len(frame.table) * self._pool.chunk)
+        written = 0 if self._is_blank and isinstance(frame, Hole) else frame.changed_bytes
+        self._unseen += max(written, len(frame.table) * self._pool.chunk)
         if self._unseen >= self._allowance or time.monotonic() >= self._next:
             self._look()
 
