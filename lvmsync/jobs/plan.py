@@ -126,7 +126,9 @@ def plan_volume(
             left = max(volume.size - found.standing.transaction.offset, 0)
             found.changed_bytes, found.extents = left, 1
         elif known:
-            with open_source(Volume(known.name), Reading(with_data=False, frozen=True)) as source:
+            # LVM may have forgotten what a thin base was taken of.
+            newer = volume.full_name if volume.is_thin else None
+            with open_source(Volume(known.name), Reading(data_source=newer, with_data=False, frozen=True)) as source:
                 _count(found, source.changes, source.granularity)
             if plan.kind is Kind.COMMITTED:
                 found.kind = Kind.DELTA.value
@@ -229,6 +231,10 @@ def _advise(found: Forecast, volume: LogicalVolume, options: PassOptions) -> Non
     free = lvm.read_group(volume.group).free
     expected = found.changed_bytes if found.kind == Kind.DELTA.value else None
     found.snapshot = advise(volume.size, free, expected=expected, size=options.store, chunk=options.chunk)
+    if found.kind == Kind.FIRST.value:
+        found.notes.append(
+            f"a snapshot of {volume.full_name} stays from then on, so LVM makes it larger only while it is inactive"
+        )
     if found.snapshot is None:
         found.problems.append(
             f"the volume group '{volume.group}' has {size_words(free)} free, too few for the next snapshot of"
