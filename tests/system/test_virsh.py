@@ -119,3 +119,19 @@ def test_a_virsh_that_says_nothing_is_not_waited_for_for_ever(
     monkeypatch.setattr(virsh, "_ANSWER", 0.2)
     with pytest.raises(CommandError, match=r"'domstate' gave no answer within 0.2 s; does libvirt hang\?"):
         virsh.Domain("test")
+
+
+def test_a_guest_that_goes_off_by_itself_while_it_is_asked_has_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    went_off = (
+        'shutdown) state="shut off"; echo "error: Requested operation is not valid: domain is not running" >&2 ;;'
+    )
+    stubborn = _STUBBORN.format(calls=tmp_path / "calls")
+    (tmp_path / "virsh").write_text(stubborn.replace(f'shutdown) echo "asked" >>{tmp_path / "calls"} ;;', went_off))
+    (tmp_path / "virsh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with virsh.Domain("a") as domain:
+        assert domain.state() == "running"
+        domain.stop(timeout=5)
+        assert domain.is_off()
