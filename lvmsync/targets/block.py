@@ -41,7 +41,7 @@ class BlockTarget:
         fd: the open descriptor.
         before_write: called with each frame before it is written; what it raises comes out of `write`.
         is_blank: whether it was made for this, and nothing was written to it before: then a thin volume reads as zeros
-            wherever we have not written, and holes cost nothing there.
+            wherever we have not written, and neither holes nor zeros cost anything there.
     """
 
     def __init__(self, name: str, fd: int, reader: Device, *, created: bool) -> None:
@@ -104,7 +104,8 @@ class BlockTarget:
                         self._write_data(table, payload)
                     case Zero(table):
                         for offset, length in table.tolist():
-                            self._zero(offset, offset + length, unmap=False)
+                            # What was made for this need not have space for zeros.
+                            self._zero(offset, offset + length, unmap=self.is_blank)
                     case Hole(table):
                         for offset, length in table.tolist():
                             self._zero(offset, offset + length, unmap=True)

@@ -241,6 +241,7 @@ def test_a_blank_thin_target_is_told_of_holes_only_where_something_may_have_been
     path = tmp_path / "thin"
     path.write_bytes(b"\1" * (4 * MIB))
     discarded: list[tuple[int, int]] = []
+    zeroed: list[int] = []
 
     def discard(fd: int, offset: int, length: int) -> None:
         discarded.append((offset, length))
@@ -254,6 +255,9 @@ def test_a_blank_thin_target_is_told_of_holes_only_where_something_may_have_been
         data = os.urandom(MIB)
         target.write([Hole(as_table([0], [MIB])), Data(as_table([MIB], [MIB]), memoryview(data))])
         target.write([Hole(as_table([2 * MIB], [MIB + 5 * BLOCK])), Hole(as_table([3 * MIB + 5 * BLOCK], [MIB // 2]))])
+        monkeypatch.setattr(ioctl, "zero_out", lambda fd, offset, length: zeroed.append(length))
+        target.write([Zero(as_table([4 * MIB - 192 * KIB], [128 * KIB]))])
+    assert zeroed == ([] if is_blank else [128 * KIB])
     assert len(discarded) == expected
     # Of a block of which only a part is a hole, that part is zeroed: the pool may give out blocks as they are.
     found = path.read_bytes()

@@ -68,17 +68,16 @@ def sync_volume(
     notes = check_before(volume)
     old: set[str] | None = None  # points of heads that an earlier run has left
     found: object = None
-    is_again = False
 
     def work(agent: Agent) -> Receipt:
-        nonlocal old, found, is_again
-        wanted, is_again = replace(options, goes_on=is_again), True  # what this run has begun, it finishes
+        nonlocal old, found
         with open_replica(agent, volume, target, place, state) as replica:
             found = replica.found
             replica.require_alone()
             if old is None:
                 old = {f"{POINT}{one.id}" for one in replica.list_snapshots() if role_of(one) == HEAD}
-            receipt = run_pass(replica, agent, wanted, report).receipt
+            is_own = replica.found is not None and replica.found.head not in old  # begun before the line failed
+            receipt = run_pass(replica, agent, replace(options, goes_on=is_own), report).receipt
             if receipt.kind == Kind.RESUME.value and receipt.point in old:
                 return _join(receipt, run_pass(replica, agent, replace(options, full=False), report).receipt)
             return receipt
