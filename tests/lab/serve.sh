@@ -1,9 +1,8 @@
 # shellcheck shell=bash
 # A key that is served, with real volumes. /dev/ubda holds both sites' volumes, /dev/ubdb is noise.
-. "$LAB/sites.sh"
-. "$LAB/cases.sh"
+. "$LAB/moving.sh"
 
-two_sites
+moving_sites
 make_vg vg /dev/ubda
 make_vg copies /dev/ubdc
 noise=/dev/ubdb

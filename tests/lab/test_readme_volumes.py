@@ -6,12 +6,12 @@ from tests.lab.conftest import Lab
 from tests.lab.test_readme import checked, examples, sections
 
 _SETUP = """
-. "$LAB/sites.sh"
+. "$LAB/moving.sh"
 make_vg vg /dev/ubda
 make_vg vg2 /dev/ubdb
 lvcreate -qq -y -L 24M -n web vg
 mkfs.ext4 -q /dev/vg/web
-two_sites  # before the mount, which would live on in the other site's mounts
+moving_sites  # before the mount, which would live on in the other site's mounts
 mount /dev/vg/web /srv
 head -c 3M /dev/urandom > /srv/page
 lvcreate -qq -y -L 8M -n db vg
