@@ -23,7 +23,8 @@ import asyncssh
 from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import Ssh
-from lvmsync.transport.pipe import Lines, Watch
+from lvmsync.transport.lines import Lines
+from lvmsync.transport.pipe import Watch
 
 PIECE = 1 << 20
 """Bytes that a caller's thread hands to the loop at once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import select
 import stat
 import subprocess
@@ -20,50 +19,15 @@ from types import TracebackType
 from typing import IO, Self
 
 from lvmsync.errors import DeviceError, TransportError
+from lvmsync.transport.lines import Lines
 
 PIPE_SIZE = 1 << 20
 """Bytes that a pipe holds, where the system permits it: the default of 64 KiB costs a third of the speed."""
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
-_LINE_MAX = 4096  # bytes; a longer line of stderr is shown in pieces
 _CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
 _KILL_TIMEOUT = 300.0  # seconds from SIGTERM to SIGKILL: a receiver brings its target back first
-_LAST_WORDS_TIMEOUT = 1.0  # seconds that stderr may stay open behind a child that has ended
-
-_ESCAPE = re.compile(  # ECMA-48: control sequences, control strings (titles, clipboards), short escapes
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-# Control characters, and those that turn the direction of the text around
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-class Lines:
-    """Bytes of a peer's stderr, given on line by line with nothing in them that drives a terminal."""
-
-    def __init__(self, on_line: Callable[[str], None]) -> None:
-        self._on_line = on_line
-        self._rest = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes as they come, and give on the lines that are whole."""
-        *lines, self._rest = re.split(rb"[\r\n]+", self._rest + data)
-        while len(self._rest) > _LINE_MAX:
-            lines.append(self._rest[:_LINE_MAX])
-            self._rest = self._rest[_LINE_MAX:]
-        for line in lines:
-            self._give(line)
-
-    def end(self) -> None:
-        """Give on what came after the last line break."""
-        self._give(self._rest)
-        self._rest = b""
-
-    def _give(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").replace("\t", " ")
-        if text := _CONTROL.sub("", _ESCAPE.sub("", text)).rstrip():
-            self._on_line(text)
+_LAST_WORDS_TIMEOUT = 1.0  # seconds that stderr and stdout may stay open behind a child that has ended
 
 
 class Watch:
@@ -277,6 +241,7 @@ class Command:
         self._name = name or argv[0]
         self._lines = Lines(on_stderr)
         self._flow = Flow(self._name, stall_timeout)
+        self._reading = threading.Lock()
 
     @property
     def stall_timeout(self) -> float | None:
@@ -323,10 +288,13 @@ class Command:
 
     def receive_some(self, buffer: memoryview) -> int:
         """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
-        try:
-            return self._flow.read_some(self._out.fileno(), buffer)
-        except OSError as error:
-            raise TransportError(f"{self._name}: the line is gone: {error.strerror}") from error
+        with self._reading:
+            if self._out.closed:
+                raise TransportError(f"{self._name}: the line is gone: it was closed")
+            try:
+                return self._flow.read_some(self._out.fileno(), buffer)
+            except OSError as error:
+                raise TransportError(f"{self._name}: the line is gone: {error.strerror}") from error
 
     def send_eof(self) -> None:
         """Close the child's stdin."""
@@ -360,7 +328,10 @@ class Command:
             # A master that ssh leaves behind (ControlPersist) keeps our stderr open: do not wait for its end.
             self._listener.join(_LAST_WORDS_TIMEOUT)
         self._in.close()  # only now where the line is cut: a thread that sends has got its EPIPE
-        self._out.close()
+        # A thread that still receives finds the end now, and must not find another file behind this descriptor.
+        if self._reading.acquire(timeout=_LAST_WORDS_TIMEOUT):
+            self._out.close()
+            self._reading.release()
         status = self._child.wait()
         return status if status >= 0 else 128 - status
 
@@ -371,8 +342,9 @@ class Command:
         poll.register(out, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
             if poll.poll(min(left, 0.5) * 1000):
-                if not os.read(out, PIPE_SIZE):
-                    return
+                with suppress(BlockingIOError):  # another thread receives, and was first
+                    if not os.read(out, PIPE_SIZE):
+                        return
             elif self._child.poll() is not None:  # a grandchild may hold the pipe open
                 return
 
@@ -384,7 +356,7 @@ class Command:
         return True
 
     def _listen(self, stderr: IO[bytes]) -> None:
-        while data := os.read(stderr.fileno(), _LINE_MAX):
+        while data := os.read(stderr.fileno(), PIPE_SIZE):
             self._lines.feed(data)
         self._lines.end()
         stderr.close()

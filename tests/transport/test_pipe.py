@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from lvmsync.transport.pipe import Lines
+from lvmsync.errors import TransportError
+from lvmsync.transport.lines import Lines
+from lvmsync.transport.pipe import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,3 +142,22 @@ def test_lines_of_a_peer_are_shown_without_what_drives_a_terminal(data: bytes, l
         parser.feed(data[start : start + step])
     parser.end()
     assert said == lines
+
+
+@pytest.mark.parametrize("said", ["", "yes | head -c 3000000"])
+def test_a_thread_that_receives_while_the_line_is_closed_finds_its_end(said: str) -> None:
+    counts: list[int] = []
+
+    def receive() -> None:
+        buffer = memoryview(bytearray(4096))
+        with suppress(TransportError):
+            while not counts or counts[-1]:
+                counts.append(line.receive_some(buffer))
+
+    with Command(["sh", "-c", f"cat; {said}"], lambda _: None) as line:
+        thread = threading.Thread(target=receive)
+        line.send_all([b"x"])
+        thread.start()
+        assert line.aclose() == 0
+        thread.join(10)
+        assert not thread.is_alive()
