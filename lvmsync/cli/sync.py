@@ -52,8 +52,8 @@ def sync(
 
     orders = replace(orders, create=create)
     asked = Asked(way, orders, managing, refinement.minimal, compress)
-    is_plain = data_source is None and not frozen and replace(refinement, minimal=False) == Refinement()
-    is_plain = is_plain and stream_format == 4
+    is_plain = data_source is None and not frozen and refinement.audit_percent is None and stream_format == 4
+    is_plain = is_plain and refinement.base_data is None
     unfit = "-r, --frozen, --audit, --base-data and --format 3 are not for that"
     with ExitStack() as stack:
         report = stack.enter_context(view.report())

@@ -219,7 +219,7 @@ def test_changes_and_send_take_them_too(site: Site) -> None:
     [
         (["--audit", "0"], "--audit 0 is out of range"),
         (["--audit", "101"], "--audit 101 is out of range"),
-        (["--audit", "nan"], "--audit nan is out of range"),
+        (["--audit", "nan"], "'--audit': nan is not a number"),
         (["--audit", "all"], "Invalid value for '--audit'"),
         (["--base-data", "./origin"], "give one of these as well"),
         (["--minimal", "--base-data", "origin"], "neither VG/LV nor a path"),
