@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from lvmsync.cli.classic import run
 from tests.sshd import Sshd, run_sshd
 
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 WAYS = ("path", "asyncssh", "rsh")
 STORE = "snapshot:./store,origin=./origin"
@@ -32,10 +35,25 @@ class Site:
         return self.folder / "far" / "target.img"
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command line in this process; see `start` for a process of its own."""
+        stdout, stderr = StringIO(), StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+            patch.chdir(self.folder)
+            for name, value in self.env.items():
+                patch.setenv(name, value)
+            status = run(words)
+        return subprocess.CompletedProcess(words, status, stdout.getvalue(), stderr.getvalue())
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"HOME": str(self.folder / "home"), "LVMSYNC_STATE": str(self.folder / "far" / "state")}
+
+    def start(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the installed command."""
         return subprocess.run(
             [str(BIN / "lvmsync"), *words],
             cwd=self.folder,
-            env={**os.environ, "HOME": str(self.folder / "home"), "LVMSYNC_STATE": str(self.folder / "far" / "state")},
+            env={**os.environ, **self.env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -58,7 +76,7 @@ class Site:
 @contextmanager
 def run_far_side(factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """Run a sshd whose sessions find the lvmsync that is tested."""
-    env = {"PATH": f"{BIN}:/usr/bin:/bin", "LVMSYNC_STATE": str(factory.mktemp("state"))}
+    env = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LVMSYNC_STATE": str(factory.mktemp("state"))}
     with run_sshd(factory.mktemp("sshd"), env=env) as sshd:
         yield sshd
 

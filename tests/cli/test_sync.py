@@ -62,7 +62,16 @@ def test_a_dry_run_asks_the_target_and_changes_nothing(site: Site) -> None:
     assert site.sync(STORE, "--dry-run").returncode == 3
 
 
-@pytest.mark.parametrize("options", [["--format", "3"], ["--atomic"], ["--no-undo"], ["--compress", "zstd:3"]])
+@pytest.mark.parametrize(
+    ("site", "options"),
+    [
+        ("path", ["--format", "3"]),
+        ("asyncssh", ["--atomic"]),
+        ("rsh", ["--no-undo"]),
+        ("asyncssh", ["--compress", "zstd:3"]),
+    ],
+    indirect=["site"],
+)
 def test_every_kind_of_stream_and_transaction_arrives(site: Site, options: list[str]) -> None:
     done = site.sync(STORE, *options)
     assert done.returncode == 0, done.stderr

@@ -140,7 +140,8 @@ def test_a_copy_in_the_middle_of_a_receive_is_not_verified_and_repair_ends_that_
     receiver.stdin.write(stream.read_bytes()[:-200])
     receiver.stdin.flush()
     deadline = time.monotonic() + 20
-    while not any(state.glob("targets/*/*.undo")) and time.monotonic() < deadline:
+    while not any(json.loads(one.read_text())["transaction"] for one in state.glob("targets/*/record.json")):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     receiver.kill()
     receiver.wait()
