@@ -15,6 +15,8 @@ from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
 from lvmsync.jobs.progress import Report, ignore
+from lvmsync.jobs.samples import find_different
+from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.way_back import can_go_back, go_back
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, file_name, make_folders, open_ledger, remove_file, replace_file
@@ -62,6 +64,12 @@ def _require_part(target: BlockTarget, ledger: Ledger, group: str) -> None:
     if note is None or note.phase != "prepared" or note.group != group:
         raise ConflictError(
             f"{target.name} is not prepared for group {group}: nothing was committed", device=target.name
+        )
+    if was_written(target, ledger, seen.look_at_target(target.fd)) == "yes":
+        raise ConflictError(
+            f"{target.name} was written to since it was prepared for group {group}: nothing was committed; run"
+            f" 'lvmsync recover {target.name}'",
+            device=target.name,
         )
 
 
@@ -187,15 +195,28 @@ def _claim(stack: ExitStack, path: str, state: Path) -> tuple[BlockTarget, Ledge
 
 def _bring_back(target: BlockTarget, ledger: Ledger, report: Report) -> None:
     """Undo what is open; that somebody else wrote to the target meanwhile shows after that as well."""
-    before, written = ledger.record.seen, _was_written(target, ledger)
+    before, written = ledger.record.seen, was_written(target, ledger, seen.look_at_target(target.fd))
     go_back(target, ledger, report, written)
     if written == "yes":
         ledger.write(seen=before)
 
 
-def _was_written(target: BlockTarget, ledger: Ledger) -> seen.Written:
-    """Tell whether somebody has written to a target since we were last done with it."""
-    return seen.was_written(ledger.record.seen, seen.look_at_target(target.fd))
+def was_written(target: BlockTarget, ledger: Ledger, look: dict[str, str] | None) -> seen.Written:
+    """Tell whether somebody else has written to a target since its open transaction was left.
+
+    Args:
+        target: claimed.
+        ledger: of the target.
+        look: what it looked like before anything of ours.
+    """
+    note = ledger.record.transaction
+    written = seen.was_written(ledger.record.seen, look)
+    if note is None or written != "unknown":
+        return written
+    if note.phase == "applying":
+        return "yes" if find_lost(target, ledger) else written
+    inside = [one for one in note.traces if one.offset + one.length <= target.size]
+    return "yes" if note.phase == "prepared" and find_different(target, inside) else written
 
 
 def _write_commit(state: Path, group: str, members: list[str]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
-from lvmsync.jobs.prepared import list_members, settle
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, VerifyError
+from lvmsync.jobs.prepared import list_members, settle, was_written
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
-from lvmsync.jobs.traces import find_lost
 from lvmsync.jobs.transaction import Transaction, Undo, open_spool, read_spool
-from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, restore
+from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, prove_undo, restore
 from lvmsync.stream.frames import Header
 from lvmsync.system import record as records
 from lvmsync.system import seen
@@ -35,13 +34,14 @@ def recover(
         target_path: the target.
         state: the state folder.
         report: takes the progress.
-        accept: where there is no way back: take the target as it is, on the user's word.
-        give_up: where there is no way back: end the transaction, and note that what the target holds is not known.
+        accept: where there is no way back, or it is damaged or gone: take the target as it is, on the user's word.
+        give_up: likewise: end the transaction, and note that what the target holds is not known.
         back: go back even if a staged stream is there to go forward with.
         alone: leave the others of its group as they are.
 
     Raises:
         VerifyError: there is no way back, or its file is damaged; or somebody else wrote to the target, too.
+        ConflictError: somebody wrote to the target after the stream for it was staged.
     """
     watch = Stopwatch()
     if not Path(target_path).exists():
@@ -52,6 +52,7 @@ def recover(
     ):
         look = seen.look_at_target(target.fd)  # before anything of ours shows
         note = ledger.record.transaction
+        written = was_written(target, ledger, look)
         group = note.group if note else None
         if note is None:
             ledger.sweep()
@@ -59,14 +60,15 @@ def recover(
         elif note.phase == "prepared" and settle(target, ledger, state, report):
             said = "rolled forward: its group is committed, the target is wholly new"
         elif ledger.record.transaction is None:  # prepared, and its group was not committed
+            _require_alone(target, note, written)
             said = _BACK
-        elif (accept or give_up) and note.phase in ("applying", "prepared") and not can_go_back(note):
+        elif (accept or give_up) and _is_stuck(target, ledger):
             said = _end(ledger, accept=accept)
         elif note.spool and note.phase in ("staged", "applying") and not back:
-            _go_forward(target, ledger, report)
+            _go_forward(target, ledger, look, report)
             said = "rolled forward: the staged stream is applied, the target is wholly new"
         else:
-            _roll_back(target, ledger, note, look, report)
+            _roll_back(target, ledger, note, written, report)
             said = _BACK
         point, size = ledger.record.point, target.size
     others = _recover_others(group, state, report) if group and not alone else []
@@ -85,14 +87,40 @@ def _end(ledger: Ledger, *, accept: bool) -> str:
     """End a transaction that has no way back, and return what the user should know."""
     if accept:
         ledger.write(transaction=None, dirty=False, point=None, seen=None, made=False, traces=(), group=None)
+        ledger.sweep()
         return "taken as good, on your word"
     ledger.write(transaction=None, dirty=True, point=None, held=None, seen=None, group=None)
     ledger.sweep()
     return "given up: what the target holds is not known, until it is repaired or copied anew"
 
 
+def _is_stuck(target: BlockTarget, ledger: Ledger) -> bool:
+    """Tell whether the open transaction has changed the target, and its undo is damaged, gone, or was not kept."""
+    note = ledger.record.transaction
+    if note is None or note.phase not in ("applying", "prepared", "undoing"):
+        return False
+    if not can_go_back(note):
+        return True
+    try:
+        prove_undo(target, ledger)
+    except (DeviceError, VerifyError):
+        return True
+    return False
+
+
+def _require_alone(target: BlockTarget, note: records.Transaction, written: seen.Written) -> None:
+    """Raise if somebody else wrote to a target whose transaction was undone."""
+    if written == "yes" and not note.created:
+        raise VerifyError(
+            f"{target.name}: what the transaction of {note.began} had changed is as it was before, but somebody"
+            " else wrote to it meanwhile: what it holds elsewhere is not known; bring it up to date with"
+            " 'lvmsync repair' or 'compare:'",
+            device=target.name,
+        )
+
+
 def _roll_back(
-    target: BlockTarget, ledger: Ledger, note: records.Transaction, look: dict[str, str] | None, report: Report
+    target: BlockTarget, ledger: Ledger, note: records.Transaction, written: seen.Written, report: Report
 ) -> None:
     """Write back what was overwritten, and tell whether somebody else wrote to the target, too."""
     if note.resumable and not can_go_back(note):
@@ -102,17 +130,8 @@ def _roll_back(
             f" ('lvmsync recover --accept {target.name}' takes it as it is)",
             device=target.name,
         )
-    written = seen.was_written(ledger.record.seen, look)
-    if written == "unknown" and note.phase == "applying" and find_lost(target, ledger):
-        written = "yes"
     go_back(target, ledger, report, written)
-    if written == "yes" and not note.created:
-        raise VerifyError(
-            f"{target.name}: what the transaction of {note.began} had changed is as it was before, but somebody"
-            " else wrote to it meanwhile: what it holds elsewhere is not known; bring it up to date with"
-            " 'lvmsync repair' or 'compare:'",
-            device=target.name,
-        )
+    _require_alone(target, note, written)
 
 
 def _recover_others(group: str, state: Path, report: Report) -> list[str]:
@@ -138,10 +157,17 @@ def _recover_removed(path: str, state: Path) -> Receipt:
     return Receipt(job="recover", target=path, durable=True, notes=["rolled back: the file was not made"])
 
 
-def _go_forward(target: BlockTarget, ledger: Ledger, report: Report) -> None:
+def _go_forward(target: BlockTarget, ledger: Ledger, look: dict[str, str] | None, report: Report) -> None:
     """Apply a staged stream whose transaction was cut off: back to the start, so that a new undo is true, then on."""
     note = ledger.record.transaction
     assert note is not None
+    if note.phase == "staged" and note.is_proved and seen.was_written(note.seen, look) == "yes":
+        raise ConflictError(
+            f"{target.name} was written to since the stream of {note.began} was staged for it, and does not hold what"
+            f" that starts from any more: 'lvmsync recover --back {target.name}' drops it; then bring the target up to"
+            " date with 'lvmsync repair' or 'compare:'",
+            device=target.name,
+        )
     wanted = note.phase == "staged" or note.undo is not None
     undo = Undo(wanted, Path(note.snapback) if note.snapback else None)
     if note.undo:

@@ -177,16 +177,17 @@ def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standi
     record, folder, is_locked = ledger.peek_record(state, name, identity.identify(device.fd), device.size)
     if is_locked:
         found = replace(found, in_use=f"another lvmsync is working on {device.name}; wait for it to end")
-    is_known = record.point or record.transaction or record.made or found.in_use
+    written = seen.was_written(record.seen, seen.look_at_target(device.fd))
+    is_known = record.point or record.transaction or (record.made and written == "no") or found.in_use
     return replace(
         found,
         other_use=None if is_known else find_other_use(device),
-        left=not (is_known or record.dirty) and find_left(device, state) is not None,
+        left=not (is_known or record.made or record.dirty) and find_left(device, state) is not None,
         exists=True,
         kind=_kind(device.number),
         size=device.size,
         identity=record.identity,
-        written=seen.was_written(record.seen, seen.look_at_target(device.fd)),
+        written=written,
         pool=_pool(device.number),
         **_known_of(record, folder, seen.life(device.fd)),
     )

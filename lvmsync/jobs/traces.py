@@ -105,8 +105,8 @@ def find_lost(target: BlockTarget, ledger: Ledger) -> tuple[Sample, str] | None:
     """Return a trace of the open transaction that is not on the target any more, and the digest of what is there."""
     note = ledger.record.transaction
     assert note is not None
-    offset = find_place(ledger.record, ledger.folder, seen.life(target.fd)).offset
-    return find_different(target, choose(read_traces(ledger.path(note.id, "traces"), offset)))
+    end = min(target.size, find_place(ledger.record, ledger.folder, seen.life(target.fd)).offset)
+    return find_different(target, choose(read_traces(ledger.path(note.id, "traces"), end)))
 
 
 def _trace(

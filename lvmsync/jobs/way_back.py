@@ -6,7 +6,7 @@ docs/crash-safety.md lists every durable write, in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from lvmsync.errors import VerifyError
 from lvmsync.jobs.progress import Progress, Report
-from lvmsync.stream.frames import Header, Sample
+from lvmsync.stream.frames import Changes, Header, Sample
 from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.applied import Place, read_applied
@@ -23,7 +23,7 @@ from lvmsync.system.ledger import Ledger, remove_file
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile, find_edge, read_durable, read_tables
 
-_CHANGED = ("applying", "prepared")
+_CHANGED = ("applying", "prepared", "undoing")
 """Phases in which the target may not be what it was."""
 _UNTOUCHED = ("staging", "staged")
 
@@ -71,7 +71,7 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report, written: seen.W
             " or the whole, again",
             device=target.name,
         )
-    restore(target, ledger, report)
+    restore(target, ledger, report, written)
     if note.created:
         target.remove()
     # Who else may have written meanwhile is not known. If somebody had before, that still shows.
@@ -84,18 +84,24 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report, written: seen.W
     ledger.sweep()
 
 
-def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
-    """Write everything that the open transaction has overwritten back, durably, and drop its undo file."""
+def restore(target: BlockTarget, ledger: Ledger, report: Report, written: seen.Written = "unknown") -> None:
+    """Write everything that the open transaction has overwritten back, durably, and drop its undo file.
+
+    Args:
+        target, ledger, report, written: as of `go_back`.
+    """
     note = ledger.record.transaction
     assert note is not None
     if note.phase in _CHANGED and note.undo:
         done = 0
-        # Also what was written behind a failed sync had been saved before.
-        applied = read_applied(ledger.path(note.id, "progress"), seen.life(target.fd))
-        least = max(note.undo_size, applied.undo_size)
         # No byte is in it twice, so the order does not matter, nor does a second time.
-        for frame in read_durable(Path(note.undo), ledger.path(note.id, "undo-check"), least):
-            if not isinstance(frame, Header):
+        for frame in _read_undo(target, ledger):
+            if isinstance(frame, Header):  # all is proved
+                _require_size(target, note, frame)
+                # From here on it cannot be gone on with, and that we write to it ourselves is no sign of anybody else.
+                look = ledger.record.seen if written == "yes" else None
+                ledger.write(transaction=replace(note, phase="undoing"), seen=look)
+            else:
                 target.write([frame])
                 done += frame.changed_bytes
                 report(Progress("rolling back", done, None))
@@ -104,6 +110,42 @@ def restore(target: BlockTarget, ledger: Ledger, report: Report) -> None:
         # First the note, then the file: without a file there must be no note that needs it.
         ledger.write(transaction=replace(note, phase="undone"))
         remove_undo(ledger, note.id, Path(note.undo))
+
+
+def _require_size(target: BlockTarget, note: records.Transaction, header: Header) -> None:
+    """Refuse to go back on a target that was made smaller meanwhile: what it has lost is not in the undo."""
+    if header.size is not None and target.size < header.size and not note.created:
+        raise VerifyError(
+            f"{target.name} had {header.size} bytes when the transaction of {note.began} began, and has {target.size}"
+            " now: what it has lost cannot be brought back; nothing was written. Give it its size back, if what was"
+            f" there is known to be so, or run 'lvmsync recover --accept {target.name}' and copy it anew",
+            device=target.name,
+        )
+
+
+def prove_undo(target: BlockTarget, ledger: Ledger) -> None:
+    """Find out whether what the open transaction has overwritten can be written back.
+
+    Raises:
+        VerifyError: the undo file is damaged, or the target is smaller now.
+        DeviceError: the undo file is gone, or cannot be read.
+    """
+    note = ledger.record.transaction
+    if note and note.phase in _CHANGED and note.undo:
+        header = next(_read_undo(target, ledger))
+        assert isinstance(header, Header)
+        _require_size(target, note, header)
+
+
+def _read_undo(target: BlockTarget, ledger: Ledger) -> Iterator[Header | Changes]:
+    """Yield header and changes of the open transaction's undo, all of it being proved."""
+    note = ledger.record.transaction
+    assert note is not None
+    assert note.undo is not None
+    # Also what was written behind a failed sync had been saved before.
+    applied = read_applied(ledger.path(note.id, "progress"), seen.life(target.fd))
+    least = max(note.undo_size, applied.undo_size)
+    yield from read_durable(Path(note.undo), ledger.path(note.id, "undo-check"), least)
 
 
 def cut_back(target: BlockTarget, ledger: Ledger, offset: int, report: Report) -> DurableFile:

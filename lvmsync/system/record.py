@@ -15,7 +15,7 @@ from lvmsync.stream.frames import DELTA, FULL, MAX_SAMPLE, SNAPBACK, Sample
 from lvmsync.system.fields import read_fields
 
 VERSION = 1
-PHASES = ("staging", "staged", "applying", "prepared", "undone")
+PHASES = ("staging", "staged", "applying", "prepared", "undoing", "undone")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Transaction:
         spool: path of the staged stream; None where the stream is applied as it comes.
         phase: "staging": the spool grows, the target is untouched; "staged": the spool is whole and durable,
             the target is untouched; "applying": the target is being changed; "prepared": it is wholly new
-            and durable, and is committed together with the others of its group; "undone": everything is back as
+            and durable, and is committed together with the others of its group; "undoing": what was
+            overwritten is being written back; "undone": everything is back as
             it was, and only files are left to be removed.
         began: UTC, ISO 8601.
         extents: how many extents are durable on the target (at the last mark).

@@ -213,6 +213,8 @@ def find_edge(path: Path, check: Path, offset: int, least: int) -> Iterator[Edge
             yield Edge(skimmer.position, extents, changed, skimmer.encoder(), behind)
     except StreamError as error:
         raise VerifyError(f"{path} is damaged: {error}", device=str(path)) from error
+    except FileNotFoundError as error:
+        raise _gone(path) from error
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
 
@@ -298,22 +300,36 @@ def read_durable(path: Path, check: Path | None, least: int = 0) -> Iterator[Hea
             yield from _read_changes(file.fileno(), session, size)
             if size is None and session.version != 4:
                 raise StreamError(f"{path} has no checksums, and no check file: what counts of it cannot be known")
+    except FileNotFoundError as error:
+        raise _gone(path) from error
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
 
 
 def _read_windows(path: Path, check: Path, least: int) -> list[checks.Window]:
     """Return the entries of a check file, one at the least, that count ``least`` bytes of the stream file or more."""
-    windows = checks.parse_windows(check.read_bytes())
+    try:
+        windows = checks.parse_windows(check.read_bytes())
+    except FileNotFoundError as error:
+        raise _gone(check) from error
+    except VerifyError as error:
+        raise VerifyError(f"{check}: {error}", device=str(check)) from error
     if not windows:  # there is one from the beginning, for the header
         raise VerifyError(f"{check} is empty: how much of {path} counts cannot be known", device=str(check))
     if windows[-1].end < least:
         raise VerifyError(
             f"{check} has lost its end: it counts {windows[-1].end} bytes of {path}, and {least} were durable; without"
-            " the rest that cannot be used, and the target is half changed: do not use it",
+            " the rest the target cannot be brought back: do not use it",
             device=str(check),
         )
     return windows
+
+
+def _gone(path: Path) -> DeviceError:
+    return DeviceError(
+        f"{path} is gone, and without it the target cannot be brought back: find it, and do not use the target",
+        device=str(path),
+    )
 
 
 def _prove(fd: int, path: Path, windows: Sequence[checks.Window], at: int = 0) -> None:

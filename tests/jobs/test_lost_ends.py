@@ -1,21 +1,27 @@
-"""Undo files, spools and their checks that have lost their ends: what is missing is never taken for what never was."""
+"""Ways back and forward that are not whole: what is missing is never taken for what never was, nor half for done."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lvmsync.errors import DeviceError, LvmsyncError, VerifyError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs import receive as receiving
 from lvmsync.jobs.transaction import Transaction
 from lvmsync.jobs.way_back import find_place
 from lvmsync.stream.checks import ENTRY_SIZE, parse_windows
+from lvmsync.stream.frames import Changes
 from lvmsync.system import ledger
-from tests.jobs.test_resume import BLOCK, Pair, pair
+from lvmsync.targets.block import BlockTarget
+from tests.fakes import Memory
+from tests.jobs.test_resume import BASE, BLOCK, Pair, pair
 
 __all__ = ["pair"]
 
@@ -82,8 +88,9 @@ def test_one_that_was_gone_on_with_is_held_to_its_new_end(pair: Pair) -> None:
 
 
 def test_what_the_last_mark_saw_is_held_to_after_a_power_cut(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = pair.stream()
-    kill(pair, monkeypatch, stream, len(stream) * 7 // 10)
+    stream, marks, mark = pair.stream(), itertools.count(), Transaction._mark
+    monkeypatch.setattr(Transaction, "_mark", lambda job, frame: None if next(marks) > 1 else mark(job, frame))
+    kill(pair, monkeypatch, stream, len(stream) * 3 // 4)
     find(pair, "*.progress").unlink()  # it counts no more than if it were not there
     target = ledger.peek_record(pair.state, str(pair.target), None, 0)[0]
     assert target.transaction
@@ -192,3 +199,128 @@ def test_without_room_for_its_end_a_transaction_is_not_begun(
     assert not back.exists()
     assert pair.stand().transaction is None
     assert {path.name for path in pair.state.rglob("*") if path.is_file()} <= {"lock", "reserve", "record.json"}
+
+
+@pytest.mark.parametrize("name", ["*.undo", "*.undo-check"])
+@pytest.mark.parametrize("way", ["accept", "give_up"])
+def test_a_target_whose_way_back_is_gone_can_be_taken_as_it_is_or_given_up(pair: Pair, name: str, way: str) -> None:
+    stream = pair.stream()
+    pair.cut(stream, len(stream) // 2)
+    find(pair, name).unlink()
+    half = pair.target.read_bytes()
+    with pytest.raises(DeviceError, match="is gone, and without it the target cannot be brought back"):
+        pair.recover()
+
+    assert pair.recover(**{way: True}).startswith("taken as good" if way == "accept" else "given up")
+
+    found = pair.stand()
+    assert (found.transaction, found.point, found.dirty) == (None, None, way == "give_up")
+    assert pair.target.read_bytes() == half
+    assert pair.left() == []
+
+
+def test_one_whose_undo_is_whole_goes_back_whatever_the_user_would_accept(pair: Pair) -> None:
+    stream = pair.stream()
+    pair.cut(stream, len(stream) // 2)
+    assert pair.recover(accept=True) == "rolled back: the target is as it was"
+    assert pair.target.read_bytes() == pair.old
+
+
+@pytest.mark.parametrize("ends", ["stopped", "killed"])
+def test_a_way_back_that_was_cut_off_is_not_gone_on_from_and_is_nobody_elses_writing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    stream = pair.stream()
+    if ends == "stopped":
+        pair.cut(stream, len(stream) // 2)
+    else:
+        kill(pair, monkeypatch, stream, len(stream) // 2)
+    place = pair.place()
+    written = BlockTarget.write
+    left = 2
+
+    def write(target: BlockTarget, batch: Sequence[Changes]) -> None:
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        written(target, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockTarget, "write", write)
+        with pytest.raises(Killed):
+            pair.recover()
+    assert not pair.unfinished().resumable
+    with monkeypatch.context() as patch:
+        patch.setattr(pair, "place", lambda: place)
+        with pytest.raises(ConflictError, match="cannot be gone on with: run 'lvmsync recover"):
+            pair.receive(pair.stream())
+
+    assert pair.recover() == "rolled back: the target is as it was"
+
+    assert pair.target.read_bytes() == pair.old
+    pair.receive(pair.stream())
+    assert pair.target.read_bytes() == pair.new
+
+
+def test_what_somebody_wrote_is_told_also_after_a_way_back_that_was_cut_off(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = pair.stream()
+    pair.cut(stream, len(stream) // 2)
+    pair.target.write_bytes(pair.target.read_bytes())
+
+    def write(target: BlockTarget, batch: Sequence[Changes]) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockTarget, "write", write)
+        with pytest.raises(Killed):
+            pair.recover()
+    with pytest.raises(VerifyError, match="somebody else wrote to it meanwhile"):
+        pair.recover()
+    assert pair.target.read_bytes() == pair.old
+    assert pair.stand().point is None
+
+
+def test_a_staged_stream_is_not_applied_to_what_somebody_else_wrote(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Killed
+
+    pair.receive(pair.stream(replace(pair.whole, head=BASE, data=Memory(pair.old))))  # from here on all is known
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "start", die)
+        patch.setattr(receiving._Job, "_end_badly", die)
+        with pytest.raises(Killed):
+            pair.receive(pair.stream(), atomic=True)
+    theirs = bytes(len(pair.old))
+    pair.target.write_bytes(theirs)
+
+    with pytest.raises(ConflictError, match=r"written to since the stream of .* was staged.*recover --back"):
+        pair.recover()
+
+    assert "rolled back" in pair.recover(back=True)
+    assert pair.target.read_bytes() == theirs
+    assert pair.stand().written == "yes"
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_target_that_was_made_smaller_is_not_called_old(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, *, resumable: bool
+) -> None:
+    stream = pair.stream()
+    with monkeypatch.context() as patch:
+        patch.setattr(receiving._Job, "_end_badly", lambda *_: None)
+        with pytest.raises(LvmsyncError):
+            pair.receive(stream[: len(stream) * 3 // 4], resumable=resumable)
+    os.truncate(pair.target, len(pair.old) // 4)
+    half = pair.target.read_bytes()
+
+    with pytest.raises(VerifyError, match=f"had {len(pair.old)} bytes when .* and has {len(pair.old) // 4} now"):
+        pair.recover()
+    assert pair.target.read_bytes() == half
+
+    assert "on your word" in pair.recover(accept=True)
+    assert pair.stand().point is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ConflictError, StreamError
+from lvmsync.errors import ConflictError, StreamError, VerifyError
 from lvmsync.history import Point
 from lvmsync.jobs.prepared import abort_group, commit_group, commit_prepared, is_committed, list_members
 from lvmsync.jobs.progress import ignore
@@ -111,6 +111,24 @@ def test_a_commit_is_known_to_have_been_done_as_long_as_nothing_else_was(group: 
     group.prepare(group.targets[1], group=None)
     with pytest.raises(ConflictError, match=r"b\.img is not prepared"):
         group.commit()
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_what_was_written_to_since_it_was_prepared_is_neither_committed_nor_called_old(
+    group: Group, monkeypatch: pytest.MonkeyPatch, *, is_seen: bool
+) -> None:
+    group.targets[1].write_bytes(bytes(SIZE))
+    if not is_seen:  # after a reboot only the traces tell
+        monkeypatch.setattr(seen, "was_written", lambda before, now: "unknown")
+
+    with pytest.raises(ConflictError, match=r"b\.img was written to since it was prepared.*nothing was committed"):
+        group.commit()
+    assert not is_committed(group.state, GROUP)
+    with pytest.raises(VerifyError, match="somebody else wrote to it meanwhile"):
+        recover(str(group.targets[1]), group.state, ignore)
+
+    assert recover(str(group.targets[0]), group.state, ignore).notes[0].startswith("rolled back")
+    assert group.targets[0].read_bytes() == OLD
 
 
 def test_the_file_of_a_group_stays_while_a_ledger_cannot_be_read(group: Group) -> None:
