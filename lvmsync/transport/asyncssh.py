@@ -10,20 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal as signals
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import asyncssh
 
 from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import Ssh
+from lvmsync.transport.asyncssh_login import Client, explain, login_options, read_config
 from lvmsync.transport.lines import Lines
+from lvmsync.transport.loop import run_loop
 from lvmsync.transport.pipe import Watch
 
 PIECE = 1 << 20
@@ -37,13 +37,10 @@ WINDOW = 16 << 20
 When we receive slowly, twice as many lie in memory: see ``Line._resume``."""
 
 _BURST = 256 << 10  # bytes given to asyncssh at once; a keepalive waits behind them
-_CIPHER = "aes256-gcm@openssh.com"  # twice as fast here as the default, chacha20-poly1305
 _KEEPALIVE_SECONDS = 15
 _KEEPALIVE_COUNT = 4
 _CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
 _HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
-
-_KNOWN_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
 
 for _name in "asyncio", "asyncssh":  # without a handler, their warnings go to stderr
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -58,7 +55,7 @@ def connect(
     Raises:
         TransportError: no connection, an unknown host key, no login, or the command cannot be started.
     """
-    with _loop() as loop:
+    with run_loop() as loop:
         line = Line(host, options, on_stderr, loop)
         line.stall_timeout = stall_timeout
         try:
@@ -193,7 +190,7 @@ class Line(asyncssh.SSHClientSession[bytes]):
         try:
             waiter.result()
         except (asyncssh.Error, OSError, ValueError) as error:
-            raise TransportError(f"{self._host}: {_explain(error, self._options)}") from error
+            raise TransportError(f"{self._host}: {explain(error, self._options)}") from error
         except BaseException:  # interrupted: what is under way is cancelled, not left behind
             waiter.cancel()
             raise
@@ -237,11 +234,12 @@ class Line(asyncssh.SSHClientSession[bytes]):
     # The loop's thread
 
     async def _open(self, command: str) -> None:
-        known_hosts, ciphers = self._read_config()
-        client = _Client(known_hosts)
+        login = login_options(self._host, self._options)
+        known_hosts, ciphers = read_config(login)
+        client = Client(known_hosts)
         try:
             self._connection = await asyncssh.connect(
-                **self._login(),
+                **login,
                 known_hosts=known_hosts,
                 encryption_algs=ciphers,
                 client_factory=lambda: client,
@@ -265,27 +263,6 @@ class Line(asyncssh.SSHClientSession[bytes]):
                 request_pty=False,  # RequestTTY of the user's config would put a terminal into the stream
                 x11_forwarding=False,
             )
-
-    def _login(self) -> dict[str, Any]:
-        config = Path(self._options.config or "~/.ssh/config").expanduser()
-        return {
-            "host": self._host.address,
-            "port": () if self._options.port is None else self._options.port,
-            "username": () if self._host.user is None else self._host.user,
-            "client_keys": () if self._options.identity is None else [self._options.identity],
-            "ignore_encrypted": True,  # the agent may have it
-            "config": [config] if self._options.config or config.exists() else None,
-        }
-
-    def _read_config(self) -> tuple[list[str] | bytes, list[str]]:
-        """Return the files of known hosts and the ciphers, best first, that the user's config asks for."""
-        options = asyncssh.SSHClientConnectionOptions(**self._login())
-        # asyncssh checks no key at all where the config says "UserKnownHostsFile none", and fails at a missing file
-        files = options.known_hosts if isinstance(options.known_hosts, list) else []
-        files = [Path(str(file)).expanduser() for file in files or _KNOWN_HOSTS]
-        ciphers = [cipher.decode() for cipher in options.encryption_algs]
-        ciphers.sort(key=lambda cipher: cipher != _CIPHER)
-        return [str(file) for file in files if file.exists()] or b"", ciphers
 
     async def _hang_up(self) -> None:
         if self._connection:
@@ -409,54 +386,6 @@ class Line(asyncssh.SSHClientSession[bytes]):
             self._changed.notify_all()
 
 
-class _Client(asyncssh.SSHClient):
-    """Says why a host key is refused."""
-
-    def __init__(self, known_hosts: list[str] | bytes) -> None:
-        self._known_hosts = known_hosts
-        self.objection: str | None = None
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Refuse a key that is not in known_hosts, and note why."""
-        known = asyncssh.match_known_hosts(self._known_hosts, host, addr, None if port == 22 else port)
-        option = "" if port == 22 else f"-p {port} "
-        name = host if port == 22 else f"[{host}]:{port}"
-        if known[0]:
-            self.objection = (
-                f"ITS HOST KEY HAS CHANGED, now {key.get_fingerprint()}: somebody may be listening, or it was "
-                f"installed anew; if so, remove the old key with: ssh-keygen -R '{name}'"
-            )
-        else:
-            self.objection = (
-                f"unknown host: its key {key.get_fingerprint()} is not in known_hosts; "
-                f"to check and add it, log in once with: ssh {option}{host} (or use -e ssh)"
-            )
-        return False
-
-
-@contextmanager
-def _loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="asyncssh", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(_cancel_tasks(), loop).result(_HANGUP_TIMEOUT)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _cancel_tasks() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def _pieces(buffers: Sequence[bytes | bytearray | memoryview]) -> Iterator[bytes]:
     """Yield copies of about ``PIECE`` bytes: the buffers are the caller's again when send_all returns."""
     views: list[memoryview] = []
@@ -473,35 +402,3 @@ def _pieces(buffers: Sequence[bytes | bytearray | memoryview]) -> Iterator[bytes
                 views, size = [], 0
     if views:
         yield b"".join(views)
-
-
-def _explain(error: Exception, options: Ssh) -> str:
-    """Say in one line what went wrong before the line was open, and what to do."""
-    match error:
-        case asyncssh.PermissionDenied():
-            return (
-                f"login refused: {error}; the built-in ssh asks for no password or passphrase: "
-                "load the key into ssh-agent, name another with -i, or use -e ssh"
-            )
-        case asyncssh.ConnectionLost():
-            return f"connection lost during the login: {error}"
-        case asyncssh.ChannelOpenError(code=asyncssh.OPEN_CONNECT_FAILED):  # by the jump host
-            return f"no connection: {error}"
-        case asyncssh.ChannelOpenError():
-            return f"logged in, but no command can be started: {error}"
-        case asyncssh.Error():
-            return f"{error}; the built-in ssh cannot do it, -e ssh may"
-        case socket.gaierror():
-            return f"no such host name: {error.strerror}"
-        case UnicodeError():
-            return "not a host name"
-        case OSError(filename=str(file)):
-            return f"{file}: {error.strerror}; needed for the login (or use -e ssh)"
-        case ConnectionRefusedError():
-            return "connection refused: does sshd listen there, on that port?"
-        case TimeoutError():
-            return f"no answer within {options.connect_timeout:g} s"
-        case OSError():
-            return f"no connection: {error.strerror or error}"
-        case _:  # the config or a key: ValueError
-            return f"{error}; the built-in ssh cannot use this config or key, -e ssh may"
