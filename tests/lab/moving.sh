@@ -7,9 +7,16 @@
 
 PYTHON=$LAB_ROOT/.venv/bin/python
 
-# moving_sites: two sites; lvmsync is forked on both, so that a run takes 3 s and not 18.
+# moving_sites: two sites; lvmsync is forked on both, so that a run takes 3 s and not 18. A script that comes after another
+# in the same guest finds them as they were, and without what that one has left.
 moving_sites() {
     local path=$PATH
+    if [[ -p /run/never ]]; then
+        slow
+        vgremove -q -y -f vg >/dev/null
+        rm -rf /var/lib/lvmsync/* /run/siteb/state/*
+        return
+    fi
     mkfifo /run/never
     PATH=/run/forks-b:$PATH two_sites
     until_true test -s /run/siteb/sshd.pid
@@ -98,6 +105,44 @@ slow() {
     tc qdisc del dev vetha root 2>/dev/null || true
     if (($#)); then tc qdisc add dev vetha root netem limit 10000 "$@"; fi
 }
+
+# --- Copies that are spoilt between two runs: vg/guest, and vg/copy on the other site
+
+# two_volumes [MIB]: both, the first full of noise.
+two_volumes() {
+    lvcreate -q -y -W n -L "${1:-4}m" -n guest vg >/dev/null
+    lvcreate -q -y -W n -L "${1:-4}m" -n copy vg >/dev/null
+    dd if=/dev/urandom of=/dev/vg/guest bs=1M oflag=direct status=none count="${1:-4}"
+}
+
+# put VG/LV PLACE [BLOCKS]: noise into blocks of 4 KiB.
+put() { dd if=/dev/urandom of="/dev/$1" bs=4k seek="$2" count="${3:-1}" oflag=direct status=none; }
+
+# change: a block of the volume, in its first MiB.
+change() { put vg/guest $((RANDOM % 256)); }
+
+# anew: the way out that copies everything.
+anew() {
+    expect 0 '' lvmsync sync vg/guest siteb:vg/copy --full
+    as_snapshot vg/guest vg/copy
+}
+
+# refused STATUS PATTERN: the next run is, with words that match, and not a byte of the copy is changed.
+refused() {
+    local before
+    before=$(sum /dev/vg/copy)
+    change
+    expect "$1" "$2" lvmsync sync vg/guest siteb:vg/copy --retries 0
+    is "$(sum /dev/vg/copy)" "$before" 'the sha256 of the copy'
+    tail -n 3 "$ERR"
+}
+
+# merged VG/SNAPSHOT: its origin is what it was; returns when LVM has done that.
+merged() {
+    lvconvert -q -y --merge "$1" >/dev/null
+    until_true no_volume "$1"
+}
+no_volume() { ! lvs "$1" >/dev/null 2>&1; }
 
 # --- What must be so afterwards
 

@@ -15,7 +15,7 @@ mkfifo /run/never
 files() {
     local number name
     for ((number = $1; number <= $2; number++)); do
-        head -c 400000 /dev/urandom >/run/file
+        head -c 200000 /dev/urandom >/run/file
         name=$(sha256sum </run/file)
         cp /run/file "/run/here/$(printf %04d "$number")-${name%% *}"
     done
@@ -38,11 +38,11 @@ case $STEP in
     begin)
         make_vg vg /dev/ubda
         if [[ $KIND == thin ]]; then
-            lvcreate -q -y -L 120m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T vg/pool
-            lvcreate -q -y -V 40m -T vg/pool -n guest
+            lvcreate -q -y -L 80m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T vg/pool
+            lvcreate -q -y -V 24m -T vg/pool -n guest
             create+=(--thin-pool vg/pool)
         else
-            lvcreate -q -y -W n -L 40m -n guest vg
+            lvcreate -q -y -W n -L 24m -n guest vg
         fi
         mkfs.ext4 -q /dev/vg/guest
         mkdir /run/here

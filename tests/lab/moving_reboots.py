@@ -20,8 +20,8 @@ from tests.lab.conftest import Lab
 
 SCRIPT = guest.LAB / "moving_reboot.sh"
 STATE_SIZE = 128 << 20
-DISK_SIZE = 256 << 20
-SENT = 8_000_000  # bytes that a run has to send, about
+DISK_SIZE = 160 << 20
+SENT = 3_500_000  # bytes that a run has to send, about
 
 
 def reboot(folder: Path, kind: str, cut: str, rng: random.Random) -> Outcome:
