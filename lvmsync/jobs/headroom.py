@@ -16,13 +16,14 @@ from lvmsync.formats.snapshot import SECTOR
 from lvmsync.stream.frames import DELTA, Changes, Header, Hole
 from lvmsync.system import dm
 from lvmsync.system.fill import ThinPool, find_pool
+from lvmsync.system.lvm_commands import not_zeroing
 from lvmsync.targets.block import BlockTarget
 
 _EVERY = 1.0  # seconds
 
 
 def require_headroom(target: BlockTarget, header: Header, limit: float) -> Callable[[Changes], None]:
-    """Refuse a stream that a target's pool or file system has no room for; return what is to be called with each frame.
+    """Refuse a stream that a target's pool or file system cannot take; return what is to be called with each frame.
 
     Args:
         target: claimed.
@@ -30,14 +31,17 @@ def require_headroom(target: BlockTarget, header: Header, limit: float) -> Calla
         limit: percent of the pool, data or metadata, at which to stop; 100: nothing is looked at.
 
     Raises:
-        DeviceError: there is not enough room; what is returned raises it at the limit.
+        DeviceError: there is not enough room, or the pool does not zero its blocks; what is returned raises it at the
+            limit.
     """
+    pool = find_pool(target.number) if target.number else None
+    if pool and not pool.has_zeros:
+        raise not_zeroing(pool.device.path)
     if limit >= 100:
         return lambda frame: None
     if target.number is None:
         _require_in_file_system(target, header)
         return lambda frame: None
-    pool = find_pool(target.number)
     if pool is None:
         return lambda frame: None
     watch = PoolWatch(pool, limit, is_blank=target.is_blank)

@@ -64,10 +64,12 @@ class ThinPool:
     Attributes:
         device: as in `PoolFill`.
         chunk: as in `PoolFill`.
+        has_zeros: whether it zeroes a block before it gives it to a volume.
     """
 
     device: dm.Mapped
     chunk: int
+    has_zeros: bool = True
 
     def read_fill(self) -> PoolFill:
         """Ask how full it is.
@@ -106,7 +108,8 @@ def find_pool(number: dm.Number) -> ThinPool | None:
         if line and line.kind == "thin":
             below.append(parse_thin_table(line.text, line.device.path)[0])
         elif line and line.kind == "thin-pool":
-            return ThinPool(line.device, parse_pool_table(line.text, line.device.path).block_sectors * SECTOR)
+            chunk = parse_pool_table(line.text, line.device.path).block_sectors * SECTOR
+            return ThinPool(line.device, chunk, "skip_block_zeroing" not in line.text.split())
         else:
             below += dm.list_below(one)
     return None

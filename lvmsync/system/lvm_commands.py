@@ -212,7 +212,7 @@ def create_volume(name: str, size: int, *, pool: str | None = None) -> LogicalVo
     Raises:
         UsageError: a name that LVM does not take.
         ConflictError: there is a volume of that name already.
-        DeviceError: the volume group has too little room.
+        DeviceError: the volume group has too little room, or the pool does not zero its blocks.
         CommandError: lvcreate failed; nothing was made.
     """
     group, _, short = name.partition("/")
@@ -224,8 +224,23 @@ def create_volume(name: str, size: int, *, pool: str | None = None) -> LogicalVo
         in_group, _, pool_name = pool.rpartition("/")
         if in_group not in ("", group):
             raise UsageError(f"the pool {pool} is not in the group of {name}; name one of '{group}'")
+        told = lvm.find_volume(f"{group}/{pool_name}")
+        if told.attr[7:8] != "z":
+            raise not_zeroing(told.full_name)
         argv += ["-V", f"{round_up(size, 512)}b", "--thinpool", f"{group}/{_checked(pool_name, _NAME, 'pool')}"]
     return _create(argv, name, {CREATED_TAG})
+
+
+def not_zeroing(pool: str) -> DeviceError:
+    """Return the refusal of a target in a pool that does not zero what it gives out.
+
+    A write of less than a block then leaves anything in the rest of it, which read as zeros before; no map tells.
+    """
+    return DeviceError(
+        f"thin pool {pool} does not zero its blocks before it gives them out, so next to what is written the copy would"
+        " hold what somebody else wrote there once; nothing was written. Run 'lvchange -Zy VG/POOL' for it first",
+        device=pool,
+    )
 
 
 def remove_volume(volume: LogicalVolume) -> None:
