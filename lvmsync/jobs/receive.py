@@ -178,7 +178,7 @@ class _Job:
             self._ledger.sweep()
             if target.created and header.size is not None:
                 transaction.make(header.size)
-            frames = self._limited(self._awaited(frames), transaction)
+            frames = self._limited(self._awaited(frames, transaction))
             if options.dry_run:
                 on_ready()
                 for _ in frames:
@@ -220,20 +220,24 @@ class _Job:
         # A copy that cannot be gone on with could only be thrown away: that one is taken back.
         return record.made and written != "yes" and self._header.intent == FULL and self._is_resumable
 
-    def _awaited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """Pass frames on, telling when nothing is done but wait for one."""
+    def _awaited(self, frames: Iterator[Frame], transaction: Transaction) -> Iterator[Frame]:
+        """Pass frames on, telling how much of them is applied, and when nothing is done but wait for one."""
+        taken = 0
         while True:
+            if not transaction.is_holding:
+                self._on_applied(taken)
             self._on_work(False)
             frame = next(frames, None)
             self._on_work(True)
             if frame is None:
                 return
+            if isinstance(frame, (Data, Zero, Hole)):
+                taken += frame.changed_bytes
             yield frame
 
-    def _limited(self, frames: Iterator[Frame], transaction: Transaction) -> Iterator[Frame]:
-        """Pass frames on, held to the target's size, and tell how much is applied; an ABORT is an error."""
+    def _limited(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Pass frames on, holding changes to the target's size; an ABORT is an error."""
         size = self._target.size
-        taken = 0
         for frame in frames:
             if isinstance(frame, Abort):
                 self._is_aborted = True
@@ -255,9 +259,6 @@ class _Job:
                     self._dropped.append([offset, length])
             if inside is not None:
                 yield inside
-            taken += frame.changed_bytes
-            if inside is None or not transaction.is_holding:
-                self._on_applied(taken)
 
     def _end_badly(self, transaction: Transaction, error: BaseException) -> None:
         """Leave the transaction to be gone on with, or bring the target back; an ABORT means: go back, if you can."""
