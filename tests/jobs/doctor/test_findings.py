@@ -92,6 +92,15 @@ def test_a_replica_without_room_for_its_next_snapshot_or_without_its_source_is_f
     assert not list(check_room([record], there, [Group("vg", 100 * GIB, 4 << 20)]))
 
 
+def test_what_is_left_of_a_volume_that_is_gone_is_named_before_anything_is_removed() -> None:
+    record = Record("cd" * 8, "id-gone", "vg/gone", "host:vg/gone")
+    tags = frozenset({"lvmsync", f"lvmsync.replica={'cd' * 8}", "lvmsync.id=id-left"})
+    left = volume("left", thin_id=4, attr="Vri---tz-k", tags=tags)
+    (found,) = check_room([record], [left, volume("lv", tags=tags)], [])
+    assert found.problem.endswith("is gone, and vg/left is left of it")
+    assert found.remedy == f"if it is not needed any more, for good: lvmsync cleanup --replica {'cd' * 8}"
+
+
 def test_a_suspended_device_is_found() -> None:
     devices = [dm.Mapped("vg-lv", "", (253, 0), 1), dm.Mapped("vg-b", "", (253, 1), 1)]
     found = list(check_suspended(devices, lambda number: number == (253, 1)))
