@@ -239,16 +239,22 @@ class CutOver:
 
     def _bring_back(self, error: BaseException) -> None:
         """Make the source writable and start its user, and say in a note of ``error`` what is how now."""
+        if self._journal.note.may_run_there:  # it does not, so nobody need look if this is cut off, or fails
+            self._enter(state.SENT, error)
         if bring_back(self._move, error, is_fenced=self._may_be_fenced):
-            try:
-                self._journal.enter(state.PASSES, is_fenced=False)
-            except LvmsyncError as unwritten:
-                error.add_note(str(unwritten))
+            self._enter(state.PASSES, error, is_fenced=False)
         if self._has_way_back:
             try:
                 self._move.drop_way_back()
             except LvmsyncError as kept:
                 error.add_note(f"the snapshot for the way back may be left; the next migration removes it ({kept})")
+
+    def _enter(self, step: str, error: BaseException, **facts: bool) -> None:
+        """Write a step into the journal; that this failed is a note of ``error``, and stops nothing."""
+        try:
+            self._journal.enter(step, **facts)
+        except LvmsyncError as unwritten:
+            error.add_note(str(unwritten))
 
 
 def bring_back(move: Move, error: BaseException, *, is_fenced: bool) -> bool:

@@ -47,7 +47,7 @@ def finish(journal: Journal) -> str:
     """Leave it where it runs now, on the target; return what was done.
 
     Raises:
-        ConflictError: the start command had not run, so it cannot run there.
+        ConflictError: the start command did not run, or failed, so nothing runs there.
     """
     note = journal.before
     assert note

@@ -84,7 +84,7 @@ class Note:
 
     @property
     def may_run_there(self) -> bool:
-        """Whether the target may be in use by now."""
+        """Whether the target may be in use by now; not after a start command that is known to have failed."""
         return STEPS.index(self.step) >= STEPS.index(STARTING)
 
 
@@ -220,8 +220,8 @@ def describe(note: Note) -> str:
     how = note.restart or (f"virsh start {note.domain}" if note.domain else "")
     words = f"starts it again ({how})" if how else "tells how to start it again"
     return (
-        f"{which} was cut off at {note.times.get(note.step)} (step '{note.step}'), with its source stopped; the start"
-        f" command had not run.{fenced} 'lvmsync migrate --abort {pair}' makes {note.source} writable and {words}"
+        f"{which} was cut off at {note.times.get(note.step)} (step '{note.step}'), with its source stopped; nothing"
+        f" runs on the target.{fenced} 'lvmsync migrate --abort {pair}' makes {note.source} writable and {words}"
     )
 
 

@@ -236,6 +236,15 @@ def test_a_restart_that_fails_is_said_loudly_and_stays_in_the_journal(journal: J
     assert journal.note.step == state.FENCED
 
 
+def test_nobody_need_look_at_a_target_whose_start_is_known_to_have_failed(journal: Journal) -> None:
+    world = World(fails={"start": CommandError("no"), "restart": broken("no power")})
+    with pytest.raises(CommandError) as caught:
+        run(world.move(), journal)
+    assert "MAY BE STOPPED: 'restart-it' failed (no power)" in notes(caught.value)
+    assert journal.note.step == state.SENT
+    assert not journal.note.may_run_there
+
+
 def test_a_source_that_stays_read_only_is_not_started(journal: Journal) -> None:
     world = World(fails={"back": broken(), "unfence": broken("no lvm")})
     with pytest.raises(DeviceError) as caught:

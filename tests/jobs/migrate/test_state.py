@@ -60,7 +60,7 @@ def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path, text: str) 
         (state.STOPPING, "vg/lv far:vg/lv' makes vg/lv writable and starts it again (systemctl start it)", "--finish"),
         (state.STOPPED, "with its source stopped", "--finish"),
         (state.FENCED, "may have been made read-only", "--finish"),
-        (state.SENT, "the start command had not run", "--finish"),
+        (state.SENT, "nothing runs on the target", "--finish"),
         (state.STARTING, "If it runs on the target, run 'lvmsync migrate --finish vg/lv far:vg/lv'", "starts it again"),
         (state.STARTED, "--finish", "starts it again"),
     ],
