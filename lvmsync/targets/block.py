@@ -204,9 +204,13 @@ class BlockTarget:
 
     @functools.cached_property
     def _thin_block(self) -> int:
-        """Bytes of a block of the thin pool that the target is in; 0 for any other device."""
-        kinds = {line.kind for line in dm.list_tables() if line.device.number == self._reader.number}
-        if kinds != {"thin"} or not self._reader.number:
+        """Bytes of a block of the thin pool that the target is in; 0 for any other device.
+
+        Any other is one with an external origin, too, which shows where nothing is mapped.
+        """
+        lines = [line for line in dm.list_tables() if line.device.number == self._reader.number]
+        is_plain = [line.kind for line in lines] == ["thin"] and len(lines[0].text.split()) == 2  # POOL ID [ORIGIN]
+        if not is_plain or not self._reader.number:
             return 0
         major, minor = self._reader.number
         return int(Path(f"/sys/dev/block/{major}:{minor}/queue/discard_granularity").read_text())

@@ -23,7 +23,7 @@ from lvmsync.names import Volume, WholeDevice
 from lvmsync.sources import Source, open_source
 from lvmsync.stream.frames import DELTA, FULL, Buffer, Changes, Data, End, Header, Hole, Mark, Zero
 from lvmsync.stream.session import Receiver
-from lvmsync.system import ioctl
+from lvmsync.system import dm, ioctl
 from lvmsync.targets.block import BlockTarget, open_target
 from tests.fakes import Memory, change, make_source, reader, send
 from tests.sources.loops import loop_of, sparse
@@ -232,6 +232,20 @@ def test_holes_call_for_no_mark_and_are_no_progress_however_large_they_are() -> 
     assert {one.total for one in seen} == {MIB}
     assert seen[-1].done == MIB
     assert receipt.bytes == size
+
+
+@pytest.mark.parametrize("text", ["253:2 1 253:7", "253:2 1"])
+def test_a_thin_target_that_another_volume_shows_through_is_not_unmapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path = tmp_path / "thin"
+    path.write_bytes(bytes(MIB))
+    with open_target(str(path)) as target:
+        target._reader.number = (253, 3)
+        line = dm.Line(dm.Mapped("vg-lv", "", (253, 3), 1), 0, MIB, "thin", text)
+        monkeypatch.setattr(dm, "list_tables", lambda: [line])
+        monkeypatch.setattr(Path, "read_text", lambda _: "65536\n")
+        assert target._thin_block == (65536 if text == "253:2 1" else 0)
 
 
 @pytest.mark.parametrize(("is_blank", "expected"), [(False, 3), (True, 1)])
