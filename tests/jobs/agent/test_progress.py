@@ -116,19 +116,25 @@ def test_places_that_make_no_sense_are_no_places() -> None:
 def test_a_receiver_that_writes_says_so_though_it_waits_for_bytes_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a short patience, and a target that takes longer: both sides know that there is work."""
-    write = BlockTarget.write
+    """All is on its way but the end, and the target takes longer than anybody has patience."""
+    write, is_written = BlockTarget.write, threading.Event()
 
     def slow(self: BlockTarget, batch: Any) -> None:
-        threading.Event().wait(0.4)  # longer than anybody has patience
+        threading.Event().wait(0.8)
         write(self, batch)
+        is_written.set()
 
     monkeypatch.setattr(BlockTarget, "write", slow)
     monkeypatch.setattr("lvmsync.jobs.agent.requests.SHORTEST_STALL", 0.0)
     monkeypatch.setattr("lvmsync.jobs.agent.voice._TICK", 0.02)
+
+    def confirm() -> None:
+        assert is_written.wait(TIMEOUT)
+
+    source = replace(make(4096), confirm=confirm)
     with served(tmp_path / "state") as agent:
         agent.stall = agent.peer.line.transport.stall_timeout = 0.25
-        receipt = agent.receive(str(tmp_path / "copy"), make(MIB >> 3), RESUMABLE, ignore, orders=ORDERS)
+        receipt = agent.receive(str(tmp_path / "copy"), source, RESUMABLE, ignore, orders=ORDERS)
     assert receipt.confirmed
 
 
