@@ -159,6 +159,24 @@ def test_a_line_that_is_cut_leaves_the_head_and_the_next_run_goes_on_with_it(wor
     assert world.far.sent < 1.2 * SIZE
 
 
+def test_each_time_that_a_head_is_gone_on_with_is_remembered_until_there_is_another(world: World) -> None:
+    def count() -> int:
+        record = find_record(world.state, world.volume.id, "host:copy")
+        assert record is not None
+        return record.cuts
+
+    for cuts in range(3):
+        world.far.cut = 300_000
+        with pytest.raises(TransportError):
+            world.run()
+        assert count() == cuts
+    assert world.run().kind == "resume"
+    assert count() == 3
+    world.machine.write(world.volume, 0)
+    world.run()
+    assert count() == 0
+
+
 def test_a_head_that_cannot_be_remembered_is_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.run()
 
