@@ -213,6 +213,7 @@ def test_many_cuts_cost_next_to_nothing_though_the_line_holds_much(tmp_path: Pat
     sent, cuts = transfer(lambda limit: in_a_thread(tmp_path / "state", limit), source, target, KILLS)
     assert cuts == KILLS
     assert target.read_bytes() == content(source)
+    print(f"\n{cuts} cuts, seed {SEED}: {sent / size:.3f} of the bytes were sent")
     assert sent <= 1.05 * size
 
 
@@ -249,4 +250,5 @@ def test_killed_agents_behind_sshd_cost_next_to_nothing(
         sent, cuts = transfer(connect, source, target, kills)
     assert cuts == kills
     assert target.read_bytes() == content(source)
+    print(f"\n{cuts} cuts, seed {SEED}: {sent / size:.3f} of the bytes were sent")
     assert sent <= 1.05 * size
