@@ -15,7 +15,7 @@ SMALLEST = 64 << 10
 STEPS = 8
 """A receiver says so many times in a window how far it is. Frames have an eighth of a window, too, where they can."""
 
-_FIRST = 2 << 20  # bytes of the smallest window of a stream that was never cut
+_FIRST = 1 << 20  # bytes of the smallest window of a stream that was never cut
 _FIRST_PART = 64  # of a stream that was never cut: the windows of all of it cost so many round trips at the most
 _LATER_PART = 160  # of one that was cut once, twice, ...: this part of it, halved, by three, ...
 _SUSPICIOUS = 1.0  # seconds without a word that something was applied
@@ -26,7 +26,7 @@ def window_for(total: int, cuts: int) -> int:
 
     Each cut loses a window at the most. Fifty of them in one transfer lose a 64th and 3.5 times a 160th of it: less
     than 4 %, if it is 500 MiB or more, and half of that in the mean. A line that is never cut waits for no
-    more than 64 round trips in all, or one for each 2 MiB.
+    more than 64 round trips in all, or one for each MiB.
 
     Args:
         total: bytes of changes in the whole transfer, those that have got across before included.
