@@ -91,7 +91,7 @@ class Writer:
             for fd in fds:
                 os.pwrite(fd, buffer, number % SLOTS * STRIDE)
             self._shared[:8] = number.to_bytes(8, "little")
-            time.sleep(0.002)  # else it takes the guest's only processor for itself
+            time.sleep(0.02)  # else it takes the guest's only processor for itself
 
     @contextmanager
     def writing(self) -> Iterator[None]:
