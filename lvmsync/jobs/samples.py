@@ -16,9 +16,12 @@ from lvmsync.system.device import aligned_buffer
 
 _BLOCK, _BLOCKS = 4096, 254
 _IN_CHANGES = 64  # of the blocks, how many may lie in what is about to be overwritten
+_PIECES = 512  # of 64 KiB, where nothing else tells whether a target was written to: 40 KiB on the line
 
 
-def take_samples(base: Readable, changes: ChangeMap, size: int, seed: int | None = None) -> list[Sample]:
+def take_samples(
+    base: Readable, changes: ChangeMap, size: int, seed: int | None = None, *, is_unwatched: bool = False
+) -> list[Sample]:
     """Return samples of a base: the first and last 64 KiB, and blocks all over it, mostly where nothing changes.
 
     Args:
@@ -26,15 +29,25 @@ def take_samples(base: Readable, changes: ChangeMap, size: int, seed: int | None
         changes: what is about to be sent.
         size: bytes of the device.
         seed: of the choice; None: another one each time.
+        is_unwatched: nothing counts what was written to the target meanwhile (it was out of use, or its machine was
+            restarted): the samples are 32 MiB then, which is all of a small device.
     """
     chance = random.Random(seed)
+    ends = {(0, min(MAX_SAMPLE, size)), (max(size - MAX_SAMPLE, 0), min(MAX_SAMPLE, size))}
+    if is_unwatched:
+        count = -(-size // MAX_SAMPLE)
+        starts = [MAX_SAMPLE * piece for piece in chance.sample(range(count), min(count, _PIECES))]
+        places = ends | {(start, min(MAX_SAMPLE, size - start)) for start in starts}
+        return _sampled(base, places)
     unchanged = ChangeMap.whole(size) - changes
     blocks = {
         *_choose(chance, unchanged, _BLOCKS - _IN_CHANGES),
         *_choose(chance, ChangeMap.whole(size), _IN_CHANGES),
     }
-    places = [(block * _BLOCK, min(_BLOCK, size - block * _BLOCK)) for block in blocks]
-    places += {(0, min(MAX_SAMPLE, size)), (max(size - MAX_SAMPLE, 0), min(MAX_SAMPLE, size))}
+    return _sampled(base, ends | {(block * _BLOCK, min(_BLOCK, size - block * _BLOCK)) for block in blocks})
+
+
+def _sampled(base: Readable, places: Iterable[tuple[int, int]]) -> list[Sample]:
     return [Sample(offset, length, _digest(base, offset, length)) for offset, length in sorted(places) if length]
 
 

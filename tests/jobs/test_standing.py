@@ -236,6 +236,24 @@ def test_samples_fit_devices_of_any_size(size: int) -> None:
         check_samples(device, found)
 
 
+def test_samples_are_all_of_a_small_device_that_nobody_watched() -> None:
+    size = (4 << 20) - 100
+    content = random.Random(2).randbytes(size)
+    found = take_samples(Memory(content), ChangeMap.empty(), size, is_unwatched=True)
+    assert ChangeMap.from_extents([(one.offset, one.length) for one in found]) == ChangeMap.whole(size)
+    for place in (0, 1_000_000, size - 1):  # wherever somebody wrote, it is seen
+        spoilt = bytearray(content)
+        spoilt[place] ^= 1
+        with pytest.raises(ConflictError, match="was written to in between"):
+            check_samples(Memory(bytes(spoilt)), found)
+
+
+def test_samples_of_a_large_device_that_nobody_watched_are_32_mib() -> None:
+    size = 40 << 20
+    found = take_samples(Memory(bytes(size)), ChangeMap.empty(), size, is_unwatched=True)
+    assert 32 << 20 <= sum(one.length for one in found) <= (32 << 20) + (128 << 10)
+
+
 WRITTEN = (
     r"was written to in between: the \d+ bytes at \d+ have the digest [0-9a-f]{32}, and those of the base lv:1"
     r" that the changes start from have [0-9a-f]{32}\."

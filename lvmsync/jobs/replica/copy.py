@@ -350,7 +350,8 @@ class Pass:
             is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
             if options.minimal or (options.minimal is None and is_quick):
                 source = replace(minimize(source, report), notes=source.notes)
-        samples = take_samples(base_data, source.changes.clip(size), size)
+        is_unwatched = self.plan.kind is Kind.DELTA and self.standing.written == "unknown"
+        samples = take_samples(base_data, source.changes.clip(size), size, is_unwatched=is_unwatched)
         # The target was held to all of them when this began; now they are only a few bytes more for each cut.
         return source, samples[::_FEW] if self.plan.kind is Kind.RESUME else samples
 
