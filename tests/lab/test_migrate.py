@@ -14,7 +14,7 @@ SCRIPT = guest.LAB / "migrate.sh"
 @pytest.fixture(scope="module")
 def outcome(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     lab = Lab(tmp_path_factory.mktemp("migrate"))
-    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 768 << 20)], timeout=600)
+    return run_cases(lab, SCRIPT, disks=[lab.disk("lvm", 192 << 20)])
 
 
 @pytest.mark.parametrize("case", cases_of(SCRIPT))

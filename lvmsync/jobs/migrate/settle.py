@@ -40,7 +40,10 @@ def abort(journal: Journal, unfence: Callable[[], None], users: Users, *, is_for
     elif note.has_stopped:
         done.append("its user has to be started by you")
     journal.close()
-    return f"{note.source}: {' and '.join(done) or 'it was never stopped'}; what {note.target} got so far is kept"
+    kept = f"what {note.target} got so far is kept"
+    if note.may_have_way_back:
+        kept += ", perhaps with a snapshot for a way back, which the next run removes; see 'lvmsync cleanup' there"
+    return f"{note.source}: {' and '.join(done) or 'it was never stopped'}; {kept}"
 
 
 def finish(journal: Journal) -> str:

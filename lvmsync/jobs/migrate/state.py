@@ -87,6 +87,11 @@ class Note:
         """Whether the target may be in use by now; not after a start command that is known to have failed."""
         return STEPS.index(self.step) >= STEPS.index(STARTING)
 
+    @property
+    def may_have_way_back(self) -> bool:
+        """Whether a snapshot of the target for ``migrate --back`` may have been taken."""
+        return STEPS.index(self.step) >= STEPS.index(SENT) and not self.is_back
+
 
 class Journal:
     """The journal of one migration, locked; made by `open_journal`.
