@@ -225,7 +225,7 @@ def create_volume(name: str, size: int, *, pool: str | None = None) -> LogicalVo
         if in_group not in ("", group):
             raise UsageError(f"the pool {pool} is not in the group of {name}; name one of '{group}'")
         told = lvm.find_volume(f"{group}/{pool_name}")
-        if told.attr[7:8] != "z":
+        if "pool" in told.layout and told.attr[7:8] != "z":  # of what is no pool, lvcreate says so
             raise not_zeroing(told.full_name)
         argv += ["-V", f"{round_up(size, 512)}b", "--thinpool", f"{group}/{_checked(pool_name, _NAME, 'pool')}"]
     return _create(argv, name, {CREATED_TAG})
