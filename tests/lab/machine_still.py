@@ -228,7 +228,7 @@ class Writer:
 
     def _work(self) -> None:
         while not self._is_over:
-            time.sleep(0.002)  # else it takes the guest's only processor for itself
+            time.sleep(0.02)  # else it takes the guest's only processor for itself
             self.count += 1
             self._buffer[:8] = self.count.to_bytes(8, "little")
             for fd in self._fds:
