@@ -171,7 +171,7 @@ def test_a_copy_that_fails_leaves_the_snapshot_to_the_next_run(
     driver.write("a", os.urandom(200_000))
     runner.cycle()
     driver.write("a", os.urandom(10_000), 100_000)
-    really = Sender.run
+    really = Sender._send_changes
 
     def run_away(sender: Sender) -> Any:
         if driver.devices[0].seqid == 2:
@@ -179,7 +179,7 @@ def test_a_copy_that_fails_leaves_the_snapshot_to_the_next_run(
         return really(sender)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sender, "run", run_away)
+        patch.setattr(Sender, "_send_changes", run_away)
         runner("cycle", str(driver.loop), str(runner.target))
     assert runner.status == 3
     assert "snapshot 2 of" in runner.errors

@@ -374,7 +374,7 @@ def test_the_way_back_over_which_a_dry_run_went_is_the_same(pair: Pair) -> None:
 
 def test_fifty_cuts_at_any_byte_cost_less_than_a_twentieth(fast_path: Path) -> None:
     """The real sizes of frames, windows and marks."""
-    size = int(os.environ.get("LVMSYNC_RESUME_MIB", "256")) << 20
+    size = int(os.environ.get("LVMSYNC_RESUME_MIB", "128")) << 20
     chance = np.random.default_rng(size)
     target, state = fast_path / "target.img", fast_path / "state"
     old = chance.integers(0, 256, size, np.uint8)
