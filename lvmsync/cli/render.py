@@ -25,6 +25,7 @@ from lvmsync.units import size_words
 _SHADES = "·░▒▓█"
 _ROWS = 1 << 14  # extents that are printed at a time
 _EVERY = 5.0  # seconds between two lines of progress where there is no terminal
+_LESS = 1.05  # times less than a full copy: what is below that is not worth a word
 
 size = size_words
 """A number of bytes for people."""
@@ -132,8 +133,10 @@ def _summary(receipt: Receipt) -> str:
     if receipt.job == "recover":
         return f"{receipt.target}: done in {receipt.seconds:.1f} s"
     what = f"{size(receipt.bytes)} in {counted(receipt.extents)}"
-    ratio = f", {receipt.ratio:.1f} times less than a full copy" if receipt.ratio else ""
-    speed = f"{receipt.seconds:.1f} s, {size(receipt.rate)}/s{ratio}"
+    is_less = receipt.ratio is not None and receipt.ratio >= _LESS
+    ratio = f", {receipt.ratio:.1f} times less than a full copy" if is_less else ""
+    rate = f", {size(receipt.rate)}/s" if receipt.bytes else ""
+    speed = f"{receipt.seconds:.1f} s{rate}{ratio}"
     if receipt.dry_run:
         return f"dry run: nothing was written; it would be {what} (a device of {size(receipt.size or 0)})"
     if not receipt.bytes:
@@ -146,7 +149,8 @@ def _summary(receipt: Receipt) -> str:
             return f"{receipt.target} is a copy of {receipt.source} again: sent {what} in {speed}; durable there{kept}"
         case "sync":
             kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
-            return f"synced {what} to {receipt.target} in {speed}; confirmed and durable there{kept}"
+            done = f"synced {what} to" if receipt.bytes else f"{what} had to go to"
+            return f"{done} {receipt.target} in {speed}; confirmed and durable there{kept}"
         case _:
             kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
             return f"{receipt.target}: applied {what} in {speed}; durable{kept}"
