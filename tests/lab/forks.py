@@ -134,8 +134,8 @@ def main() -> None:
     with open(os.open(calls_path, os.O_RDWR)) as calls:  # no end of the file between two calls
         for line in calls:
             if not os.fork():
-                folder, number = line.split()
-                answer(Path(folder), number)
+                where, number = line.split()
+                answer(Path(where), number)
                 os._exit(0)
             collect()
 
