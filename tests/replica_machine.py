@@ -18,6 +18,7 @@ from lvmsync.errors import LvmsyncError, TransportError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.jobs.agent.client import Agent
+from lvmsync.jobs.create import create_file
 from lvmsync.jobs.prepared import abort_group, commit_group
 from lvmsync.jobs.progress import Receipt, Report, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
@@ -178,8 +179,7 @@ class FarSide:
 
     def create(self, target: str, size: int, *, pool: str | None = None) -> None:
         self.machine.step("before the target is made")
-        with Path(target).open("xb") as file:
-            file.truncate(size)
+        create_file(target, size, self.state)
         self.machine.step("after the target is made")
 
     def recover(self, target: str, *, back: bool = False, accept: bool = False) -> Receipt:

@@ -43,11 +43,11 @@ def commit_group(targets: Sequence[str], state: Path, group: str) -> None:
             for target, ledger in members:
                 _require_part(target, ledger, group)
             names = [target.canonical for target, _ in members]
-            unnamed = [name for name in list_members(state, group) if name not in names]
+            unnamed = [name for name in _find_members(state, group, "prepared")[0] if name not in names]
             if unnamed:
                 raise ConflictError(
-                    f"{', '.join(unnamed)} is in the middle of a copy for group {group} as well, and was not named:"
-                    f" nothing was committed. Commit all of them, or run 'lvmsync recover {unnamed[0]}'",
+                    f"{', '.join(unnamed)} is prepared for group {group} as well, and was not named: nothing was"
+                    f" committed. Commit all of them, or run 'lvmsync recover {unnamed[0]}'",
                     device=unnamed[0],
                 )
             _write_commit(state, group, names)
@@ -108,8 +108,8 @@ def list_members(state: Path, group: str) -> list[str]:
     return found
 
 
-def _find_members(state: Path, group: str) -> tuple[list[str], bool]:
-    """Return what `list_members` does, and whether every record could be read."""
+def _find_members(state: Path, group: str, phase: str | None = None) -> tuple[list[str], bool]:
+    """Return what `list_members` does, of those in one phase if that is given; and whether every record was read."""
     found, is_all = [], True
     for path in sorted((state / "targets").glob("*/record.json")):
         try:
@@ -117,7 +117,8 @@ def _find_members(state: Path, group: str) -> tuple[list[str], bool]:
         except FormatError:  # who works on that target is told
             is_all = False
             continue
-        if record and record.transaction and record.transaction.group == group:
+        note = record.transaction if record else None
+        if record and note and note.group == group and phase in (None, note.phase):
             found.append(record.target)
     return found, is_all
 
@@ -183,7 +184,7 @@ def is_committed(state: Path, group: str) -> bool:
 
 def _forget(state: Path, group: str) -> None:
     """Remove the file of a committed group, if nobody is left who would go back without it."""
-    members, is_all = _find_members(state, group)
+    members, is_all = _find_members(state, group, "prepared")
     if is_all and not members:
         remove_file(_group_file(state, group))
 

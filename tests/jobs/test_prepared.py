@@ -92,7 +92,7 @@ def test_a_group_is_committed_at_once_and_again_without_harm(group: Group) -> No
 
 def test_nothing_is_committed_while_one_that_is_prepared_is_not_named(group: Group) -> None:
     one, other = map(str, group.targets)
-    with pytest.raises(ConflictError, match=f"{other} is in the middle of a copy for group {GROUP}.*not named"):
+    with pytest.raises(ConflictError, match=f"{other} is prepared for group {GROUP} as well.*not named"):
         commit_group([one], group.state, GROUP)
     assert group.points() == [None, None]
     assert not is_committed(group.state, GROUP)

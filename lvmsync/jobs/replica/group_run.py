@@ -120,14 +120,12 @@ class Run:
         for _ in range(_MOST_STEPS):
             stands = {replica.target: self._agent.standing(replica.target) for replica in self._replicas.values()}
             self._refuse_itself(stands)
-            begun: dict[str, list[str]] = {}
-            for target, stand in stands.items():
-                if stand.transaction and stand.transaction.group:
-                    begun.setdefault(stand.transaction.group, []).append(target)
-            points = {stand.point.id for stand in stands.values() if stand.point}
-            if self._go_forward(begun, points):
+            begun = frozenset(
+                stand.transaction.group for stand in stands.values() if stand.transaction and stand.transaction.group
+            )
+            if self._go_forward(stands):
                 continue
-            options = replace(self._options, cuts=frozenset(begun))
+            options = replace(self._options, cuts=begun)
             told = lvm.list_volumes()
             passes = [
                 Pass(replica, self._agent, options, self._tell, self._notes[replica.id], told)
@@ -137,7 +135,7 @@ class Run:
             chosen = self._choose_cut(cut, passes) if cut else None
             if chosen:
                 return chosen, cut
-            if begun and self._go_back(begun, passes):
+            if begun and self._go_back(passes):
                 continue
             ready = [self._is_ready(one, options) for one in passes]
             if all(ready):
@@ -151,10 +149,16 @@ class Run:
         for replica in self._replicas.values():
             refuse_itself(sources, stands[replica.target], replica.notebook.record.target)
 
-    def _go_forward(self, begun: dict[str, list[str]], points: set[str]) -> bool:
+    def _go_forward(self, stands: dict[str, Standing]) -> bool:
         """Bring the rest of a cut forward of which one target is at its head already: its commit point was passed."""
+        points = {stand.point.id for stand in stands.values() if stand.point}
+        waiting: dict[str, list[str]] = {}
+        for target, stand in stands.items():
+            # Any other was let go of when the cut was committed: it is in the middle of a first copy.
+            if stand.transaction and stand.transaction.group and stand.transaction.phase == "prepared":
+                waiting.setdefault(stand.transaction.group, []).append(target)
         went = False
-        for cut, targets in begun.items():
+        for cut, targets in waiting.items():
             if any(f"{POINT}{one.id}" in points for one in _list_cut(cut)):
                 self._agent.commit_group(cut, targets)
                 went = True
@@ -193,13 +197,13 @@ class Run:
             chosen.append(one)
         return chosen or None
 
-    def _go_back(self, begun: dict[str, list[str]], passes: Sequence[Pass]) -> bool:
+    def _go_back(self, passes: Sequence[Pass]) -> bool:
         """Bring back what can be, of cuts that cannot be finished; first copies go on by themselves.
 
         Returns:
             Whether anything was done, so that all has to be looked at again.
         """
-        stuck = []
+        stuck: dict[str, list[tuple[Pass, LogicalVolume]]] = {}
         went = False
         for one in passes:
             open_one = one.standing.transaction
@@ -212,15 +216,16 @@ class Run:
                 one.notes.append("what was sent to it before cannot be gone on with, so it was brought back first")
                 went = True
             elif one.plan.kind in (Kind.PREPARED, Kind.RESUME) and one.plan.head:
-                stuck.append(one)
+                stuck.setdefault(open_one.group, []).append((one, one.kept[one.plan.head.id]))
+            elif open_one.phase == "prepared":  # to be begun anew: no commit is to wait for it, or take it along
+                self._agent.abort_group(open_one.group, [one.replica.target])
+                went = True
         if went:
             return True
-        for one in stuck:
-            cut = one.standing.transaction.group if one.standing.transaction else None
-            assert cut is not None
-            assert one.plan.head is not None
-            one.notes.append("its first copy was finished by itself: what was cut with it is lost")
-            self._carry(cut, [(one, one.kept[one.plan.head.id])])
+        for cut, pairs in stuck.items():
+            for one, _ in pairs:
+                one.notes.append("its first copy was finished by itself: what was cut with it is lost")
+            self._carry(cut, pairs)
         return bool(stuck)
 
     def _is_ready(self, one: Pass, options: PassOptions) -> bool:

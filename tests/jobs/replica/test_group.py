@@ -327,6 +327,33 @@ def test_first_copies_whose_cut_is_lost_are_finished_by_themselves(
     assert [one.kind for one in receipt.members] == ["delta", "delta", "first"]
 
 
+@pytest.mark.parametrize("lost", ["a", "b"])
+@pytest.mark.parametrize("is_cut", [False, True], ids=["killed between two", "killed in the middle of one"])
+def test_a_first_copy_whose_head_is_lost_is_begun_anew_and_keeps_no_other_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, lost: str, is_cut: bool
+) -> None:
+    receive = world.far.receive
+
+    def die(target: str, *args: Any, **more: Any) -> Receipt:
+        world.far.cut = SIZE // 2 if is_cut and target.endswith("b") else None
+        if target.endswith("c"):
+            raise Killed("before c")
+        try:
+            return receive(target, *args, **more)
+        except TransportError:
+            raise Killed("in b") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.far, "receive", die)
+        with pytest.raises(Killed):
+            world.run()
+    world.far.cut = None
+    del world.machine.volumes[next(one.id for one in world.machine.ours("head") if one.origin == lost)]
+    world.pass_time()
+    world.run()
+    world.require_whole()
+
+
 @pytest.mark.parametrize("is_spoilt", [False, True])
 def test_a_copy_of_everything_goes_on_where_it_was_cut_off_unless_a_target_refuses_that(
     world: World, monkeypatch: pytest.MonkeyPatch, is_spoilt: bool
