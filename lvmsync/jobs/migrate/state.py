@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.system.fields import read_fields
 from lvmsync.system.ledger import file_name, is_locked, open_lock, remove_file, replace_file
 
 VERSION = 1
@@ -235,12 +236,12 @@ def _read(path: Path) -> Note | None:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"journal {path} cannot be read ({error}); move it away to go on without it") from error
     try:
         if values.pop("version") != VERSION:
             raise ValueError("written by another version")
-        note = Note(**values)
+        note = Note(**read_fields(Note, values))
         if note.step not in STEPS:
             raise ValueError(f"no step is called {note.step!r}")
     except (TypeError, ValueError, KeyError, AttributeError) as error:

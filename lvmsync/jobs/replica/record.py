@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.system.fields import read_fields
 from lvmsync.system.ledger import is_locked, open_lock, replace_file
 
 VERSION = 1
@@ -243,7 +244,7 @@ def _read(folder: Path) -> Record | None:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(
             f"the replica's record {path} cannot be read ({error}); move it away: it is found again by the tags of the"
             " snapshots"
@@ -251,7 +252,10 @@ def _read(folder: Path) -> Record | None:
     try:
         if values.pop("version") != VERSION:
             raise ValueError("written by another version")
-        return Record(**values)
+        record = Record(**read_fields(Record, values))
+        if record.id != folder.name:
+            raise ValueError(f"it is of {record.id!r}")
+        return record
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise FormatError(
             f"the replica's record {path} is not understood ({error}); move it away: it is found again by the tags of"

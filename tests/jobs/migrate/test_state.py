@@ -46,7 +46,18 @@ def test_another_target_of_the_volume_has_its_own_journal(tmp_path: Path) -> Non
         assert two.before is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', '{"version": 1, "source": "a"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"version": 2}',
+        '{"version": 1, "source": "a"}',
+        '{"version": 1, "source": "a", "volume_id": "b", "target": "c", "times": 5}',
+        '{"version": 1, "source": "a", "volume_id": "b", "target": "c", "is_fenced": "no"}',
+    ],
+)
 def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     with open_journal(tmp_path, NOTE) as journal:
         journal.enter(state.PASSES)
