@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -77,6 +78,35 @@ class Way:
     def patience(self) -> float | None:
         """Seconds without a byte after which a line is given up; None: never."""
         return self.stall_timeout or None
+
+    @property
+    def rsh_words(self) -> list[str] | None:
+        """The words of ``rsh``; None: the built-in ssh.
+
+        Raises:
+            UsageError: there are none, or a quote is open.
+        """
+        return None if self.rsh is None else _split("--rsh", self.rsh)
+
+    @property
+    def lvmsync_words(self) -> list[str]:
+        """The words that start lvmsync there, as another user if that is wanted.
+
+        Raises:
+            UsageError: there are none, or a quote is open.
+        """
+        return [*(("sudo", "-n") if self.sudo else ()), *_split("--remote-command", self.remote_command)]
+
+
+def _split(option: str, command: str) -> list[str]:
+    """Return the words of a command that an option gives."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"{option}: cannot split '{command}' into words: {error}") from error
+    if not words:
+        raise UsageError(f"{option}: the command is empty")
+    return words
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -33,7 +32,7 @@ def agent_words(way: Way, place: TargetName, orders: Orders) -> list[str]:
     words = ["agent", *(["--debug"] if way.debug else [])]
     if place.host is None:  # lvmsync itself is found by the transport
         return words + (["--state", orders.state] if orders.state else [])
-    return [*(("sudo", "-n") if way.sudo else ()), *shlex.split(way.remote_command), *words]
+    return [*way.lvmsync_words, *words]
 
 
 class Delivery:
@@ -206,7 +205,7 @@ class Delivery:
         transport = open_transport(
             host,
             agent_words(way, self.place, self._orders),
-            rsh=shlex.split(way.rsh) if way.rsh and host else None,
+            rsh=way.rsh_words if host else None,
             ssh=Ssh(port=way.port, identity=way.identity),
             stall_timeout=way.patience,
             on_stderr=lambda line: render.hear(peer, line),

@@ -122,7 +122,7 @@ class Shells:
             lambda words, hear: open_transport(
                 host,
                 [*(("sudo", "-n") if way.sudo else ()), *words],
-                rsh=shlex.split(way.rsh) if way.rsh else None,
+                rsh=way.rsh_words,
                 ssh=Ssh(port=way.port, identity=way.identity),
                 on_stderr=hear,
             ),

@@ -79,7 +79,7 @@ Snapback = Annotated[
 Rsh = Annotated[
     str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
 ]
-Port = Annotated[int | None, typer.Option("-p", "--port", help="ssh port")]
+Port = Annotated[int | None, typer.Option("-p", "--port", help="ssh port", min=1, max=65535)]
 Identity = Annotated[str | None, typer.Option("-I", "--identity", metavar="FILE", help="private key for ssh")]
 Sudo = Annotated[bool, typer.Option("--sudo", help="run lvmsync with sudo on the far side")]
 RemoteCommand = Annotated[str, typer.Option("--remote-command", metavar="PATH", help="lvmsync on the far side")]

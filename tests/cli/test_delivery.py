@@ -69,6 +69,24 @@ def test_deltas_of_saved_maps_that_do_not_lead_on_are_refused(folder: Path, caps
     assert (folder / "copy").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-e", "ssh '"], """--rsh: cannot split 'ssh '' into words: No closing quotation"""),
+        (["-e", ""], "--rsh: the command is empty"),
+        (["--remote-command", '"'], """--remote-command: cannot split '"' into words"""),
+        (["--remote-command", " "], "--remote-command: the command is empty"),
+        (["--port", "0"], "0 is not in the range"),
+        (["--port", "65536"], "65536 is not in the range"),
+    ],
+)
+def test_a_way_that_makes_no_sense_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    status, line = complaint(capsys, "sync", "full:./image", "far:/copy", *options)
+    assert (status, words in line) == (2, True), line
+
+
 def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: object) -> int:
         raise MemoryError
