@@ -284,7 +284,11 @@ def _open_for_writing(path: str, *, create: bool) -> int:
 def _claim_device(path: str, fd: int) -> None:
     """Make a block device, which O_EXCL has made ours, ready to be written."""
     if ioctl.is_read_only(fd):
-        raise DeviceError(f"cannot write to {path}: the device is set read-only", device=path)
+        raise DeviceError(
+            f"cannot write to {path}: the device is set read-only, as a migration leaves what it has moved away from;"
+            " if nothing there is needed any more, 'lvchange -prw' (of a volume) or 'blockdev --setrw' makes it writable",
+            device=path,
+        )
     # A guest may have its disk open without O_EXCL, and so has a loop device that is mounted.
     users = _find_users(fd, writers_only=True)
     if users:
