@@ -286,7 +286,7 @@ def _claim_device(path: str, fd: int) -> None:
     if ioctl.is_read_only(fd):
         raise DeviceError(
             f"cannot write to {path}: the device is set read-only, as a migration leaves what it has moved away from;"
-            " if nothing there is needed any more, 'lvchange -prw' (of a volume) or 'blockdev --setrw' makes it writable",
+            " if nothing there is needed, 'lvchange -prw' (of a volume) or 'blockdev --setrw' makes it writable",
             device=path,
         )
     # A guest may have its disk open without O_EXCL, and so has a loop device that is mounted.
