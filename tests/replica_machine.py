@@ -51,12 +51,14 @@ class Machine:
         volumes: what LVM knows.
         kill_at: number of the step at which the process is killed; None: it is not.
         steps: the names of the steps that were taken.
+        asked: how often all volumes were listed.
     """
 
     folder: Path
     volumes: dict[str, LogicalVolume] = field(default_factory=dict)
     kill_at: int | None = None
     steps: list[str] = field(default_factory=list)
+    asked: int = 0
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def step(self, name: str) -> None:
@@ -90,6 +92,10 @@ class Machine:
         return [one for one in self.volumes.values() if "lvmsync" in one.tags and role in snapshots.role_of(one)]
 
     # What stands for LVM
+
+    def list_volumes(self, group: str | None = None) -> list[LogicalVolume]:
+        self.asked += 1
+        return list(self.volumes.values())
 
     def find_volume_by_id(self, volume_id: str, volumes: object = None) -> LogicalVolume | None:
         return self.volumes.get(volume_id)
@@ -243,7 +249,7 @@ class FarSide:
 def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the replica's modules use a machine."""
     monkeypatch.setattr(lvm, "find_volume_by_id", machine.find_volume_by_id)
-    monkeypatch.setattr(lvm, "list_volumes", lambda group=None: list(machine.volumes.values()))
+    monkeypatch.setattr(lvm, "list_volumes", machine.list_volumes)
     monkeypatch.setattr(lvm, "read_group", lambda name: lvm.Group(name, 1 << 40, 4 << 20))
     for name in ("list_ours", "take_snapshot", "remove_snapshot", "change_tags"):
         monkeypatch.setattr(lvm_commands, name, getattr(machine, name))

@@ -16,6 +16,7 @@ from lvmsync.system.ledger import state_folder
 
 if TYPE_CHECKING:
     from lvmsync.jobs.replica.group import Member
+    from lvmsync.system.lvm import LogicalVolume
 
 
 def push_group(
@@ -54,7 +55,7 @@ def push_group(
     # It names the line in messages.
     line = str(place) if place.host else f"/dev/{place.name}"
     with Delivery(line, asked.way, orders, report, compress=asked.compress) as delivery:
-        members = _find_members(sources, place, managing)
+        members, told = _find_members(sources, place, managing)
         if place.host is None:
             for one in members:
                 for other in members:
@@ -73,6 +74,7 @@ def push_group(
             Stillness(managing.freeze, grouping.freeze_cmd, grouping.thaw_cmd, limit),
             report,
             retries=managing.tries,
+            told=told,
         )
 
 
@@ -91,17 +93,27 @@ def _parse_group(word: str) -> TargetName:
     return place
 
 
-def _find_members(words: Sequence[str], place: TargetName, managing: Managing) -> list[Member]:
+def _find_members(
+    words: Sequence[str], place: TargetName, managing: Managing
+) -> tuple[list[Member], list[LogicalVolume] | None]:
+    """Return the members, and what LVM told of their groups; None where it has not told of all."""
     from lvmsync.jobs.replica import snapshots
     from lvmsync.jobs.replica.group import Member
+    from lvmsync.system import lvm
 
     found: dict[str, Member] = {}
     targets: dict[str, str] = {}
+    told: dict[str, list[LogicalVolume]] = {}  # by volume group; each is asked for once
     for word in words:
         source, _, other = word.partition("=")
-        volume = find_managed(source, managing)
+        named = parse_volume(source)
+        around = told.get(source.partition("/")[0]) if named.is_lvm_name else None
+        around = lvm.list_around(named) if around is None else around
+        if around is not None:
+            told[source.partition("/")[0]] = around
+        volume = find_managed(source, managing, around)
         if volume is None:
-            snapshots.find_source(source)  # says why, if it has no snapshots
+            snapshots.find_source(source, around)  # says why, if it has no snapshots
             raise UsageError(
                 f"{source} is a snapshot itself; give --managed as well if snapshots of it are to be taken"
             )
@@ -115,4 +127,5 @@ def _find_members(words: Sequence[str], place: TargetName, managing: Managing) -
             )
         targets[target] = volume.full_name
         found[volume.id] = Member(volume, target, str(TargetName(place.host, target)))
-    return list(found.values())
+    groups = {one.volume.group for one in found.values()}
+    return list(found.values()), [one for group in told.values() for one in group] if groups <= told.keys() else None

@@ -43,6 +43,7 @@ def plan(
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.sources import Reading, open_source
     from lvmsync.system.ledger import state_folder
+    from lvmsync.system.lvm import list_around
 
     orders = Orders(create=create, state=state, dry_run=True)
     name = parse_source(source)
@@ -51,7 +52,9 @@ def plan(
     with ExitStack() as stack:
         delivery = stack.enter_context(Delivery(target, way, orders, ignore))
         place = delivery.place
-        volume = find_managed(source, Managing()) if isinstance(name, Volume) and not data_source else None
+        is_plain = isinstance(name, Volume) and not data_source
+        told = list_around(name) if isinstance(name, Volume) and is_plain else None
+        volume = find_managed(source, Managing(), told) if is_plain else None
         if volume:
             options = PassOptions(
                 create=create,
@@ -60,7 +63,7 @@ def plan(
                 chunk=parse_size(chunk_size) if chunk_size else None,
             )
             folder = state_folder(state)
-            found = plan_volume(delivery.agent, volume, place.name, str(place), folder, options)
+            found = plan_volume(delivery.agent, volume, place.name, str(place), folder, options, told)
         else:
             if full or cow_size or chunk_size:
                 raise UsageError(

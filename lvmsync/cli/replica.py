@@ -16,6 +16,8 @@ from lvmsync.system.identity import is_same_storage
 from lvmsync.system.ledger import state_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lvmsync.jobs.replica.copy import PassOptions
     from lvmsync.system.lvm import LogicalVolume
 
@@ -28,8 +30,13 @@ def far_source(word: str) -> TargetName | None:
     return place if place.host else None
 
 
-def find_managed(word: str, managing: Managing) -> LogicalVolume | None:
+def find_managed(word: str, managing: Managing, told: Sequence[LogicalVolume] | None = None) -> LogicalVolume | None:
     """Return the volume that a SOURCE means, if its snapshots are to be taken; None for a source of another kind.
+
+    Args:
+        word: the SOURCE.
+        managing: whether they are to be taken in any case.
+        told: what LVM told of its group just now; None: it is asked.
 
     Raises:
         UsageError: --managed was said of what has no snapshots.
@@ -41,15 +48,21 @@ def find_managed(word: str, managing: Managing) -> LogicalVolume | None:
     if not name.is_lvm_name and not word.startswith("/dev/"):
         return None
     if managing.managed:
-        return snapshots.find_source(word)
-    volume = lvm.find_named(name)
+        return snapshots.find_source(word, told)
+    volume = lvm.find_named(name, told)
     if volume is None or not snapshots.is_managed(volume) or snapshots.refusal(volume):
         return None
     return volume
 
 
-def push(volume: LogicalVolume, target: str, asked: Asked, report: Report) -> Receipt:
-    """Bring a target up to date with a volume of this machine."""
+def push(
+    volume: LogicalVolume,
+    target: str,
+    asked: Asked,
+    report: Report,
+    told: Sequence[LogicalVolume] | None = None,
+) -> Receipt:
+    """Bring a target up to date with a volume of this machine; ``told`` is as of `find_managed`."""
     from lvmsync.jobs.replica.run import foresee, sync_volume
 
     orders = asked.orders
@@ -60,7 +73,7 @@ def push(volume: LogicalVolume, target: str, asked: Asked, report: Report) -> Re
             require_other(volume, Volume(place.name).path)
         folder, options = state_folder(orders.state), pass_options(place, asked)
         if orders.dry_run:
-            return foresee(delivery.agent, volume, place.name, str(place), folder, options)
+            return foresee(delivery.agent, volume, place.name, str(place), folder, options, told)
         return sync_volume(
             lambda: delivery.agent,
             volume,
@@ -70,6 +83,7 @@ def push(volume: LogicalVolume, target: str, asked: Asked, report: Report) -> Re
             options,
             report,
             retries=asked.managing.tries,
+            told=told,
         )
 
 

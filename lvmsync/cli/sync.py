@@ -49,6 +49,7 @@ def sync(
     from lvmsync.cli.group import push_group
     from lvmsync.cli.replica import far_source, find_managed, pull, push
     from lvmsync.sources import Reading
+    from lvmsync.system.lvm import list_around
 
     orders = replace(orders, create=create)
     asked = Asked(way, orders, managing, refinement.minimal, compress)
@@ -68,9 +69,10 @@ def sync(
                 raise UsageError(f"{source} is pulled: {unfit}")
             return view.print_receipt(pull(source, target, asked, report))
         name = parse_source(source)
-        volume = find_managed(source, managing) if is_plain and isinstance(name, Volume) else None
+        told = list_around(name) if is_plain and isinstance(name, Volume) else None
+        volume = find_managed(source, managing, told) if is_plain and isinstance(name, Volume) else None
         if volume:
-            return view.print_receipt(push(volume, target, asked, report))
+            return view.print_receipt(push(volume, target, asked, report, told))
         managing.require_none(source)
         delivery = Delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
         stack.enter_context(delivery)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,13 @@ class Forecast:
 
 
 def plan_volume(
-    agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, options: PassOptions
+    agent: Agent,
+    volume: LogicalVolume,
+    target: str,
+    place: str,
+    state: Path,
+    options: PassOptions,
+    told: Sequence[LogicalVolume] | None = None,
 ) -> Forecast:
     """Return what a sync of a volume would do.
 
@@ -107,18 +113,21 @@ def plan_volume(
         place: the target as its user named it.
         state: the state folder of this machine.
         options: how it would be copied.
+        told: what LVM told of the volume's group just now; None: it is asked.
 
     Raises:
         PeerError, TransportError: the target's side cannot be asked.
     """
     found = Forecast(volume.full_name, place, REFUSED, volume.size, standing=agent.standing(target))
     try:
-        found.notes += check_before(volume)
-        with open_replica(agent, volume, target, place, state, is_dry=True) as replica:
+        told = lvm.list_volumes(volume.group) if told is None else told
+        found.notes += check_before(volume, told)
+        with open_replica(agent, volume, target, place, state, is_dry=True, told=told) as replica:
+            here = lvm.list_volumes(volume.group)  # again, now that it is locked
             if not options.cuts:
-                replica.require_alone()
+                replica.require_alone(here)
             record = replica.notebook.record
-            plan, found.standing = plan_pass(replica, agent, options)
+            plan, found.standing = plan_pass(replica, agent, options, here)
         found.kind = plan.kind.value
         found.notes += plan.notes
         known = plan.base or (plan.head if plan.kind is Kind.COMMITTED else None)
@@ -128,7 +137,8 @@ def plan_volume(
         elif known:
             # LVM may have forgotten what a thin base was taken of.
             newer = volume.full_name if volume.is_thin else None
-            with open_source(Volume(known.name), Reading(data_source=newer, with_data=False, frozen=True)) as source:
+            reading = Reading(data_source=newer, with_data=False, frozen=True, volumes=tuple(here))
+            with open_source(Volume(known.name), reading) as source:
                 _count(found, source.changes, source.granularity)
             if plan.kind is Kind.COMMITTED:
                 found.kind = Kind.DELTA.value

@@ -87,7 +87,8 @@ def cut_together(
             for order, command in commands:
                 if order.volume.is_thin:
                     run_to_end(command, timeout=lvm_lock.TIMEOUT)
-            thin = [(order, _find(order), _pool_of(order)) for order in orders if order.volume.is_thin]
+            ready = [order for order in orders if order.volume.is_thin]
+            thin = [(order, snapshot, _pool_of(order)) for order, snapshot in zip(ready, _find(ready), strict=True)]
             began = time.monotonic()
             with around or nullcontext(), suspended(numbers, limit=limit):
                 for order, snapshot, pool in thin:
@@ -97,7 +98,7 @@ def cut_together(
                     if not order.volume.is_thin:
                         run_to_end(command, timeout=lvm_lock.TIMEOUT)
             tell_still(time.monotonic() - began)
-            found = [_find(one) for one in orders]
+            found = _find(orders)
         except BaseException as error:
             _remove_made(orders, error)
             raise
@@ -162,13 +163,16 @@ def _below(number: dm.Number) -> set[dm.Number]:
     return found
 
 
-def _find(order: Order) -> LogicalVolume:
-    found = lvm.find_volume(f"{order.volume.group}/{order.name}")
-    if not found.is_thin:
-        lvm.require_usable_snapshot(found)
-    elif found.number is not None:
-        raise DeviceError(f"{found.full_name} was activated meanwhile; does another program do so?")
-    return found
+def _find(orders: Sequence[Order]) -> list[LogicalVolume]:
+    """Return the snapshots as they are now, by one call of lvs for each group."""
+    told = {group: lvm.list_volumes(group) for group in {one.volume.group for one in orders}}
+    made = [lvm.find_volume(f"{one.volume.group}/{one.name}", told[one.volume.group]) for one in orders]
+    for one in made:
+        if not one.is_thin:
+            lvm.require_usable_snapshot(one)
+        elif one.number is not None:
+            raise DeviceError(f"{one.full_name} was activated meanwhile; does another program do so?")
+    return made
 
 
 def _remove_made(orders: Iterable[Order], error: BaseException) -> None:

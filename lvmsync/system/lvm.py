@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,8 +41,19 @@ _FIELDS = (
     "lv_tags",
     "data_percent",
     "metadata_percent",
+    "vg_free",
+    "vg_extent_size",
 )
 _LVM_UUID = re.compile(r"LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(-[a-z]+[0-9]*)?")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A volume group: its name, and in bytes what no volume has taken and what space is given out in."""
+
+    name: str
+    free: int
+    extent_size: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class LogicalVolume:
         tags: what was attached to it by name.
         data_percent: how full a store or pool is, how much of a thin volume is mapped; None: inactive, or another kind.
         metadata_percent: how full a pool's metadata are; None: inactive, or another kind.
+        room: what its volume group had free when it was asked for; None: not known.
     """
 
     group: str
@@ -90,6 +102,7 @@ class LogicalVolume:
     tags: frozenset[str] = frozenset()
     data_percent: float | None = None
     metadata_percent: float | None = None
+    room: Group | None = field(default=None, compare=False)
 
     @property
     def full_name(self) -> str:
@@ -132,15 +145,6 @@ def list_volumes(group: str | None = None) -> list[LogicalVolume]:
         step = f"is there a volume group '{group}'? See 'vgs'" if group else "does 'lvs' work by hand?"
         raise CommandError(f"{error}; {step}") from error
     return parse_report(text)
-
-
-@dataclass(frozen=True)
-class Group:
-    """A volume group: its name, and in bytes what no volume has taken and what space is given out in."""
-
-    name: str
-    free: int
-    extent_size: int
 
 
 def read_group(name: str) -> Group:
@@ -210,6 +214,7 @@ def _parse_row(row: dict[str, str]) -> LogicalVolume:
         tags=frozenset(tag for tag in row.get("lv_tags", "").split(",") if tag),
         data_percent=_percent(row.get("data_percent", "")),
         metadata_percent=_percent(row.get("metadata_percent", "")),
+        room=Group(row["vg_name"], int(row["vg_free"]), int(row["vg_extent_size"])) if row.get("vg_free") else None,
     )
 
 
@@ -247,6 +252,15 @@ def find_volume(word: str, volumes: Sequence[LogicalVolume] | None = None) -> Lo
         if volume.name == name:
             return volume
     raise DeviceError(f"there is no volume '{name}' in group '{group}'; it has: {_names(volumes)}", device=word)
+
+
+def list_around(name: Volume) -> list[LogicalVolume] | None:
+    """Return what LVM tells of the group of a ``VG/LV``, hidden volumes included; None for a name of another spelling.
+
+    Raises:
+        CommandError: no such group, or lvs failed.
+    """
+    return list_volumes(name.word.partition("/")[0]) if name.is_lvm_name else None
 
 
 def find_named(name: Volume, volumes: Sequence[LogicalVolume] | None = None) -> LogicalVolume | None:

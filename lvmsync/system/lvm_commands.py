@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from lvmsync.errors import CommandError, ConflictError, DeviceError, UsageError
 from lvmsync.system import lvm, lvm_lock
@@ -32,6 +33,13 @@ lvremove itself tries for 5 s (``activation/retry_deactivation``).
 
 _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.\-/=!:&#]{0,1023}")
+_CHANGED = re.compile(r"^ *Logical volume \S+ changed\.?$", re.MULTILINE)
+_REMOVED = re.compile(r"^ *Logical volume \S+ successfully removed\.?$", re.MULTILINE)
+"""What lvchange and lvremove print of a volume that they were given by its id, and have found, and are done with.
+
+Source: LVM2 v2.03.16, tools/lvchange.c (after the commit), lib/metadata/lv_manip.c. Where it is not printed (``silent``
+in lvm.conf), or in other words, LVM is asked.
+"""
 _BUSY = re.compile(r"in use|busy|open failed|can't get lock|cannot get lock|unable to deactivate", re.IGNORECASE)
 
 
@@ -179,7 +187,7 @@ def remove_held(snapshot: LogicalVolume) -> None:
 
 
 def change_tags(volume: LogicalVolume, add: Iterable[str] = (), drop: Iterable[str] = ()) -> LogicalVolume:
-    """Add and take off tags in one step, which a crash leaves undone or done; return the volume as it is then.
+    """Add and take off tags in one step, which a crash leaves undone or done; return the volume with its new tags.
 
     Raises:
         UsageError: a tag that LVM does not take.
@@ -190,7 +198,9 @@ def change_tags(volume: LogicalVolume, add: Iterable[str] = (), drop: Iterable[s
     words = [word for tag in sorted(added) for word in ("--addtag", tag)]
     words += [word for tag in sorted(dropped - added) for word in ("--deltag", tag)]
     if words:
-        lvm_lock.change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
+        printed = lvm_lock.change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
+        if _CHANGED.search(printed):
+            return replace(volume, tags=(volume.tags - dropped) | added)
     found = lvm.find_volume_by_id(volume.id)
     if found is None or not added <= found.tags or (dropped - added) & found.tags:
         what = "is gone" if found is None else f"has the tags {', '.join(sorted(found.tags)) or '(none)'} now"
@@ -348,10 +358,12 @@ def _run_remove(volume: LogicalVolume, tag: str) -> None:
     for tries_left in reversed(range(TRIES)):
         failure: CommandError | None = None
         try:
-            run_to_end(
+            printed = run_to_end(
                 ["lvremove", "-y", "-S", f"{_with_id(volume)} && lv_tags={{{tag}}}", volume.full_name],
                 timeout=lvm_lock.TIMEOUT,
             )
+            if _REMOVED.search(printed):
+                return
         except CommandError as error:
             failure = error
         left = lvm.find_volume_by_id(volume.id)

@@ -18,15 +18,15 @@ TIMEOUT = 120.0
 """Seconds that one command may take, and that the lock is waited for."""
 
 
-def change(argv: Sequence[str]) -> None:
-    """Run a command that changes LVM, under the lock.
+def change(argv: Sequence[str]) -> str:
+    """Run a command that changes LVM, under the lock; return what it printed.
 
     Raises:
         CommandError: it failed, or takes longer than `TIMEOUT`; then it is left to run.
         ConflictError, DeviceError: as of `lvm_locked`.
     """
     with lvm_locked():
-        run_to_end(argv, timeout=TIMEOUT)
+        return run_to_end(argv, timeout=TIMEOUT)
 
 
 @contextmanager

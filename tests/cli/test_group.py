@@ -13,6 +13,7 @@ from lvmsync.cli.classic import run
 from lvmsync.errors import UsageError
 from lvmsync.jobs.progress import GroupReceipt, Receipt
 from lvmsync.jobs.replica import run as runs
+from lvmsync.system import lvm
 from lvmsync.system.lvm import LogicalVolume
 
 
@@ -40,7 +41,8 @@ def members(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     from lvmsync.jobs.replica import group as jobs
 
     monkeypatch.setattr(jobs, "sync_group", sync_group)
-    monkeypatch.setattr(group, "find_managed", lambda word, _: volume(word.removeprefix("/dev/")))
+    monkeypatch.setattr(lvm, "list_around", lambda name: None)
+    monkeypatch.setattr(group, "find_managed", lambda word, *_: volume(word.removeprefix("/dev/")))
     return asked
 
 

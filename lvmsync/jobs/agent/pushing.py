@@ -17,6 +17,8 @@ from lvmsync.jobs.replica.copy import PassOptions
 from lvmsync.jobs.replica.record import list_records
 from lvmsync.jobs.replica.run import foresee, sync_volume
 from lvmsync.jobs.send import StreamOptions
+from lvmsync.names import parse_volume
+from lvmsync.system import lvm
 from lvmsync.system.lvm import LogicalVolume
 
 
@@ -47,7 +49,8 @@ def push(
         UsageError: there are that many, and this is another one.
         LvmsyncError: as of `sync_volume`.
     """
-    volume = snapshots.find_source(source)
+    told = lvm.list_around(parse_volume(source))
+    volume = snapshots.find_source(source, told)
     place = tame(options.get("place") or target)
     if most_copies is not None:
         _require_room(volume, place, state, most_copies)
@@ -65,9 +68,9 @@ def push(
         orders={key: options[key] for key in ("no_undo", "snapback", "pool_limit") if options.get(key)},
     )
     if options.get("dry_run"):
-        return foresee(agent, volume, target, place, state, chosen)
+        return foresee(agent, volume, target, place, state, chosen, told)
     # Who is asked again after a broken line is the other side.
-    return sync_volume(lambda: agent, volume, target, place, state, chosen, report, retries=0)
+    return sync_volume(lambda: agent, volume, target, place, state, chosen, report, retries=0, told=told)
 
 
 def _require_room(volume: LogicalVolume, place: str, state: Path, most: int) -> None:

@@ -120,13 +120,12 @@ def _suspended(what: str, name: str) -> Finding:
     return Finding("broken", what, problem, f"dmsetup resume {name}", is_fatal=True)
 
 
-def check_before(volume: LogicalVolume) -> list[str]:
+def check_before(volume: LogicalVolume, told: Sequence[LogicalVolume] | None = None) -> list[str]:
     """Look, before a job, at what a volume needs: its pool, its group's snapshots, and that nothing holds it.
-
-    Takes one call of lvs.
 
     Args:
         volume: the source of the job, or its target on this machine.
+        told: what LVM told of its group just now; None: it is asked.
 
     Returns:
         What the user should know, a sentence each.
@@ -135,7 +134,7 @@ def check_before(volume: LogicalVolume) -> list[str]:
         DeviceError: the job should not begin; the message has what mends it.
         CommandError: lvs failed.
     """
-    volumes = lvm.list_volumes(volume.group)
+    volumes = lvm.list_volumes(volume.group) if told is None else [one for one in told if one.group == volume.group]
     mine = [
         one
         for one in volumes

@@ -130,13 +130,15 @@ def run_pass(
     raise ConflictError(f"{replica.notebook.record.target} does not come to rest: does something else work on it?")
 
 
-def plan_pass(replica: Replica, agent: Agent, options: PassOptions) -> tuple[Plan, Standing]:
+def plan_pass(
+    replica: Replica, agent: Agent, options: PassOptions, told: Sequence[LogicalVolume] | None = None
+) -> tuple[Plan, Standing]:
     """Return what `run_pass` would do first, and what the target's side says; nothing is changed by that.
 
     Raises:
         LvmsyncError: it would refuse.
     """
-    job = Pass(replica, agent, options, lambda _: None, [])
+    job = Pass(replica, agent, options, lambda _: None, [], told)
     return job.plan, job.standing
 
 
@@ -234,7 +236,12 @@ class Pass:
 
     def make_room(self) -> None:
         """Remove what the plan has no use for, and make the target where it is to be made."""
-        self.notes += snapshots.remove(self.kept.pop(one.id) for one in self.plan.drop)
+        if self.plan.drop:
+            self.notes += snapshots.remove(self.kept.pop(one.id) for one in self.plan.drop)
+            # What they took is free now, which is told by none of these.
+            gone = {one.id for one in self.plan.drop}
+            self._told = [replace(one, room=None) for one in self._told if one.id not in gone]
+            self.volume = replace(self.volume, room=None)
         if not self.standing.exists or self.standing.is_blank:
             self._agent.create(self.replica.target, self.volume.size, pool=self._options.thin_pool)
             self.standing = self._agent.standing(self.replica.target)  # what it is now
@@ -271,7 +278,7 @@ class Pass:
         try:
             with ExitStack() as stack:
                 if self._options.freeze:
-                    self.notes.append(stack.enter_context(snapshots.quiet([self.volume])))
+                    self.notes.extend(stack.enter_context(snapshots.quiet([self.volume])).values())
                 head = snapshots.take_head(
                     self.volume,
                     self.replica.id,

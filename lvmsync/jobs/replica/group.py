@@ -28,6 +28,7 @@ from lvmsync.jobs.replica.group_run import Run, find_kind
 from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.replica.run import RETRIES, WAIT, foresee, retried
 from lvmsync.jobs.replica.together import Stillness
+from lvmsync.system import lvm
 from lvmsync.system.lvm import LogicalVolume
 
 
@@ -57,6 +58,7 @@ def sync_group(
     *,
     retries: int = RETRIES,
     wait: float = WAIT,
+    told: Sequence[LogicalVolume] | None = None,
 ) -> GroupReceipt:
     """Bring the targets of a group up to date with their volumes, to one moment; after a broken line, go on.
 
@@ -72,6 +74,7 @@ def sync_group(
         report: takes the progress.
         retries: how often a failed line is tried again.
         wait: seconds before the first of these.
+        told: what LVM told of the volumes' groups just now; None: it is asked.
 
     Raises:
         LvmsyncError: the last failure. No copy is at another moment than the others: what came is committed for
@@ -79,15 +82,19 @@ def sync_group(
     """
     old: set[str] | None = None  # cuts that an earlier run has left
 
-    checked = [f"{one.volume.full_name}: {note}" for one in members for note in check_before(one.volume)]
+    told = lvm.list_volumes() if told is None else told
+    checked = [f"{one.volume.full_name}: {note}" for one in members for note in check_before(one.volume, told)]
 
     def work(agent: Agent) -> GroupReceipt:
-        nonlocal old
+        nonlocal old, told
+        first, told = told, None  # after a failure of the line time has passed
         with ExitStack() as stack:
             replicas = [
-                stack.enter_context(open_replica(agent, one.volume, one.target, one.place, state)) for one in members
+                stack.enter_context(open_replica(agent, one.volume, one.target, one.place, state, told=first))
+                for one in members
             ]
-            run = Run(name, connect, agent, replicas, state, stillness, report)
+            # Asked again: until all were locked other runs may have taken and removed snapshots of them.
+            run = Run(name, connect, agent, replicas, state, stillness, report, lvm.list_volumes())
             if old is None:
                 old = run.list_cuts()
             receipt = _go(run, options)

@@ -40,8 +40,22 @@ class Run:
         state: Path,
         stillness: Stillness,
         report: Report,
+        told: Sequence[LogicalVolume] | None = None,
     ) -> None:
+        """Take them.
+
+        Args:
+            name: of the group.
+            connect: returns an agent on the targets' machine, another one if the last one's session is over.
+            agent: such a one.
+            replicas: of its members, locked.
+            state: the state folder of this machine.
+            stillness: what stands still while they are cut.
+            report: takes the progress.
+            told: what LVM told of all volumes just now, and not before they were locked; None: it is asked.
+        """
         self._name = name
+        self._at_first = told  # good until this run, or another program, changes anything
         self._connect = connect
         self._agent = agent
         self._replicas = {one.id: one for one in replicas}
@@ -56,7 +70,7 @@ class Run:
 
     def list_cuts(self) -> set[str]:
         """Return the cuts that heads of this group's replicas are of."""
-        heads = (one for replica in self._replicas.values() for one in replica.list_snapshots())
+        heads = (one for replica in self._replicas.values() for one in replica.list_snapshots(self._at_first))
         return {cut for one in heads if snapshots.role_of(one) == snapshots.HEAD and (cut := snapshots.cut_of(one))}
 
     def go(self, options: PassOptions) -> GroupReceipt:
@@ -95,7 +109,9 @@ class Run:
         ours = [replica.notebook.record for replica in self._replicas.values()]
         folders = {record.target.rpartition("/")[0] for record in ours}
         others = {one.id: one for one in list_records(self._state) if one.id not in self._replicas}
-        notes = []
+        notes: list[str] = []
+        if not others:
+            return notes
         for one in lvm_commands.list_ours():
             record = others.get(snapshots.replica_of(one) or "")
             if snapshots.group_of(one) != self._name or not record:
@@ -126,7 +142,9 @@ class Run:
             if self._go_forward(stands):
                 continue
             options = replace(self._options, cuts=begun)
-            told = lvm.list_volumes()
+            # Only in the first step of the first run nothing was done, or waited for, since it was asked.
+            told, self._at_first = self._at_first, None
+            told = lvm.list_volumes() if told is None or begun else told
             passes = [
                 Pass(replica, self._agent, options, self._tell, self._notes[replica.id], told)
                 for replica in self._replicas.values()
@@ -250,7 +268,7 @@ class Run:
         taken = take_together(self._name, cut, wanted, self._stillness)
         self._still_seconds = taken.still_seconds
         for one, head, look in zip(passes, taken.heads, looks, strict=True):
-            one.notes += taken.notes
+            one.notes += [taken.notes[one.volume.id]] if one.volume.id in taken.notes else []
             one.adopt(head, look)
         return list(zip(passes, taken.heads, strict=True))
 

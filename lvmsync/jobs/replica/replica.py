@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,18 +56,25 @@ class Replica:
             )
         return volume
 
-    def list_snapshots(self) -> list[LogicalVolume]:
-        """Return its snapshots, oldest first."""
-        told = lvm.list_volumes()
+    def list_snapshots(self, told: Iterable[LogicalVolume] | None = None) -> list[LogicalVolume]:
+        """Return its snapshots, oldest first.
+
+        Args:
+            told: what LVM told just now, and not before the replica was locked; None: it is asked.
+        """
+        told = lvm.list_volumes() if told is None else list(told)
         return snapshots.list_kept(self.find_volume(told), self.id, told)
 
-    def require_alone(self) -> None:
+    def require_alone(self, told: Iterable[LogicalVolume] | None = None) -> None:
         """Refuse a volume that is kept at one moment with others: brought up to date alone it would be at another one.
+
+        Args:
+            told: as of `list_snapshots`.
 
         Raises:
             ConflictError: it is.
         """
-        for one in self.list_snapshots():
+        for one in self.list_snapshots(told):
             group = snapshots.group_of(one)
             if group and snapshots.role_of(one) == snapshots.BASE:
                 record = self.notebook.record
@@ -106,7 +113,14 @@ class Replica:
 
 @contextmanager
 def open_replica(
-    agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, *, is_dry: bool = False
+    agent: Agent,
+    volume: LogicalVolume,
+    target: str,
+    place: str,
+    state: Path,
+    *,
+    is_dry: bool = False,
+    told: Sequence[LogicalVolume] | None = None,
 ) -> Iterator[Replica]:
     """Find the replica of a volume and a target by its snapshots or by what is remembered, and lock it.
 
@@ -117,6 +131,8 @@ def open_replica(
         place: the target as its user named it, host and all.
         state: the state folder of this machine.
         is_dry: nothing is to be remembered.
+        told: what LVM told of the volume's group a moment ago; None: it is asked. It is only good for finding the
+            replica: what is there once that is locked, it does not tell.
 
     Raises:
         UsageError: the target is the volume itself, or one of the two is a snapshot of the other.
@@ -125,9 +141,12 @@ def open_replica(
     """
     standing = agent.standing(target)
     refuse_itself([(volume.id, volume.full_name)], standing, place)
-    told = lvm.list_volumes(volume.group)
+    points = snapshots.points_of(standing)
+    found = None if told is None else snapshots.find_replica(volume, points, told)
+    if told is None or (points and not found):  # a run that has ended meanwhile has made what holds it, perhaps
+        told = lvm.list_volumes(volume.group)
+        found = snapshots.find_replica(volume, points, told)
     refuse_kin(volume, told, standing, place)
-    found = snapshots.find_replica(volume, snapshots.points_of(standing), told)
     with open_record(state, volume.id, volume.full_name, place, found, is_dry=is_dry) as notebook:
         try:
             yield Replica(notebook, target, standing.transaction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,7 @@ from lvmsync.jobs.replica.choose import POINT, Kind, TargetBusy
 from lvmsync.jobs.replica.copy import PassOptions, run_pass
 from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.jobs.replica.snapshots import HEAD, role_of
+from lvmsync.system import lvm
 from lvmsync.system.lvm import LogicalVolume
 
 RETRIES = 3
@@ -46,6 +47,7 @@ def sync_volume(
     *,
     retries: int = RETRIES,
     wait: float = WAIT,
+    told: Sequence[LogicalVolume] | None = None,
 ) -> Receipt:
     """Bring a target up to date with a volume; after a broken line, go on where it was.
 
@@ -61,23 +63,28 @@ def sync_volume(
         report: takes the progress.
         retries: how often a failed line is tried again.
         wait: seconds before the first of these.
+        told: what LVM told of the volume's group just now; None: it is asked.
 
     Raises:
         LvmsyncError: the last failure, with how often it was tried.
     """
-    notes = check_before(volume)
+    told = lvm.list_volumes(volume.group) if told is None else told
+    notes = check_before(volume, told)
     old: set[str] | None = None  # points of heads that an earlier run has left
     found: object = None
 
     def work(agent: Agent) -> Receipt:
-        nonlocal old, found
-        with open_replica(agent, volume, target, place, state) as replica:
+        nonlocal old, found, told
+        first, told = told, None  # after a failure of the line time has passed
+        with open_replica(agent, volume, target, place, state, told=first) as replica:
             found = replica.found
-            replica.require_alone()
+            # Asked again: until the replica was locked another run may have taken and removed snapshots of it.
+            here = lvm.list_volumes(volume.group)
+            replica.require_alone(here)
             if old is None:
-                old = {f"{POINT}{one.id}" for one in replica.list_snapshots() if role_of(one) == HEAD}
+                old = {f"{POINT}{one.id}" for one in replica.list_snapshots(here) if role_of(one) == HEAD}
             is_own = replica.found is not None and replica.found.head not in old  # begun before the line failed
-            receipt = run_pass(replica, agent, replace(options, goes_on=is_own), report).receipt
+            receipt = run_pass(replica, agent, replace(options, goes_on=is_own), report, here).receipt
             if receipt.kind == Kind.RESUME.value and receipt.point in old:
                 return _join(receipt, run_pass(replica, agent, replace(options, full=False), report).receipt)
             return receipt
@@ -100,13 +107,21 @@ def _join(first: Receipt, second: Receipt) -> Receipt:
     )
 
 
-def foresee(agent: Agent, volume: LogicalVolume, target: str, place: str, state: Path, options: PassOptions) -> Receipt:
-    """Return what `sync_volume` would do, as the receipt of a dry run; nothing is changed by that.
+def foresee(
+    agent: Agent,
+    volume: LogicalVolume,
+    target: str,
+    place: str,
+    state: Path,
+    options: PassOptions,
+    told: Sequence[LogicalVolume] | None = None,
+) -> Receipt:
+    """Return what `sync_volume` would do, as the receipt of a dry run; nothing is changed by that. Arguments as there.
 
     Raises:
         LvmsyncError: it would refuse.
     """
-    found = plan_volume(agent, volume, target, place, state, options)
+    found = plan_volume(agent, volume, target, place, state, options, told)
     if found.error:
         raise found.error
     return Receipt(

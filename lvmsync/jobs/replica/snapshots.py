@@ -175,7 +175,7 @@ def take_head(
         replica: whose it is.
         store: bytes of a classic snapshot's store; None: advised.
         chunk: bytes of its chunks; None: advised.
-        told: what LVM told of the volume's group just now; None: it is asked.
+        told: what LVM told of the volume's group just now, and of the volume itself; None: it is asked.
 
     Raises:
         DeviceError: the volume group has too little room.
@@ -183,7 +183,7 @@ def take_head(
     """
     group: Group | None = None
     if not volume.is_thin and (store is None or chunk is None):
-        group = lvm.read_group(volume.group)
+        group = (volume.room if told is not None else None) or lvm.read_group(volume.group)
         store = choose_store(volume, chunk, group) if store is None else store
     return lvm_commands.take_snapshot(
         volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk, told=told, group=group
@@ -226,8 +226,10 @@ def head_tags(volume: LogicalVolume, replica: str) -> frozenset[str]:
 
 
 @contextmanager
-def quiet(volumes: Sequence[LogicalVolume], *, limit: float | None = None) -> Iterator[str]:
+def quiet(volumes: Sequence[LogicalVolume], *, limit: float | None = None) -> Iterator[dict[str, str]]:
     """Freeze all file systems that lie deeper on volumes, for the time of the block; yield a note of which.
+
+    The notes are by id of the volume that each is of; one on which nothing lies has none, unless that is so of all.
 
     Of one on a volume itself the kernel does that as it takes the snapshot, and refuses to if it is frozen already.
     It does not for one on an encrypted device in between.
@@ -242,18 +244,20 @@ def quiet(volumes: Sequence[LogicalVolume], *, limit: float | None = None) -> It
     from lvmsync.system.freeze import LIMIT, frozen
     from lvmsync.system.mounts import find_mounts_above
 
-    numbers = [one.number for one in volumes if one.number]
-    own = list(dict.fromkeys(mount.point for number in numbers for mount in find_mounts_above(number)))
-    deep = [mount.point for number in numbers for mount in find_mounts_above(number, with_own=False)]
+    own: dict[str, list[str]] = {one.id: [] for one in volumes}
+    deep: list[str] = []
+    for one in volumes:
+        if one.number:
+            own[one.id] = list(dict.fromkeys(mount.point for mount in find_mounts_above(one.number)))
+            deep += [mount.point for mount in find_mounts_above(one.number, with_own=False)]
     points = list(dict.fromkeys(deep))
-    if not own:
-        names = ", ".join(one.full_name for one in volumes)
-        yield f"nothing that is mounted lies on {names}, so nothing was frozen"
+    if not any(own.values()):
+        yield {one.id: f"nothing that is mounted lies on {one.full_name}, so nothing was frozen" for one in volumes}
         return
     with ExitStack() as stack:
         if points:
             stack.enter_context(frozen(points, limit=LIMIT if limit is None else limit))
-        yield f"frozen while the snapshot was taken: {', '.join(own)}"
+        yield {one: f"frozen while the snapshot was taken: {', '.join(found)}" for one, found in own.items() if found}
 
 
 def promote(head: LogicalVolume) -> LogicalVolume:

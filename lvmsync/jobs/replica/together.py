@@ -42,12 +42,12 @@ class Taken:
     Attributes:
         heads: in the order that they were wanted in.
         still_seconds: for how long writes to the volumes had to wait at the most.
-        notes: what the user should know, a sentence each.
+        notes: what the user should know of a volume, a sentence, by its id.
     """
 
     heads: list[LogicalVolume] = field(default_factory=list)
     still_seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def choose_stores(group: str, wanted: Sequence[Wanted]) -> list[tuple[int | None
         DeviceError: a volume group has too little room.
     """
     left = Counter(one.volume.group for one in wanted if not one.volume.is_thin)
-    free = {name: lvm.read_group(name) for name in left}
+    free = {name: _find_room(name, [one.volume for one in wanted]) for name in left}
     used: Counter[str] = Counter()
     found: list[tuple[int | None, int | None]] = []
     for one in wanted:
@@ -138,13 +138,19 @@ def choose_stores(group: str, wanted: Sequence[Wanted]) -> list[tuple[int | None
     return found
 
 
+def _find_room(group: str, volumes: Sequence[LogicalVolume]) -> lvm.Group:
+    """Return what a group has free: as it came with all of these volumes that are in it, or else as LVM tells now."""
+    rooms = [one.room for one in volumes if one.group == group]
+    return rooms[0] if rooms[0] and all(rooms) else lvm.read_group(group)
+
+
 @contextmanager
-def _quiet(group: str, volumes: Sequence[LogicalVolume], stillness: Stillness, notes: list[str]) -> Iterator[None]:
+def _quiet(group: str, volumes: Sequence[LogicalVolume], stillness: Stillness, notes: dict[str, str]) -> Iterator[None]:
     """Freeze what the user wants frozen, for the time of the block; note what he should know of that."""
     with ExitStack() as stack:
         if stillness.freeze_cmd and stillness.thaw_cmd:
             env = {"LVMSYNC_GROUP": group, "LVMSYNC_VOLUMES": " ".join(one.full_name for one in volumes)}
             stack.enter_context(quiesced(stillness.freeze_cmd, stillness.thaw_cmd, env=env, limit=stillness.limit))
         if stillness.freeze:
-            notes.append(stack.enter_context(snapshots.quiet(volumes, limit=stillness.limit)))
+            notes.update(stack.enter_context(snapshots.quiet(volumes, limit=stillness.limit)))
         yield

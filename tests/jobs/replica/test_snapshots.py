@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from lvmsync.errors import ChangesLost, DeviceError
 from lvmsync.history import Point
 from lvmsync.jobs.replica.choose import choose
 from lvmsync.jobs.replica.record import Record
-from lvmsync.jobs.replica.snapshots import choose_store, describe, is_managed, refusal
+from lvmsync.jobs.replica.snapshots import choose_store, describe, is_managed, quiet, refusal
 from lvmsync.jobs.standing import Standing
-from lvmsync.system import lvm
+from lvmsync.system import lvm, mounts
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.snapshot_advice import whole_store
 
@@ -92,3 +93,21 @@ def test_a_base_that_is_lost_is_named_once_and_with_one_way_out(values: dict[str
     assert message.count("vg/base") == 1
     assert message.endswith("run 'lvmsync repair vg/x host:vg/x' (it sends what differs), or copy it anew with --full")
     assert "new snapshot" not in message
+
+
+def test_what_was_frozen_is_noted_of_the_volume_that_it_lies_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {(253, 1): ["/run/m", "/run/m"]}
+
+    def find(number: tuple[int, int], *, with_own: bool = True) -> list[SimpleNamespace]:
+        return [SimpleNamespace(point=point) for point in points.get(number, ()) if with_own]
+
+    monkeypatch.setattr(mounts, "find_mounts_above", find)
+    one, other = volume(id="one"), volume(id="other", name="y", number=(253, 2))
+    with quiet([one, other, volume(id="idle", number=None)]) as notes:
+        assert notes == {"one": "frozen while the snapshot was taken: /run/m"}
+    points.clear()
+    with quiet([one, other]) as notes:
+        assert notes == {
+            "one": "nothing that is mounted lies on vg/x, so nothing was frozen",
+            "other": "nothing that is mounted lies on vg/y, so nothing was frozen",
+        }

@@ -52,3 +52,15 @@ def test_too_little_for_all_is_refused_before_anything_is_made(
     have(60 * M, monkeypatch)
     with pytest.raises(DeviceError, match=r"'vg' has 60\.0 MiB free, too few for snapshots of all volumes of 'db'"):
         choose_stores("db", wanted)
+
+
+def test_what_is_free_is_asked_for_unless_it_came_with_all_of_them(
+    wanted: list[Wanted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(100 << 30, monkeypatch)
+    room = lvm.Group("vg", 2 << 30, 4 * M)
+    one, other, thin = wanted
+    known = [replace(each, volume=replace(each.volume, room=room)) for each in (one, other)]
+    assert choose_stores("db", [*known, thin]) == choose_stores("db", wanted)  # of the thin one it is not known
+    thin = replace(thin, volume=replace(thin.volume, room=room))
+    assert choose_stores("db", [*known, thin])[0][0] == 512 * M
