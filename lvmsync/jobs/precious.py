@@ -6,7 +6,7 @@ from lvmsync.errors import LvmsyncError
 from lvmsync.formats.signatures import LOOKED_AT, find_signature
 from lvmsync.system import lvm
 from lvmsync.system.device import Device, aligned_buffer
-from lvmsync.system.identity import find_dm_uuid
+from lvmsync.system.identity import find_dm_uuid, is_read_only
 from lvmsync.system.lvm_commands import is_ours, is_taken_of, role_tag
 from lvmsync.targets.block import BlockTarget
 
@@ -25,6 +25,19 @@ def find_other_use(device: BlockTarget | Device) -> str | None:
     device.read([0], [len(start)], start)
     parsed = lvm.parse_dm_uuid(find_dm_uuid(device.name))
     return (parsed and _of_volume(parsed[0])) or find_signature(bytes(start))
+
+
+def find_own_snapshot(path: str) -> str | None:
+    """Return, in words, that a device is a snapshot which lvmsync keeps; None of any other, and of what is writable."""
+    parsed = lvm.parse_dm_uuid(find_dm_uuid(path)) if is_read_only(path) else None
+    try:
+        volume = lvm.find_volume_by_id(parsed[0], lvm.list_volumes()) if parsed else None
+    except LvmsyncError:  # LVM is out of order: whoever needs it will say so
+        return None
+    if volume is None or not is_ours(volume):
+        return None
+    origin = f" of {volume.group}/{volume.origin}" if volume.origin else ""
+    return f"{path} is a snapshot{origin} that lvmsync keeps, and is never written to; name another target"
 
 
 def _of_volume(volume_id: str) -> str | None:

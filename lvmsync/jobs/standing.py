@@ -13,7 +13,7 @@ from lvmsync import __version__
 from lvmsync.errors import DeviceError, TransportError
 from lvmsync.history import Point
 from lvmsync.jobs.create import find_left
-from lvmsync.jobs.precious import find_other_use
+from lvmsync.jobs.precious import find_other_use, find_own_snapshot
 from lvmsync.jobs.way_back import can_go_back, find_place
 from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ledger, seen
@@ -168,7 +168,8 @@ def standing(target: str, state: Path) -> Standing:
             return _stand(found, claimed, state)
     except DeviceError as refused:
         with open_device(path) as device:
-            return _stand(replace(found, in_use=str(refused)), device, state)
+            # What helps with others is no advice there.
+            return _stand(replace(found, in_use=find_own_snapshot(path) or str(refused)), device, state)
 
 
 def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standing:

@@ -53,6 +53,16 @@ def find_dm_uuid(path: str) -> str:
         return ""
 
 
+def is_read_only(path: str) -> bool:
+    """Tell whether the kernel lets nobody write to the block device at a path; no of what is none."""
+    try:
+        state = Path(path).stat()
+        ro = Path(f"/sys/dev/block/{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}/ro")
+        return stat.S_ISBLK(state.st_mode) and ro.read_text().strip() == "1"
+    except OSError:
+        return False
+
+
 def boot_id(root: Path = Path("/")) -> str:
     """Return what names this boot of the machine.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 
 from lvmsync.errors import CommandError
 from lvmsync.jobs import precious
-from lvmsync.jobs.precious import find_other_use
+from lvmsync.jobs.precious import find_other_use, find_own_snapshot
 from lvmsync.jobs.standing import standing
 from lvmsync.system import lvm
 from lvmsync.system.device import Device
@@ -69,3 +71,25 @@ def test_a_disk_tells_it_and_a_file_does_not(tmp_path: Path) -> None:
     assert standing(str(image), tmp_path / "state").other_use is None
     with loop_of(image) as loop:
         assert standing(str(loop), tmp_path / "state").other_use == "a physical volume of LVM"
+
+
+def test_a_snapshot_of_lvmsyncs_own_is_named_as_such(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    base = machine.add("base", machine.volumes[f"{1:064d}"], [*TAGS, "lvmsync.role=base"])
+    monkeypatch.setattr(precious, "find_dm_uuid", lambda path: f"LVM-{base.id}-cow")
+    with loop_of(image) as loop, ExitStack() as stack:
+        assert standing(str(loop), tmp_path / "state").in_use is None
+        stack.callback(subprocess.run, ["blockdev", "--setrw", str(loop)], check=True)  # it would stay so
+        subprocess.run(["blockdev", "--setro", str(loop)], check=True)
+        said = standing(str(loop), tmp_path / "state").in_use
+        assert said == (
+            f"{loop} is a snapshot of vg/lv that lvmsync keeps, and is never written to; name another target"
+        )
+        machine.volumes[base.id] = replace(base, tags=frozenset())
+        said = standing(str(loop), tmp_path / "state").in_use
+        assert said is not None
+        assert "lvmsync keeps" not in said
+    assert find_own_snapshot(str(image)) is None

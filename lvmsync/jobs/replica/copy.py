@@ -17,14 +17,12 @@ from lvmsync.errors import ConflictError, LvmsyncError, PeerError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Progress, Receipt, Report
-from lvmsync.jobs.refine import minimize
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.choose import Kind, Plan, Wish, choose
-from lvmsync.jobs.replica.opening import open_delta, open_first
+from lvmsync.jobs.replica.opening import open_delta, open_first, prepare_delta
 from lvmsync.jobs.replica.proof import prove_unchanged
 from lvmsync.jobs.replica.replica import Replica
 from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
-from lvmsync.jobs.samples import take_samples
 from lvmsync.jobs.send import Resume, StreamOptions
 from lvmsync.jobs.standing import Standing
 from lvmsync.sources.source import Source
@@ -33,11 +31,7 @@ from lvmsync.system import lvm, seen
 from lvmsync.system.device import open_device
 from lvmsync.system.lvm import LogicalVolume
 
-MINIMAL_UP_TO = 64 << 20
-"""Bytes of changes that are compared with the base before they are sent, as long as nobody says otherwise."""
-
 _MOST_STEPS = 4  # that set a replica right before anything is sent: commit, roll back, ...
-_FEW = 8  # every so many of the samples, when an unfinished delta is gone on with
 _RATE_WORTH = 8 << 20  # bytes of changes from which on a pass tells a rate
 
 
@@ -317,7 +311,12 @@ class Pass:
         with watch.explaining(), opened as source:
             samples: list[Sample] = []
             if base:
-                source, samples = self._prepare(source, report)
+                base_look = self.replica.notebook.record.base_look
+                # Of one that goes on, too: its map is read again, and may have been lost since.
+                source = prove_unchanged(source, base_look, look_at(self.volume), report)
+                is_new, written = plan.kind is Kind.DELTA, self.standing.written
+                source, samples, notes = prepare_delta(source, options.minimal, written, report, is_new=is_new)
+                self.notes.extend(notes)
             source = replace(source, confirm=self._confirming(source))
             self._changes = source.changes
             sending = time.monotonic()
@@ -345,22 +344,6 @@ class Pass:
             self.replica.notebook.write(rate=round(receipt.bytes / max(ended - sending, 1e-3)))
         self.notes.extend(watch.notes)
         return receipt
-
-    def _prepare(self, source: Source, report: Report) -> tuple[Source, list[Sample]]:
-        """Hold a delta against the base where that is worth it; return it with samples of the base."""
-        options, base_data = self._options, source.base_data
-        assert base_data is not None
-        size = min(source.size, base_data.size)
-        # Of one that goes on, too: its map is read again, and may have been lost since.
-        source = prove_unchanged(source, self.replica.notebook.record.base_look, look_at(self.volume), report)
-        if self.plan.kind is Kind.DELTA:
-            is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
-            if options.minimal or (options.minimal is None and is_quick):
-                source = replace(minimize(source, report), notes=source.notes)
-        is_unwatched = self.plan.kind is Kind.DELTA and self.standing.written == "unknown"
-        samples = take_samples(base_data, source.changes.clip(size), size, is_unwatched=is_unwatched)
-        # The target was held to all of them when this began; now they are only a few bytes more for each cut.
-        return source, samples[::_FEW] if self.plan.kind is Kind.RESUME else samples
 
     def _resume(self) -> Resume | None:
         open_one = self.standing.transaction

@@ -9,14 +9,24 @@ from dataclasses import replace
 from lvmsync.errors import ConflictError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
+from lvmsync.jobs.progress import Report
+from lvmsync.jobs.refine import minimize
 from lvmsync.jobs.replica.choose import POINT
 from lvmsync.jobs.replica.proof import guard_zeros
 from lvmsync.jobs.replica.snapshots import describe
+from lvmsync.jobs.samples import take_samples
 from lvmsync.names import Volume, WholeDevice
 from lvmsync.sources import Reading, Source, open_source
+from lvmsync.stream.frames import Sample
 from lvmsync.system import dm, lvm
 from lvmsync.system.device import open_device
 from lvmsync.system.lvm import LogicalVolume
+from lvmsync.units import size_words
+
+MINIMAL_UP_TO = 64 << 20
+"""Bytes of changes that are compared with the base before they are sent, as long as nobody says otherwise."""
+
+_FEW = 8  # every so many of the samples, when an unfinished delta is gone on with
 
 
 @contextmanager
@@ -84,6 +94,44 @@ def open_delta(
             lambda: open_device(f"/dev/{volume.full_name}"),
             lambda: _changed_since(active_head),
         )
+
+
+def prepare_delta(
+    source: Source, minimal: bool | None, written: str, report: Report, *, is_new: bool
+) -> tuple[Source, list[Sample], list[str]]:
+    """Hold a delta against its base where that is worth it; return it, samples of the base, and notes.
+
+    Args:
+        source: the delta, with the base's data.
+        minimal: whether only blocks that differ are to be sent; None: where that is quick.
+        written: whether the target was written to, as of `Standing`.
+        report: takes the progress.
+        is_new: nothing of it was sent before.
+    """
+    base = source.base_data
+    assert base is not None
+    size = min(source.size, base.size)
+    if is_new:
+        is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
+        if minimal or (minimal is None and is_quick):
+            source = replace(minimize(source, report), notes=source.notes)
+    is_unwatched = is_new and written == "unknown"
+    changes = source.changes.clip(size)
+    samples = take_samples(base, changes, size, is_unwatched=is_unwatched)
+    if not is_new:  # the target was held to all of them when this began; now they are only more bytes for each cut
+        return source, samples[::_FEW], []
+    if not is_unwatched:
+        return source, samples, []
+    looked = ChangeMap.from_extents([(one.offset, one.length) for one in samples])
+    left = (ChangeMap.whole(size) - looked - changes).total_bytes
+    if not left:
+        return source, samples, []
+    note = (
+        "the target was out of use since its last copy, or its machine was restarted, so nothing tells whether anything"
+        f" else wrote to it: {size_words(looked.total_bytes)} of it were held against the base and are the same,"
+        f" {size_words(left)} ({left / size:.1%}) were neither looked at nor overwritten; 'lvmsync verify' proves them"
+    )
+    return source, samples, [note]
 
 
 def _with_growth(source: Source, base: LogicalVolume, head: LogicalVolume) -> Source:
