@@ -26,7 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     volume = made.add("lv")
     made.path(volume).write_bytes(bytes(SIZE))
     made.write(volume, *range(256))
-    monkeypatch.setattr(snapshots, "find_source", lambda word: volume)
+    monkeypatch.setattr(snapshots, "find_source", lambda *_: volume)
     return made
 
 
