@@ -133,7 +133,8 @@ def _parse(values: dict[str, Any]) -> Record:
     if type(version) is not int or version != VERSION:
         raise ValueError("no record, or one of another version")
     found = _read_all(Record, values)
-    found["transaction"] = found["transaction"] and _parse_transaction(found["transaction"])
+    if found["transaction"] is not None:  # an empty one is damaged, and no rest
+        found["transaction"] = _parse_transaction(found["transaction"])
     return Record(**found)
 
 

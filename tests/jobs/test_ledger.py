@@ -333,6 +333,14 @@ def test_a_damaged_ledger_is_refused(place: Place, text: str) -> None:
     assert place.target.read_bytes() == before
 
 
+def test_an_empty_transaction_is_damage_and_not_taken_for_none(place: Place) -> None:
+    with pytest.raises(StreamError):
+        place.receive(place.step(0)[:-1], undo=False)
+    place.record_path.write_text(json.dumps({**place.record(), "transaction": {}}))
+    with pytest.raises(FormatError, match="are missing"):
+        recover(str(place.target), place.state, ignore)
+
+
 def test_what_a_crash_left_is_swept_by_the_next_receive(place: Place) -> None:
     place.receive(place.step(0))
     folder = place.record_path.parent

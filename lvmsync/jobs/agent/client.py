@@ -261,6 +261,9 @@ class Agent:
                     " do not use the target"
                 )
         far = _read_receipt(answer, self.place)
+        if not far.durable:
+            self.peer.is_over = True
+            raise VerifyError(f"{self.place} does not say that what was sent is durable there: do not use the target")
         return replace(
             receipt,
             job="sync",

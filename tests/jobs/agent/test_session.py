@@ -35,7 +35,7 @@ from lvmsync.jobs.agent.protocol import (
     parse,
 )
 from lvmsync.jobs.agent.server import serve
-from lvmsync.jobs.progress import Progress, ignore
+from lvmsync.jobs.progress import Progress, Receipt, ignore
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.names import Comparison, Volume, parse_source
 from lvmsync.sources import Reading, open_source
@@ -185,6 +185,16 @@ def test_a_receipt_of_something_else_is_no_success(folder: Path) -> None:
         peer.connect(Socket(ours, "the agent"))
         with pytest.raises(VerifyError, match=r"confirms digest 00000.*do not use the target"):
             Agent(peer, "", "").receive("x", source, StreamOptions(), ignore)
+
+
+def test_a_receipt_of_what_is_not_durable_is_no_success() -> None:
+    agent = Agent(Peer("far"), "", "")
+    receipt = Receipt(job="send", bytes=5, extents=1, digest="0" * 32)
+    told = {"bytes": 5, "extents": 1, "digest": "0" * 32}
+    assert agent._confirm(receipt, {**told, "durable": True}).confirmed
+    for wrong in ({}, {"durable": False}, {"durable": None}):
+        with pytest.raises(VerifyError, match="far does not say that what was sent is durable there"):
+            agent._confirm(receipt, {**told, **wrong})
 
 
 @pytest.mark.parametrize(
