@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lvmsync.errors import ConflictError, DeviceError
+from lvmsync.errors import ConflictError, DeviceError, FormatError
 from lvmsync.system.record import Record, read_record
 
 _RESERVE = 128 << 10
@@ -143,7 +143,10 @@ def open_ledger(state: Path, target: str, identity: dict[str, str] | None, size:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConflictError(f"another lvmsync is working on {target}; wait for it to end", device=target) from error
-        yield Ledger(folder, _find_record(folder, Record(target, identity or {}, size)))
+        record, old = _find_record(folder, Record(target, identity or {}, size))
+        if old:
+            _move_record(record, old, folder)
+        yield Ledger(folder, record)
     finally:
         os.close(lock)
 
@@ -158,7 +161,7 @@ def peek_record(state: Path, target: str, identity: dict[str, str] | None, size:
         ConflictError, FormatError: as `open_ledger`.
     """
     folder = state / "targets" / file_name(target)
-    return _find_record(folder, Record(target, identity or {}, size)), folder, is_locked(folder / "lock")
+    return _find_record(folder, Record(target, identity or {}, size))[0], folder, is_locked(folder / "lock")
 
 
 def open_lock(folder: Path, state: Path) -> int:
@@ -191,22 +194,66 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _find_record(folder: Path, fresh: Record) -> Record:
-    """Return the record in ``folder`` if it is of the same device, else ``fresh``."""
+def _find_record(folder: Path, fresh: Record) -> tuple[Record, Path | None]:
+    """Return the record in ``folder`` if it is of the same device, else ``fresh``.
+
+    Of a volume of LVM that was renamed it is the one that its old name has, at rest; that folder is returned as well.
+    """
     path = folder / "record.json"
     record = read_record(path)
-    if record is None:
-        return fresh
-    if record.identity == fresh.identity or not fresh.identity:
-        return replace(record, size=fresh.size)
-    if record.transaction:
+    if record and (record.identity == fresh.identity or not fresh.identity):
+        return replace(record, size=fresh.size), None
+    if record and record.transaction:
         raise ConflictError(
             f"{fresh.target} was another device ({_words(record.identity)}) when a transaction was left unfinished on"
             f" it; now it is {_words(fresh.identity)}: bring that device back and run 'lvmsync recover', or move"
             f" {path} away",
             device=fresh.target,
         )
-    return fresh
+    if not fresh.identity.get("dm uuid", "").startswith("LVM-"):  # no other name tells of one device only
+        return fresh, None
+    found = [(one, path.parent) for path in folder.parent.glob("*/record.json") if (one := _read_other(path))]
+    same = [(one, old) for one, old in found if one.identity == fresh.identity]
+    if len(same) != 1 or same[0][0].transaction:  # of two, nobody knows which is right; and a transaction has files
+        return fresh, None
+    return replace(same[0][0], target=fresh.target, size=fresh.size), same[0][1]
+
+
+def _read_other(path: Path) -> Record | None:
+    """Return another target's record; None where it cannot be read: whoever works on that target is told."""
+    try:
+        return read_record(path)
+    except FormatError:
+        return None
+
+
+def _move_record(record: Record, old: Path, folder: Path) -> None:
+    """Move the record of a volume that was renamed, by the holder of its new name's lock.
+
+    The new one comes first: a crash leaves both, and each name has its own then.
+
+    Raises:
+        ConflictError: another lvmsync works on a target of the old name.
+        DeviceError: the state folder cannot be written.
+    """
+    try:
+        lock = os.open(old / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            replace_file(folder / "record.json", record.to_json())
+            (old / "record.json").unlink()
+            sync_folder(old)
+        finally:
+            os.close(lock)
+    except BlockingIOError as error:
+        raise ConflictError(
+            f"another lvmsync is working on what had the name of {record.target} before; wait for it to end",
+            device=record.target,
+        ) from error
+    except OSError as error:
+        raise DeviceError(
+            f"cannot move the record of {record.target} from {old}: {error.strerror}", device=str(old)
+        ) from error
 
 
 def _words(identity: dict[str, str]) -> str:

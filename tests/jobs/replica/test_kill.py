@@ -275,3 +275,17 @@ def test_a_file_that_was_being_made_when_its_side_was_killed_is_made_by_the_next
     monkeypatch.setattr(world.far, "create", lambda target, size, pool: create_file(target, size, world.far.state))
 
     world.require_whole(world.run())
+
+
+def test_a_target_that_was_renamed_is_the_same_replica(world: World) -> None:
+    world.run()
+    world.machine.write(world.volume, 1)
+    before = find_record(world.state, world.volume.id, "host:copy")
+    assert before is not None
+    agent = as_agent(world.far)
+    with open_replica(agent, world.volume, str(world.target), "host:copy2", world.state) as replica:
+        assert run_pass(replica, agent, PassOptions(), ignore).kind == "delta"
+    after = find_record(world.state, world.volume.id, "host:copy2")
+    assert after is not None
+    assert after.id == before.id
+    assert find_record(world.state, world.volume.id, "host:copy") is None
