@@ -238,7 +238,7 @@ def _look_ahead(found: Forecast, record: Record | None) -> None:
 
 def _advise(found: Forecast, volume: LogicalVolume, options: PassOptions) -> None:
     """Add advice on the next snapshot of a volume that is not thin, or that there is no room for one."""
-    free = lvm.read_group(volume.group).free
+    free = (volume.room or lvm.read_group(volume.group)).free
     expected = found.changed_bytes if found.kind == Kind.DELTA.value else None
     found.snapshot = advise(volume.size, free, expected=expected, size=options.store, chunk=options.chunk)
     if found.kind == Kind.FIRST.value:

@@ -173,8 +173,9 @@ def find_base(volume: LogicalVolume, standing: Standing, place: str) -> LogicalV
         ConflictError: there is none.
     """
     point = standing.point.id if standing.point else None
-    replica = snapshots.find_replica(volume, [point]) if point else None
-    for one in snapshots.list_kept(volume, replica) if replica else ():
+    told = lvm.list_volumes(volume.group) if point else []
+    replica = snapshots.find_replica(volume, [point], told) if point else None
+    for one in snapshots.list_kept(volume, replica, told) if replica else ():
         if f"{POINT}{one.id}" == point:
             return one
     raise ConflictError(
