@@ -26,7 +26,7 @@ from lvmsync.jobs.migrate.warm import Connect, WarmCommand
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica.snapshots import find_source
 from lvmsync.jobs.send import StreamOptions
-from lvmsync.names import TargetName, Volume, parse_target
+from lvmsync.names import TargetName, Volume, parse_target, parse_volume
 from lvmsync.system.identity import is_same_storage
 from lvmsync.system.ledger import state_folder
 from lvmsync.transport import Ssh, open_transport
@@ -148,14 +148,16 @@ def go(
     from lvmsync.jobs.doctor.volumes import check_before
     from lvmsync.jobs.migrate.volume import Job, open_move
     from lvmsync.jobs.replica.run import foresee
+    from lvmsync.system.lvm import list_around
 
     with ExitStack() as stack:
         delivery = stack.enter_context(asked.deliver())
         place = delivery.place
-        volume = find_source(asked.source)
+        told = list_around(parse_volume(asked.source))
+        volume = find_source(asked.source, told)
         if place.host is None and is_same_storage(f"/dev/{volume.full_name}", Volume(place.name).path):
             raise UsageError(f"{volume.full_name} and the target are the same: name another target")
-        for note in check_before(volume):
+        for note in check_before(volume, told):
             say(f"note: {note}")
         shells = Shells(stack, place, asked.way, volume.full_name, str(place))
         managing = Managing(**asdict(snapshots))
