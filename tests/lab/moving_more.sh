@@ -26,6 +26,17 @@ is "$(of_receipt kind)" delta kind
 as_snapshot vg/renamed vg/copy
 lvrename -q vg/renamed vg/guest
 
+it "knows a copy by its ids that was renamed, and renamed back"
+anew
+for name in other copy; do
+    lvrename -q vg/$([[ $name == copy ]] && echo other || echo copy) vg/$name
+    change
+    expect 0 '' lvmsync sync vg/guest siteb:vg/$name --json
+    is "$(of_receipt kind)" delta kind
+    as_snapshot vg/guest vg/$name
+    is "$(lvs --noheadings -o name -S 'origin=guest && lv_tags="lvmsync.role=base"' vg | wc -l)" 1 bases
+done
+
 it "refuses a copy that was written to after the counters were reset"
 anew
 lvchange -q -an vg/copy
