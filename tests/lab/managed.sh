@@ -71,7 +71,8 @@ expect 137 '' lvmsync sync my-vg/plain-vol siteb:my-vg/copy -e /run/way --compre
 rm -rf /var/lib/lvmsync/replicas
 way 'tee /run/sent | ssh "$@"'
 brings resume plain-vol siteb:my-vg/copy -e /run/way --compress none
-(($(wc -c </run/sent) < 6200000)) || wrong "it sent $(wc -c </run/sent) bytes"
+# of the 3 MB that had gone, a window of 1 MiB at most was not applied yet
+(($(wc -c </run/sent) < 6600000)) || wrong "it sent $(wc -c </run/sent) bytes"
 
 it "refuses a target that was written to, and a volume whose base was removed"
 printf x | dd of=/dev/my-vg/copy bs=1 seek=5000000 conv=notrunc,fsync status=none
