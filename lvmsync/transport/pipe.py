@@ -134,16 +134,10 @@ def _waiting(fd: int) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-class Stdio:
-    """This process's stdin and stdout, taken away from everything else that runs in it.
+class Flowing:
+    """What carries its bytes in a `Flow`, and is as patient as that."""
 
-    While it is open, descriptor 0 is empty and descriptor 1 is stderr, so that no ``print`` and no
-    program that is started can eat from the stream or write into it. It waits for ever, unless its
-    ``stall_timeout`` is set.
-    """
-
-    def __init__(self) -> None:
-        self._flow = Flow("standard input and output")
+    _flow: Flow
 
     @property
     def stall_timeout(self) -> float | None:
@@ -153,6 +147,18 @@ class Stdio:
     @stall_timeout.setter
     def stall_timeout(self, seconds: float | None) -> None:
         self._flow.stall_timeout = seconds
+
+
+class Stdio(Flowing):
+    """This process's stdin and stdout, taken away from everything else that runs in it.
+
+    While it is open, descriptor 0 is empty and descriptor 1 is stderr, so that no ``print`` and no
+    program that is started can eat from the stream or write into it. It waits for ever, unless its
+    ``stall_timeout`` is set.
+    """
+
+    def __init__(self) -> None:
+        self._flow = Flow("standard input and output")
 
     def __enter__(self) -> Self:
         try:
@@ -216,7 +222,7 @@ class Stdio:
         return 0
 
 
-class Command:
+class Command(Flowing):
     """A child process whose stdin and stdout are the line.
 
     It keeps our terminal and our process group, so that ssh can ask for a password and Ctrl-C reaches it.
@@ -242,15 +248,6 @@ class Command:
         self._lines = Lines(on_stderr)
         self._flow = Flow(self._name, stall_timeout)
         self._reading = threading.Lock()
-
-    @property
-    def stall_timeout(self) -> float | None:
-        """Seconds that a blocked call sees no byte move before it fails; None: never."""
-        return self._flow.stall_timeout
-
-    @stall_timeout.setter
-    def stall_timeout(self, seconds: float | None) -> None:
-        self._flow.stall_timeout = seconds
 
     def __enter__(self) -> Self:
         try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from lvmsync.errors import LvmsyncError, TransportError
 from lvmsync.interfaces import Transport
-from lvmsync.transport.pipe import Flow, Watch
+from lvmsync.transport.pipe import Flow, Flowing, Watch
 
 PIECE = 256 << 10
 """Bytes of a piece, at the most."""
@@ -234,7 +234,7 @@ class Striped:
             self._changed.notify_all()
 
 
-class Socket:
+class Socket(Flowing):
     """A Transport over a connected stream socket; its far side has no exit status."""
 
     def __init__(self, connection: socket.socket, name: str) -> None:
@@ -242,15 +242,6 @@ class Socket:
         self._socket = connection
         self._flow = Flow(name)
         self._name = name
-
-    @property
-    def stall_timeout(self) -> float | None:
-        """Seconds that a blocked call sees no byte move before it fails; None: never."""
-        return self._flow.stall_timeout
-
-    @stall_timeout.setter
-    def stall_timeout(self, seconds: float | None) -> None:
-        self._flow.stall_timeout = seconds
 
     def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         """Send every byte of ``buffers``, in order."""
