@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lvmsync.formats.snapshot import INSTEAD
 from lvmsync.names import Volume
 from lvmsync.system.command import run
 from lvmsync.system.device import open_device
-from lvmsync.system.dm import find_device
+from lvmsync.system.dm import find_device, list_devices
 from lvmsync.system.lvm_lock import change
 
 _FIELDS = (
@@ -324,10 +324,19 @@ def all_activated(volumes: Sequence[LogicalVolume]) -> Iterator[list[LogicalVolu
                 error.add_note(str(failed))
         raise
     try:
-        told = list_volumes(volumes[0].group)
-        yield [find_volume(one.full_name, told) if one.number is None else one for one in volumes]
+        yield _as_active(volumes)
     finally:
         _deactivate(idle)
+
+
+def _as_active(volumes: Sequence[LogicalVolume]) -> list[LogicalVolume]:
+    """Return volumes that were activated just now with their numbers: the kernel tells them sooner than LVM."""
+    devices = [(parse_dm_uuid(device.uuid), device.number) for device in list_devices()]
+    numbers = {ids[0]: number for ids, number in devices if ids and not ids[1]}
+    if all(one.id in numbers for one in volumes):
+        return [replace(one, number=numbers[one.id]) if one.number is None else one for one in volumes]
+    told = list_volumes(volumes[0].group)
+    return [find_volume(one.full_name, told) if one.number is None else one for one in volumes]
 
 
 def _deactivate(names: Sequence[str]) -> None:

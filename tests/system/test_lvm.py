@@ -8,6 +8,7 @@ import pytest
 from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError, UsageError
 from lvmsync.names import Volume
 from lvmsync.system import lvm, lvm_lock
+from lvmsync.system.dm import Mapped
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case, list_cases
 
@@ -205,6 +206,22 @@ def test_volumes_that_are_not_active_are_made_so_together_and_given_back(lvchang
     with lvm.all_activated([idle[1]]) as active:
         assert active == [idle[1]]
     assert len(lvchange.calls()) == 2
+
+
+def test_the_kernel_tells_the_numbers_of_what_was_activated(
+    lvchange: FakeProgram, lvs: FakeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lvchange.answer("", "-ay")
+    lvchange.answer("", "-an")
+    lvs.fail("it is not to be asked\n", "-a")
+    idle = volume(**IDLE)
+    devices = [
+        Mapped("vg-snap-cow", f"LVM-{idle.id}-cow", (254, 7), 0),
+        Mapped("vg-snap", f"LVM-{idle.id}", (254, 9), 0),
+    ]
+    monkeypatch.setattr(lvm, "list_devices", lambda: devices)
+    with lvm.activated(idle) as active:
+        assert active.number == (254, 9)
 
 
 def test_what_was_activated_of_several_volumes_is_given_back_when_one_is_refused(lvchange: FakeProgram) -> None:
