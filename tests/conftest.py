@@ -1,6 +1,6 @@
 """The order of test files: the lab's first, whose guests take minutes, so that none of them is the last to end.
 
-And what no test does: ask the device mapper of the machine that it runs on.
+And what coverage is measured of, and what no test does: ask the device mapper of the machine that it runs on.
 """
 
 from __future__ import annotations
@@ -18,5 +18,12 @@ def no_control_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dm_control, "CONTROL", Path("/nonexistent/control"))
 
 
+PURE = ("tests", "formats", "stream")
+"""Folders of the tests of pure modules. Only they are measured for coverage, which doubles the time of a test."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "lab" not in item.path.parent.name)
+    for item in items:
+        if item.path.parent.name not in PURE:
+            item.add_marker("no_cover")

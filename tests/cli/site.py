@@ -98,5 +98,5 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
     """Return the one line that ends a failure, our own."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("lvmsync: ")]
     assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return lines[0]

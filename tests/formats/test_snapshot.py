@@ -172,6 +172,10 @@ def test_chunk_0_of_the_origin_is_an_entry_and_new_0_is_the_end() -> None:
     assert decode_exceptions(b"", 0, SMALL, 0).tolist() == []
 
 
+def test_where_exceptions_keep_their_chunks_is_read_of_as_many_as_are_right() -> None:
+    assert snapshot.kept_at(entries((0, 2), (7, 3), (5, 0)), 2).tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("new", [1, 6, 96, 100, 1 << 40, (1 << 64) - 1])
 def test_an_exception_kept_where_no_data_can_be_is_refused(new: int) -> None:
     buf = entries((0, 2), (1, 3), (2, 4), (3, 5), (4, 7), (5, new))
