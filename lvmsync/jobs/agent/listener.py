@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from lvmsync.errors import LvmsyncError
+from lvmsync.errors import LvmsyncError, TransportError
 from lvmsync.jobs.agent.protocol import AT, RECEIPT, WAIT, Line, parse
 
 
@@ -57,6 +57,8 @@ class Listener:
                     self._on_applied(place["bytes"])
         except LvmsyncError as error:
             self._failure = error
+        except (OSError, ValueError) as error:  # it was closed under us
+            self._failure = TransportError(f"the line is gone: {error}")
         finally:
             self._ended.set()
             self._on_end()
