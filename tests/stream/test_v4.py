@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lvmsync.errors import StreamError
@@ -154,8 +154,10 @@ def test_a_damaged_or_cut_stream_is_never_success(frames: list[Frame], data: st.
     whole = wire(frames)
     cut = data.draw(st.integers(0, len(whole) - 1))
     junk = data.draw(st.binary(max_size=40))
-    found, error = admitted(whole[:cut] + junk)
-    if whole[:cut] + junk != whole:
+    damaged = whole[:cut] + junk
+    assume(not damaged.startswith(b"lvmsync PROTO[3]"))  # another stream, which has no end that could be missed
+    found, error = admitted(damaged)
+    if damaged != whole:
         assert error is not None
         assert found == [describe(frame) for frame in frames][: len(found)]
 
