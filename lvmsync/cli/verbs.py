@@ -17,15 +17,15 @@ def flat(command: Callable[..., Any]) -> Callable[..., Any]:
     """
     kinds = get_type_hints(command, include_extras=True)
     groups: dict[str, tuple[Any, list[str]]] = {}
-    flat: list[Parameter] = []
+    parameters: list[Parameter] = []
     for parameter in signature(command).parameters.values():
         kind = kinds[parameter.name]
         if is_dataclass(kind):
             options = _options_of(kind)
             groups[parameter.name] = kind, [option.name for option in options]
-            flat += options
+            parameters += options
         else:
-            flat.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
 
     @wraps(command)
     def run(**given: Any) -> Any:
@@ -33,8 +33,8 @@ def flat(command: Callable[..., Any]) -> Callable[..., Any]:
             given[name] = kind(**{one: given.pop(one) for one in names})
         return command(**given)
 
-    run.__signature__ = Signature(flat)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 

@@ -148,7 +148,7 @@ class Voice:
                 self._moved_at = time.monotonic()
                 try:
                     self._line.say(WAIT)
-                except LvmsyncError:
+                except (LvmsyncError, OSError, ValueError):  # the line broke, or was closed under us
                     if not self._hears_end and not self._is_receiving:
                         self._on_lost()
                     return
