@@ -210,7 +210,7 @@ tidy() {
     is "$(lvs --noheadings -o lv_name @lvmsync | wc -l)" "${REPLICAS:-1}" 'the number of snapshots of lvmsync'
     is "$(lvs --noheadings -o lv_name @lvmsync.role=base | wc -l)" "${REPLICAS:-1}" 'the number of bases'
     is "$(dmsetup info -c --noheadings -o name,suspended | grep ':Suspended$')" '' 'the suspended devices'
-    is "$(dmsetup info -c --noheadings -o name,uuid | grep -v ':LVM-')" '' 'the devices that are not of LVM'
+    is "$(dmsetup info -c --noheadings -o name,uuid | grep -v -e ':LVM-' -e ^over-)" '' 'the devices that are not of LVM, nor of the script'
     is "$(losetup -a)" '' 'the loop devices'
     is "$(unlocked)" '' 'the locks that are held'
     for found in $(awk '$3 == "ext4" { print $2 }' /proc/mounts); do
