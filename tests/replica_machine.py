@@ -144,7 +144,7 @@ class Machine:
     # What stands for the sources
 
     @contextmanager
-    def open_first(self, volume: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
+    def open_first(self, volume: LogicalVolume, head: LogicalVolume, activity: object = None) -> Iterator[Source]:
         with open_device(str(self.path(head))) as data:
             yield Source(
                 "full", volume.full_name, SIZE, BLOCK, None, Point(f"lv:{head.id}"), ChangeMap.whole(SIZE),
@@ -153,7 +153,7 @@ class Machine:
 
     @contextmanager
     def open_delta(
-        self, volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, told: object = None
+        self, volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, *_: object
     ) -> Iterator[Source]:
         one, other = (np.fromfile(self.path(snap), np.uint8).reshape(-1, BLOCK) for snap in (base, head))
         changed = np.flatnonzero((one != other).any(axis=1)) * BLOCK

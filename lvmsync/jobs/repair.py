@@ -30,7 +30,7 @@ from lvmsync.names import Volume, WholeDevice
 from lvmsync.sources import Reading, open_source
 from lvmsync.sources.source import Source
 from lvmsync.stream.frames import Sample
-from lvmsync.system import lvm
+from lvmsync.system import activation, lvm
 from lvmsync.system.device import Device
 from lvmsync.system.lvm import LogicalVolume
 
@@ -153,7 +153,7 @@ def open_whole(word: str, *, frozen: bool = False) -> Iterator[Source]:
     volume = lvm.find_named(Volume(word))
     with ExitStack() as stack:
         if volume:
-            volume = stack.enter_context(lvm.activated(volume))
+            volume = stack.enter_context(activation.activated(volume))
         name = Volume(volume.full_name if volume else word)
         source = stack.enter_context(open_source(WholeDevice(name, None), Reading(frozen=frozen)))
         if volume and "snapshot" in volume.role and "r" in volume.attr[1:2]:

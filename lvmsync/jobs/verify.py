@@ -16,7 +16,7 @@ from lvmsync.jobs.standing import Standing
 from lvmsync.names import Volume
 from lvmsync.sources.head import open_head
 from lvmsync.sources.source import Reading, Source
-from lvmsync.system import dm, lvm
+from lvmsync.system import activation, dm, lvm
 from lvmsync.system.device import Device
 from lvmsync.system.lvm import LogicalVolume
 
@@ -92,7 +92,7 @@ def verify_whole(agent: Agent, target: str, word: str, report: Report, *, frozen
     volume = lvm.find_named(Volume(word))
     with ExitStack() as stack:
         if volume:
-            volume = stack.enter_context(lvm.activated(volume))
+            volume = stack.enter_context(activation.activated(volume))
         name = Volume(volume.full_name if volume else word)
         device, written = stack.enter_context(open_head(name, Reading(frozen=frozen)))
         found = compare_device(device, device.size, lambda size, seed: agent.begin_leaves(target, size, seed), report)
@@ -159,7 +159,7 @@ def verify_volume(agent: Agent, target: str, volume: LogicalVolume, report: Repo
     watch = Stopwatch()
     base = find_base(volume, agent.standing(target), agent.place)
     notes = require_at_rest(agent, target)
-    with lvm.activated(base) as active, open_head(Volume(active.full_name), Reading(frozen=True)) as (device, _):
+    with activation.activated(base) as active, open_head(Volume(active.full_name), Reading(frozen=True)) as (device, _):
         found = compare_device(device, device.size, lambda size, seed: agent.begin_leaves(target, size, seed), report)
         require_valid(active)
     taken = f" of {base.time}" if base.time else ""

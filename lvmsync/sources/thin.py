@@ -21,7 +21,7 @@ from lvmsync.names import ThinDevice, Volume, parse_volume
 from lvmsync.sources.head import Watch, open_quiet
 from lvmsync.sources.metadata import MetadataReader
 from lvmsync.sources.source import Reading, Source, Unread
-from lvmsync.system import dm, lvm
+from lvmsync.system import activation, dm, lvm
 from lvmsync.system.device import Device, naming, open_device
 from lvmsync.system.reservation import Tracker, read_held, reserve
 
@@ -121,7 +121,7 @@ def open_volume(name: Volume, volume: lvm.LogicalVolume, reading: Reading) -> It
     with ExitStack() as stack:
         data: Device | None = None
         if reading.with_data:
-            active = stack.enter_context(lvm.activated(head))
+            active = stack.enter_context(activation.activated(head))
             # A snapshot may be open, by udev or for reading; what writes to it is noticed at the end.
             is_quiet = reading.frozen or _is_snapshot(head, volumes)
             data = stack.enter_context(_open_volume(active, frozen=is_quiet))
@@ -262,7 +262,7 @@ def _open_base(base: lvm.LogicalVolume | None, reading: Reading, stack: ExitStac
         return stack.enter_context(open_device(parse_volume(reading.base_source).path))
     if base is None:
         raise UsageError(f"{word}: where the base's data is was not said; name it with --base-data")
-    return stack.enter_context(_open_volume(stack.enter_context(lvm.activated(base)), frozen=True))
+    return stack.enter_context(_open_volume(stack.enter_context(activation.activated(base)), frozen=True))
 
 
 def _open_data(name: ThinDevice, pool: dm.Line | None, reading: Reading, stack: ExitStack) -> Device | None:

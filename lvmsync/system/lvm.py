@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from lvmsync.formats.snapshot import INSTEAD
 from lvmsync.names import Volume
 from lvmsync.system.command import run
 from lvmsync.system.device import open_device
-from lvmsync.system.dm import find_device, list_devices
-from lvmsync.system.lvm_lock import change
+from lvmsync.system.dm import find_device
 
 _FIELDS = (
     "vg_name",
@@ -290,65 +288,6 @@ def find_named(name: Volume, volumes: Sequence[LogicalVolume] | None = None) -> 
     if not found or ids[1]:
         raise UsageError(f"{name.word} is a part of a volume ({mapped.uuid}), not a snapshot; name the snapshot")
     return found
-
-
-@contextmanager
-def activated(volume: LogicalVolume) -> Iterator[LogicalVolume]:
-    """Yield a volume as it is when active; one that was not is deactivated again at the end.
-
-    Raises:
-        CommandError: lvchange failed.
-    """
-    with all_activated([volume]) as (active,):
-        yield active
-
-
-@contextmanager
-def all_activated(volumes: Sequence[LogicalVolume]) -> Iterator[list[LogicalVolume]]:
-    """Yield volumes of one group as they are when active; those that were not are deactivated again at the end.
-
-    Raises:
-        CommandError: lvchange failed.
-    """
-    idle = [volume.full_name for volume in volumes if volume.number is None]
-    if not idle:
-        yield list(volumes)
-        return
-    try:
-        change(["lvchange", "-ay", "-K", *idle])  # -K: new thin snapshots are skipped otherwise
-    except CommandError as error:
-        if len(idle) > 1:  # one of them may be active now
-            try:
-                _deactivate(idle)
-            except LvmsyncError as failed:
-                error.add_note(str(failed))
-        raise
-    try:
-        yield _as_active(volumes)
-    finally:
-        _deactivate(idle)
-
-
-def _as_active(volumes: Sequence[LogicalVolume]) -> list[LogicalVolume]:
-    """Return volumes that were activated just now with their numbers: the kernel tells them sooner than LVM."""
-    devices = [(parse_dm_uuid(device.uuid), device.number) for device in list_devices()]
-    numbers = {ids[0]: number for ids, number in devices if ids and not ids[1]}
-    if all(one.id in numbers for one in volumes):
-        return [replace(one, number=numbers[one.id]) if one.number is None else one for one in volumes]
-    told = list_volumes(volumes[0].group)
-    return [find_volume(one.full_name, told) if one.number is None else one for one in volumes]
-
-
-def _deactivate(names: Sequence[str]) -> None:
-    """Deactivate volumes that were activated here, but for those that another program has open by now."""
-    try:
-        change(["lvchange", "-an", *names])
-    except CommandError:
-        for name in names:
-            number = find_volume(name).number
-            mapped = find_device(number)
-            if number is not None and (not mapped or not mapped.open_count):
-                raise  # otherwise it is in use, perhaps by another run of ours, and stays active
 
 
 def find_volume_by_id(volume_id: str, volumes: Iterable[LogicalVolume] | None = None) -> LogicalVolume | None:

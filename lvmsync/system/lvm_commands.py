@@ -16,6 +16,7 @@ from lvmsync.errors import CommandError, ConflictError, DeviceError, UsageError
 from lvmsync.system import lvm, lvm_lock
 from lvmsync.system.command import run_to_end
 from lvmsync.system.lvm import Group, LogicalVolume
+from lvmsync.system.lvm_made import find_made
 from lvmsync.system.snapshot_advice import advise_snapshot, require_room, round_up
 from lvmsync.system.suspend import is_suspended
 
@@ -106,10 +107,11 @@ def take_snapshot(
     chunk: int | None = None,
     told: Sequence[LogicalVolume] | None = None,
     group: Group | None = None,
+    active: bool = False,
 ) -> LogicalVolume:
     """Take a read-only snapshot of a volume, tagged as ours in the same step.
 
-    A thin volume gets a thin snapshot, which is not activated; another volume gets a classic one, which is.
+    A thin volume gets a thin snapshot, which is left inactive; another volume gets a classic one, which is active.
 
     Args:
         volume: of which.
@@ -119,6 +121,7 @@ def take_snapshot(
         chunk: bytes that a classic snapshot keeps at a time, a power of two from 4 KiB to 512 KiB; None: advised.
         told: what LVM told of the group's volumes just now; None: it is asked.
         group: what it told of the group itself; None: it is asked.
+        active: whether a thin one is made active.
 
     Raises:
         UsageError: a name or tag that LVM does not take.
@@ -126,9 +129,27 @@ def take_snapshot(
         DeviceError: the volume group has too little room, or the volume is suspended.
         CommandError: lvcreate failed; nothing was made.
     """
-    argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk, group=group)
+    argv = snapshot_command(volume, name, tags=tags, size=size, chunk=chunk, group=group, active=active)
     require_going_on(volume)
-    return _create(argv, f"{volume.group}/{name}", {TAG, *tags}, told)
+    full_name, marks = f"{volume.group}/{name}", {TAG, *tags}
+    with lvm_lock.lvm_locked():
+        _create(argv, full_name, marks, told)
+        return find_made(volume, name, marks) or lvm.find_volume(full_name)
+
+
+def leave_snapshot(
+    volume: LogicalVolume, name: str, *, tags: Iterable[str], told: Sequence[LogicalVolume] | None = None
+) -> LogicalVolume | None:
+    """Take a snapshot as `take_snapshot` does, for later: where only LVM can tell what was made, it is not asked.
+
+    Returns:
+        The snapshot; None if it was taken, and `list_ours` will tell of it.
+    """
+    argv = snapshot_command(volume, name, tags=tags)
+    require_going_on(volume)
+    with lvm_lock.lvm_locked():
+        _create(argv, f"{volume.group}/{name}", {TAG, *tags}, told)
+        return find_made(volume, name, {TAG, *tags})
 
 
 def require_going_on(volume: LogicalVolume) -> None:
@@ -153,13 +174,14 @@ def snapshot_command(
     size: int | None = None,
     chunk: int | None = None,
     group: Group | None = None,
+    active: bool = False,
 ) -> list[str]:
     """Return the command of `take_snapshot`; errors as there, and none of lvcreate's."""
     argv = ["lvcreate", "-y", "-s", "-pr", "-n", _checked(name, _NAME, "name")]
     for tag in sorted({TAG, *tags}):
         argv += ["--addtag", _checked(tag, _TAG, "tag")]
     if volume.is_thin:
-        return [*argv, "-ky", volume.full_name]
+        return [*argv, "-ky", *(("-ay", "-K") if active else ()), volume.full_name]
     if size is None or chunk is None:
         advice = advise_snapshot(volume, size=size, chunk=chunk, group=group)
         size, chunk = advice.size, advice.chunk
@@ -238,7 +260,9 @@ def create_volume(name: str, size: int, *, pool: str | None = None) -> LogicalVo
         if "pool" in told.layout and told.attr[7:8] != "z":  # of what is no pool, lvcreate says so
             raise not_zeroing(told.full_name)
         argv += ["-V", f"{round_up(size, 512)}b", "--thinpool", f"{group}/{_checked(pool_name, _NAME, 'pool')}"]
-    return _create(argv, name, {CREATED_TAG})
+    with lvm_lock.lvm_locked():
+        _create(argv, name, {CREATED_TAG})
+        return lvm.find_volume(name)
 
 
 def not_zeroing(pool: str) -> DeviceError:
@@ -284,11 +308,8 @@ def extend_volume(volume: LogicalVolume, by: int) -> LogicalVolume:
     return found
 
 
-def set_writable(volume: LogicalVolume, *, is_writable: bool) -> list[LogicalVolume]:
+def set_writable(volume: LogicalVolume, *, is_writable: bool) -> None:
     """Let a volume be written to, or not; one that is so already is left alone. It may be in use.
-
-    Returns:
-        All volumes, as LVM tells then.
 
     Raises:
         DeviceError: it is gone, or another program changes it at the same time.
@@ -296,17 +317,17 @@ def set_writable(volume: LogicalVolume, *, is_writable: bool) -> list[LogicalVol
     """
     failure: CommandError | None = None
     try:
-        lvm_lock.change(["lvchange", "-y", "-prw" if is_writable else "-pr", "-S", _with_id(volume), volume.full_name])
+        words = ["-y", "-prw" if is_writable else "-pr", "-S", _with_id(volume)]
+        if _CHANGED.search(lvm_lock.change(["lvchange", *words, volume.full_name])):
+            return
     except CommandError as error:  # it is so already, perhaps
         failure = error
-    told = lvm.list_volumes()
-    found = lvm.find_volume_by_id(volume.id, told)
+    found = lvm.find_volume_by_id(volume.id)
     if found is None:
         raise DeviceError(f"{volume.full_name} is gone", device=volume.full_name)
     if found.attr[1:2] != ("w" if is_writable else "r"):  # R: only this activation is read-only
         wanted = "writable" if is_writable else "read-only"
         raise failure or DeviceError(f"{volume.full_name} did not become {wanted}", device=volume.full_name)
-    return told
 
 
 def set_active(volume: LogicalVolume, *, is_active: bool) -> None:
@@ -319,27 +340,23 @@ def set_active(volume: LogicalVolume, *, is_active: bool) -> None:
     lvm_lock.change(["lvchange", "-y", *words, "-S", _with_id(volume), volume.full_name])
 
 
-def _create(
-    argv: list[str], name: str, tags: Iterable[str], told: Sequence[LogicalVolume] | None = None
-) -> LogicalVolume:
-    """Run lvcreate; what it left half made is removed: what was not there in ``told``, or before."""
-    with lvm_lock.lvm_locked():
-        before = _find(name, told)
-        if before:
-            raise ConflictError(f"there is a volume {name} already; choose another name", device=name)
-        for tries_left in reversed(range(3)):
-            try:
-                run_to_end(argv, timeout=lvm_lock.TIMEOUT)
-                break
-            except CommandError as error:
-                # Of that name another run may have made one since LVM was asked: that is not ours to remove.
-                rest = None if "already exists" in str(error) else _find(name)
-                if rest and set(tags) <= rest.tags:
-                    _run_remove(rest, next(iter(tags)))
-                if not tries_left or not _BUSY.search(str(error)):
-                    raise
-                time.sleep(WAIT)
-        return lvm.find_volume(name)
+def _create(argv: list[str], name: str, tags: Iterable[str], told: Sequence[LogicalVolume] | None = None) -> None:
+    """Run lvcreate with the lock held; what it left half made is removed: what was not there in ``told``, or before."""
+    before = _find(name, told)
+    if before:
+        raise ConflictError(f"there is a volume {name} already; choose another name", device=name)
+    for tries_left in reversed(range(3)):
+        try:
+            run_to_end(argv, timeout=lvm_lock.TIMEOUT)
+            return
+        except CommandError as error:
+            # Of that name another run may have made one since LVM was asked: that is not ours to remove.
+            rest = None if "already exists" in str(error) else _find(name)
+            if rest and set(tags) <= rest.tags:
+                _run_remove(rest, next(iter(tags)))
+            if not tries_left or not _BUSY.search(str(error)):
+                raise
+            time.sleep(WAIT)
 
 
 def _find(name: str, told: Sequence[LogicalVolume] | None = None) -> LogicalVolume | None:

@@ -1,6 +1,7 @@
 """Runs in the guest: volumes that are cut and committed together, under a writer whose writes are in a known order.
 
-With EACH_STEP=1 there are kills at every step, for which CI has no time (scripts/moving groups).
+With EACH_STEP=1 there are kills at every step, and members that come and go, for which CI has no time
+(scripts/moving groups). KIND is one of `KINDS`: which volumes the group has.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pytest
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError
 from lvmsync.jobs import prepared
+from lvmsync.jobs import receive as receiving
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.agent.policy import Policy
@@ -33,9 +35,10 @@ from lvmsync.jobs.recover import recover
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.copy import PassOptions
 from lvmsync.jobs.replica.group import Member, sync_group
+from lvmsync.jobs.replica.run import sync_volume
 from lvmsync.jobs.replica.together import Stillness
 from lvmsync.jobs.standing import standing
-from lvmsync.system import dm, holds, lvm, lvm_commands, suspend
+from lvmsync.system import activation, cut, dm, holds, lvm, lvm_commands, suspend
 from tests.agent_line import Socket
 from tests.lab.in_guest import Cases, sh, until
 
@@ -43,8 +46,19 @@ case = Cases()
 BLOCK = 4096
 SLOTS, STRIDE = 64, 32 << 10
 HERE, THERE = Path("/tmp/here"), Path("/tmp/there")
-MEMBERS = ("raw", "thin")
+KINDS = {
+    "mixed": ("raw", "thin"),
+    "classic": ("raw", "other"),
+    "thin": ("thin", "also"),  # of one pool
+    "pools": ("thin", "apart"),
+    "four": ("raw", "thin", "also", "quiet"),  # nothing is written to the last
+}
+KIND = os.environ.get("KIND", "mixed")
+MEMBERS = KINDS[KIND]
+POOLS = {"thin": "pool", "also": "pool", "apart": "pool2"}  # of those that are thin
+WRITTEN = tuple(name for name in MEMBERS if name != "quiet")
 EACH_STEP = bool(os.environ.get("EACH_STEP"))
+MIB = 1 << 20
 
 STILL = Stillness(limit=60)  # a guest may be very slow
 
@@ -107,7 +121,7 @@ class Writer:
             os.waitpid(process, 0)
 
 
-writer = Writer(MEMBERS)
+writer = Writer(WRITTEN)
 
 
 def numbers_of(path: str) -> list[int]:
@@ -121,7 +135,7 @@ def numbers_of(path: str) -> list[int]:
         os.close(fd)
 
 
-def moment(folder: str = "far", names: Sequence[str] = MEMBERS) -> int:
+def moment(folder: str = "far", names: Sequence[str] = WRITTEN) -> int:
     """Return the last number in copies, once it is sure that none has a later write without an earlier one."""
     found = [numbers_of(f"/dev/{folder}/{name}") for name in names]
     for numbers in found:
@@ -178,22 +192,34 @@ class Far:
 open_agents: dict[int, Agent] = {}
 
 
-def sync(names: Sequence[str] = MEMBERS, hook: Hook = lambda: None, stillness: Stillness = STILL) -> GroupReceipt:
+def alone(volume: lvm.LogicalVolume) -> Receipt:
+    """Sync one volume by itself."""
+    far, target = Far(), f"far/{volume.name}"
+    try:
+        return sync_volume(far.connect, volume, target, f"far:{target}", HERE, PassOptions(), ignore, retries=0)
+    finally:
+        far.close()
+
+
+def sync(
+    names: Sequence[str] = MEMBERS, hook: Hook = lambda: None, stillness: Stillness = STILL, *, full: bool = False
+) -> GroupReceipt:
     members = [Member(lvm.find_volume(f"vg/{name}"), f"far/{name}", f"far:far/{name}") for name in names]
     far = Far(hook)
     try:
-        options = PassOptions(create=True)
+        pool = "far/pool" if KIND in ("thin", "pools") else None
+        options = PassOptions(create=True, thin_pool=pool, full=full)
         return sync_group("db", far.connect, members, HERE, options, stillness, ignore, retries=2, wait=0.1)
     finally:
         far.close()
 
 
-def sync_killed(hook: Hook, stillness: Stillness = STILL) -> None:
+def sync_killed(hook: Hook, stillness: Stillness = STILL, names: Sequence[str] = MEMBERS) -> None:
     """Let a process sync that is killed by what the hook changes in it."""
 
     def work() -> None:
         hook()
-        sync(stillness=stillness)
+        sync(names, stillness=stillness)
 
     _, status = os.waitpid(in_child(work), 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
@@ -219,19 +245,51 @@ def kill_at(owner: Any, name: str, *, after: bool = False, skip: int = 0) -> Hoo
     return hook
 
 
-def require_rest() -> None:
+def in_the_cut() -> dict[str, Hook]:
+    """Return hooks that kill while all stands still: between the snapshots of the thin ones, of the others."""
+    thin = sum(name in POOLS for name in MEMBERS)
+    hooks = {}
+    if thin:
+        hooks["in the cut of the thin ones"] = kill_at(dm, "send_message", after=True)
+    if thin < len(MEMBERS):
+        hooks["in the cut of the others"] = kill_at(cut, "run_to_end", after=True, skip=thin)
+    return hooks
+
+
+def require_rest(names: Sequence[str] = MEMBERS) -> None:
     """Check that nothing is left but one base a volume, and that the copies are what these hold."""
     ours = lvm_commands.list_ours("vg")
-    assert sorted(one.origin for one in ours) == sorted(MEMBERS), [one.full_name for one in ours]
+    assert sorted(one.origin for one in ours) == sorted(names), [one.full_name for one in ours]
     assert len({snapshots.cut_of(one) for one in ours}) == 1
     for one in ours:
         assert snapshots.role_of(one) == "base"
-        with lvm.activated(one) as active:
+        with activation.activated(one) as active:
             sh(f"cmp -n $((8 << 20)) /dev/{active.full_name} /dev/far/{one.origin}")
         assert standing(f"far/{one.origin}", THERE).transaction is None
     assert not list((THERE / "groups").glob("*.json"))
     assert not suspend.list_suspended()
     assert not holds.list_holds()
+    assert not sh("dmsetup status --target thin-pool | awk '$8 != \"-\"'"), "a metadata snapshot is held"
+
+
+@contextmanager
+def mounted_deep() -> Iterator[Stillness]:
+    """Mount a file system on a device on the first member, which LVM does not know of; yield how it is frozen."""
+    first = MEMBERS[0]
+    sh(f"dmsetup create deep --table '0 8192 linear /dev/vg/{first} 8192'; dmsetup mknodes")
+    sh("mkfs.ext4 -q /dev/mapper/deep; mkdir -p /run/deep; mount /dev/mapper/deep /run/deep; echo x >/run/deep/file")
+    try:
+        yield Stillness(True, "touch /run/frozen", "rm /run/frozen", 60)
+    finally:
+        sh("umount /run/deep; dmsetup remove deep")
+
+
+def require_going_on() -> None:
+    """Check that all goes on by itself soon."""
+    began = time.monotonic()
+    until(lambda: not Path("/run/frozen").exists() and not suspend.list_suspended(), "all goes on", 12)
+    sh("timeout 6 sh -c 'echo y >/run/deep/file; sync -f /run/deep'")
+    print(f"went on after {time.monotonic() - began:.1f} s", flush=True)
 
 
 @case("copies a group to one moment while it is written to, and then says that nothing changed")
@@ -242,6 +300,8 @@ def again_and_again() -> None:
         print(f"{receipt.kind} {receipt.seconds} s, still {receipt.still_seconds} s", flush=True)
         assert receipt.kind == "delta"
         assert before < moment() <= writer.count
+        for one, name in zip(receipt.members, MEMBERS, strict=True):
+            assert bool(one.bytes) == (name in WRITTEN), one
     require_rest()
     sync()
     assert moment() == writer.count
@@ -253,8 +313,10 @@ def source_killed() -> None:
     hooks = {"before the commit": kill_at(Agent, "commit_group")}
     if EACH_STEP:
         hooks |= {
-            "in the cut": kill_at(dm, "send_message"),
+            **in_the_cut(),
+            "before the first is sent": kill_at(Agent, "receive"),
             "before the second is sent": kill_at(Agent, "receive", skip=1),
+            "after the commit": kill_at(Agent, "commit_group", after=True),
             "when one is promoted": kill_at(snapshots, "promote", after=True),
         }
     for step, hook in hooks.items():
@@ -262,7 +324,7 @@ def source_killed() -> None:
             before = moment()
             sync_killed(hook)
             until(lambda: not suspend.list_suspended(), "all is resumed", 12)
-            print(recover("/dev/far/raw", THERE, ignore).notes, flush=True)
+            print(recover(f"/dev/far/{MEMBERS[0]}", THERE, ignore).notes, flush=True)
             assert moment() >= before, step
             print(f"{step}: {before} {moment()}", flush=True)
             sync()
@@ -274,7 +336,12 @@ def source_killed() -> None:
 def target_killed() -> None:
     hooks = {"after the commit point": kill_at(prepared, "_write_commit", after=True)}
     if EACH_STEP:
-        hooks |= {"before the commit point": kill_at(prepared, "_write_commit")}
+        hooks |= {
+            "before the commit point": kill_at(prepared, "_write_commit"),
+            "before the first is received": kill_at(receiving, "receive"),
+            "before the second is received": kill_at(receiving, "receive", skip=1),
+            "when one was committed": kill_at(prepared, "settle", after=True),
+        }
     for step, hook in hooks.items():
         with writer.writing():
             before = moment()
@@ -287,21 +354,19 @@ def target_killed() -> None:
 
 @case("thaws and resumes when it is killed while all stands still")
 def killed_while_still() -> None:
-    sh("dmsetup create deep --table '0 8192 linear /dev/vg/raw 8192'; dmsetup mknodes; mkfs.ext4 -q /dev/mapper/deep")
-    sh("mkdir -p /run/deep; mount /dev/mapper/deep /run/deep; echo x >/run/deep/file")
-    still = Stillness(True, "touch /run/frozen", "rm /run/frozen", 60)
-    sync_killed(kill_at(dm, "send_message"), still)
-    began = time.monotonic()
-    until(lambda: not Path("/run/frozen").exists() and not suspend.list_suspended(), "all goes on", 6)
-    sh("timeout 6 sh -c 'echo y >/run/deep/file; sync -f /run/deep'")
-    print(f"went on after {time.monotonic() - began:.1f} s", flush=True)
-    receipt = sync(stillness=still)
-    assert any("frozen while the snapshot was taken: /run/deep" in note for note in receipt.members[0].notes)
-    assert not Path("/run/frozen").exists()
-    sh("umount /run/deep; dmsetup remove deep")
-    (raw,) = (one for one in lvm_commands.list_ours("vg") if one.origin == "raw")
-    sh(f"dmsetup create deep --table '0 8192 linear /dev/{raw.full_name} 8192' -r; dmsetup mknodes")
-    sh("e2fsck -fn /dev/mapper/deep; dmsetup remove deep")  # clean without a replay: it was frozen
+    hooks = in_the_cut()
+    with mounted_deep() as still:
+        for step, hook in hooks.items() if EACH_STEP else list(hooks.items())[:1]:
+            print(step, flush=True)
+            sync_killed(hook, still)
+            require_going_on()
+        receipt = sync(stillness=still)
+        assert any("frozen while the snapshot was taken: /run/deep" in note for note in receipt.members[0].notes)
+        assert not Path("/run/frozen").exists()
+    (first,) = (one for one in lvm_commands.list_ours("vg") if one.origin == MEMBERS[0])
+    with activation.activated(first) as active:
+        sh(f"dmsetup create deep --table '0 8192 linear /dev/{active.full_name} 8192' -r; dmsetup mknodes")
+        sh("e2fsck -fn /dev/mapper/deep; dmsetup remove deep")  # clean without a replay: it was frozen
     require_rest()
 
 
@@ -327,18 +392,80 @@ def failed() -> None:
         assert moment() == before
     require_rest()
     ours = {one.id for one in lvm_commands.list_ours("vg")}
-    sh("printf x | dd of=/dev/far/thin bs=1 seek=5000000 conv=notrunc,fsync status=none")
-    with pytest.raises(ConflictError, match="far:far/thin was written to by something else"):
+    second = MEMBERS[1]
+    sh(f"printf x | dd of=/dev/far/{second} bs=1 seek=5000000 conv=notrunc,fsync status=none")
+    with pytest.raises(ConflictError, match=f"far:far/{second} was written to by something else"):
         sync()
     assert {one.id for one in lvm_commands.list_ours("vg")} == ours
 
 
+def longer(name: str) -> Callable[[Hook], Hook]:
+    """Make a case of which CI has no time."""
+    return case(name) if EACH_STEP else lambda function: function
+
+
+@longer("takes in a volume that is named for the first time, and lets go of one that is not named any more")
+def come_and_gone() -> None:
+    with pytest.raises(ConflictError, match="written to by something else"):
+        sync()  # the case before has spoilt it
+    make_volume("late")
+    sh("dd if=/dev/urandom of=/dev/vg/late bs=1M oflag=direct count=8 status=none")
+    more = (*MEMBERS, "late")
+    with writer.writing():
+        before = moment()
+        receipt = sync(more, full=True)
+        assert moment() > before
+        print(receipt.kind, receipt.notes, flush=True)
+        assert receipt.members[-1].kind == "first", receipt.members[-1]
+        assert sync(more).members[-1].kind == "nothing"
+    require_rest(more)
+    late = lvm.find_volume("vg/late")
+    with pytest.raises(ConflictError, match="is kept at one moment with other volumes, as group 'db'"):
+        alone(late)
+    with writer.writing():
+        sync_killed(kill_at(Agent, "commit_group"), names=more)
+        before = moment()
+        with pytest.raises(ConflictError, match="was not finished, and was of vg/late as well: name that, too"):
+            sync()
+        assert moment() == before
+        sync(more)
+        assert moment() > before
+    require_rest(more)
+    sh("dd if=/dev/urandom of=/dev/vg/late bs=1M oflag=direct count=1 status=none")
+    copy = sh("sha256sum </dev/far/late")
+    with writer.writing():
+        before = moment()
+        notes = sync().notes
+        print(notes, flush=True)
+        assert any("vg/late is no member of the group any more: its copy far:far/late stays" in one for one in notes)
+        assert moment() > before
+        assert sync().notes == []
+    assert sh("sha256sum </dev/far/late") == copy
+    own = alone(late)
+    assert (own.kind, own.bytes) == ("delta", MIB), own
+    sh("cmp /dev/vg/late /dev/far/late")
+    with writer.writing():
+        assert sync(more).members[-1].kind == "nothing"  # taken in again, with what it has
+    require_rest(more)
+
+
+def make_volume(name: str) -> None:
+    """Make a member; one that comes late is as the first."""
+    pool = POOLS.get(MEMBERS[0] if name == "late" else name)
+    if pool:
+        sh(f"lvcreate -q -y -V 8m --thinpool vg/{pool} -n {name}")
+    else:
+        sh(f"lvcreate -q -y -W n -L 8m -n {name} vg")
+
+
 def make_volumes() -> None:
-    sh(
-        "make_vg vg /dev/ubda; lvcreate -q -y --type thin-pool --poolmetadataspare n -L 40m -n pool vg;"
-        "lvcreate -q -y -W n -L 8m -n raw vg; lvcreate -q -y -V 8m --thinpool vg/pool -n thin;"
-        "make_vg far /dev/ubdb"
-    )
+    sh("make_vg vg /dev/ubda; make_vg far /dev/ubdb")
+    for pool in {POOLS[name] for name in MEMBERS if name in POOLS}:
+        sh(f"lvcreate -q -y --type thin-pool --poolmetadataspare n -L 40m -n {pool} vg")
+    if KIND in ("thin", "pools"):
+        sh("lvcreate -q -y --type thin-pool --poolmetadataspare n -L 48m -n pool far")
+    for name in MEMBERS:
+        make_volume(name)
 
 
 if __name__ == "__main__":

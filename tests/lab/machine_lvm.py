@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError
 from lvmsync.jobs import create
 from lvmsync.jobs.standing import standing
-from lvmsync.system import fill, fill_watch, lvm, lvm_commands, lvm_lock, snapshot_advice
+from lvmsync.system import activation, fill, fill_watch, lvm, lvm_commands, lvm_lock, snapshot_advice
 from tests.lab.in_guest import Cases, sh, until
 
 case = Cases()
@@ -21,6 +22,14 @@ M = 1 << 20
 
 def names() -> list[str]:
     return sorted(one.name for one in lvm.list_volumes("vg") if "private" not in one.role)
+
+
+def as_lvm_tells(made: lvm.LogicalVolume) -> bool:
+    """Tell whether what the kernel tells of a snapshot that was made just now is what LVM does."""
+    told = lvm.find_volume(made.full_name)
+    print(made, told, sep="\n")
+    assert abs((made.created or 0) - (told.created or 0)) <= 2
+    return replace(told, created=made.created, data_percent=made.data_percent) == made
 
 
 @case("takes a classic snapshot, read-only, tagged, with a store that cannot be full")
@@ -37,6 +46,7 @@ def classic() -> None:
     lvm.require_usable_snapshot(found)
     assert found.size >= snapshot_advice.whole_store(16 * M, 4096), found.size
     assert found.data_percent is not None
+    assert as_lvm_tells(found)
     assert [one.id for one in lvm_commands.list_ours("vg")] == [found.id]
     assert [one.id for one in lvm_commands.list_ours()] == [found.id]
 
@@ -185,10 +195,17 @@ def thin() -> None:
     assert snap.is_thin
     assert (snap.origin_id, snap.number, snap.attr[1]) == (made.id, None, "r")
     assert snap.tags == {"lvmsync", "lvmsync.role=base"}
-    with lvm.activated(snap) as active:
+    with activation.activated(snap) as active:
         assert active.number
         assert fill.pool_fill_of(active.number) == fill.pool_fill_of(made.number or (0, 0))
     lvm_commands.remove_snapshot(snap)
+    snap = lvm_commands.take_snapshot(made, "asnap", tags=[lvm_commands.role_tag("base")], active=True)
+    assert as_lvm_tells(snap)
+    assert snap.number
+    assert sh("lvs --noheadings -o lv_skip_activation vg/asnap").strip() == "skip activation"
+    lvm_commands.remove_snapshot(snap)
+    assert lvm_commands.leave_snapshot(made, "later", tags=[lvm_commands.role_tag("back")]) is None
+    lvm_commands.remove_snapshot(lvm.find_volume("vg/later"))
 
 
 @case("watches a thin pool, data and metadata")

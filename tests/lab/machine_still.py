@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lvmsync.errors import CommandError, ConflictError, DeviceError, UsageError
-from lvmsync.system import cut, dm, freeze, holds, lvm, lvm_commands, suspend
+from lvmsync.system import activation, cut, dm, freeze, holds, lvm, lvm_commands, suspend
 from tests.lab.in_guest import Cases, sh, until
 
 case = Cases()
@@ -251,7 +251,7 @@ class Writer:
 
 
 def counter(volume: lvm.LogicalVolume) -> int:
-    with lvm.activated(volume) as active, open(f"/dev/{active.full_name}", "rb") as file:
+    with activation.activated(volume) as active, open(f"/dev/{active.full_name}", "rb") as file:
         return int.from_bytes(file.read(8), "little")
 
 

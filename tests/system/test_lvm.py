@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ChangesLost, CommandError, ConflictError, DeviceError, UsageError
+from lvmsync.errors import ChangesLost, CommandError, DeviceError, UsageError
 from lvmsync.names import Volume
-from lvmsync.system import lvm, lvm_lock
-from lvmsync.system.dm import Mapped
+from lvmsync.system import lvm
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case, list_cases
 
@@ -184,67 +183,3 @@ def test_what_lvm_told_just_now_is_not_asked_for_again(lvs: FakeProgram) -> None
         lvm.find_volume("vg/x", told)
     with pytest.raises(DeviceError, match="in group 'other'; it has: snap"):
         lvm.find_volume("other/data", told)
-
-
-IDLE = {"lv_kernel_major": "-1", "lv_kernel_minor": "-1"}
-
-
-@pytest.fixture
-def lvchange(lvs: FakeProgram, tmp_path: Path) -> FakeProgram:
-    lvs.answer(report(row(), row(**ORIGIN), row(lv_name="more", lv_kernel_minor="4")), "-a")
-    return FakeProgram(tmp_path, "lvchange")
-
-
-def test_volumes_that_are_not_active_are_made_so_together_and_given_back(lvchange: FakeProgram) -> None:
-    lvchange.answer("", "-ay")
-    lvchange.answer("", "-an")
-    idle = [volume(**IDLE), volume(**ORIGIN), volume(lv_name="more", **IDLE)]
-    with lvm.all_activated(idle) as active:
-        assert [one.number for one in active] == [(254, 3), (254, 3), (254, 4)]
-        assert active[1] is idle[1]
-    assert lvchange.calls() == ["-ay -K vg/snap vg/more", "-an vg/snap vg/more"]
-    with lvm.all_activated([idle[1]]) as active:
-        assert active == [idle[1]]
-    assert len(lvchange.calls()) == 2
-
-
-def test_the_kernel_tells_the_numbers_of_what_was_activated(
-    lvchange: FakeProgram, lvs: FakeProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lvchange.answer("", "-ay")
-    lvchange.answer("", "-an")
-    lvs.fail("it is not to be asked\n", "-a")
-    idle = volume(**IDLE)
-    devices = [
-        Mapped("vg-snap-cow", f"LVM-{idle.id}-cow", (254, 7), 0),
-        Mapped("vg-snap", f"LVM-{idle.id}", (254, 9), 0),
-    ]
-    monkeypatch.setattr(lvm, "list_devices", lambda: devices)
-    with lvm.activated(idle) as active:
-        assert active.number == (254, 9)
-
-
-def test_what_was_activated_of_several_volumes_is_given_back_when_one_is_refused(lvchange: FakeProgram) -> None:
-    lvchange.fail("no\n", "-ay")
-    lvchange.answer("", "-an")
-    idle = [volume(**IDLE), volume(lv_name="more", **IDLE)]
-    with pytest.raises(CommandError, match="no"), lvm.all_activated(idle):
-        pass
-    assert lvchange.calls()[1:] == ["-an vg/snap vg/more"]
-    with pytest.raises(CommandError, match="no"), lvm.activated(idle[0]):
-        pass
-    assert len(lvchange.calls()) == 3
-
-
-def test_nothing_is_activated_while_another_run_changes_lvm(
-    lvchange: FakeProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lvm_lock, "TIMEOUT", 0.05)
-    idle = volume(**IDLE)
-    with (
-        lvm_lock.lvm_locked(),
-        pytest.raises(ConflictError, match="another run of lvmsync has changed LVM"),
-        lvm.activated(idle),
-    ):
-        pass
-    assert not (lvchange.folder / "calls").exists()

@@ -161,12 +161,24 @@ class Agent:
         return _read_receipt(answer, self.place)
 
     def snapshot(self, target: str, replica: str) -> dict[str, Any]:
-        """Make a snapshot of a target for the way back, tagged as the replica's; return its "name" and "id"."""
+        """Make a snapshot of a target for the way back, tagged as the replica's; quicker right after `drop_snapshot`.
+
+        Returns:
+            Its "name", and its "id", which is None where that takes a question to LVM: see `find_snapshot`.
+        """
         return self.ask("snapshot", target=target, replica=replica)
+
+    def find_snapshot(self, target: str, replica: str) -> dict[str, Any]:
+        """Return "name" and "id" of the snapshot that `snapshot` has made last."""
+        return self.ask("snapshot", target=target, replica=replica, find=True)
 
     def drop_snapshot(self, target: str, replica: str) -> None:
         """Remove the snapshots that `snapshot` has made of a target for a replica, if there are any."""
         self.ask("snapshot", target=target, replica=replica, drop=True)
+
+    def settle(self) -> None:
+        """Let the agent do what it has put off: see "passes" in `PUSH_OPTIONS` of `jobs.agent.requests`."""
+        self.ask("settle")
 
     def pull(
         self, source: str, target: str, options: Mapping[str, Any], policy: Policy, state: Path, report: Report

@@ -120,8 +120,11 @@ PUSH_OPTIONS: dict[str, Callable[[Any], bool]] = {
     "no_undo": is_flag,
     "snapback": is_word,
     "pool_limit": is_percent,
+    "passes": is_flag,
 }
 """What the side that pulls may say of how its copy is made: never a command.
 
-"place" is what names its target in our records, the same for every run; the last three are for its own receive.
+"place" is what names its target in our records, the same for every run; "no_undo", "snapback" and "pool_limit" are for
+its own receive. "passes": more of them follow, so snapshots stay active until the line ends, and what the copy itself
+does not wait for is put off until the next request.
 """

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvmsync import __version__
-from lvmsync.errors import ConflictError, LvmsyncError, StreamError, TransportError, UsageError
+from lvmsync.errors import LvmsyncError, StreamError, TransportError, UsageError
 from lvmsync.interfaces import Transport
 from lvmsync.jobs.agent.policy import Place, Policy
 from lvmsync.jobs.agent.protocol import (
@@ -54,7 +54,9 @@ from lvmsync.jobs.progress import Report
 from lvmsync.names import parse_volume
 from lvmsync.transport import STALL_TIMEOUT
 
-_LONGEST_PREFIX = 80  # letters of a volume's name in that of its snapshot; LVM allows 127 in all
+if TYPE_CHECKING:
+    from lvmsync.jobs.agent.keeping import Keeper
+    from lvmsync.jobs.agent.pushing import Passes
 
 
 def serve(
@@ -115,6 +117,8 @@ class Session:
         self._policy = policy
         self._state = state
         self._report = report
+        self._keeper: Keeper | None = None
+        self._passes: Passes | None = None
 
     def greet(self) -> None:
         """Say who we are."""
@@ -144,8 +148,10 @@ class Session:
         return None
 
     def finish(self) -> None:
-        """Let what was said last get out."""
+        """Let what was said last get out, and do what was put off until then."""
         finish(self._line)
+        if self._passes:
+            self._passes.close()
 
     def _serve(self, request: Request) -> None:
         """Carry out one request, and answer it."""
@@ -188,7 +194,7 @@ class Session:
         self._voice.begin_stream(wanted.get("window"))
         receipt = receive(
             self._voice.receive_some,
-            ReceiveOptions(target=place.path, state=self._state, **wanted),
+            ReceiveOptions(target=place.path, state=self._state, extend_cmd=self._policy.extend_cmd, **wanted),
             self._report,
             lambda: self._voice.say(READY),
             on_applied=self._voice.applied,
@@ -245,33 +251,23 @@ class Session:
         return asdict(receipt)
 
     def _snapshot(self, request: Request) -> dict[str, Any]:
-        asked = take(request, target=is_word, replica=is_group, drop=is_flag)
+        asked = take(request, target=is_word, replica=is_group, drop=is_flag, find=is_flag)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_snapshot, "makes no snapshots", "--allow-snapshot")
         if not place.is_volume:
             raise UsageError(f"{place.name} is no volume of LVM: there are no snapshots of it")
         if not asked["replica"]:
             raise UsageError("request 'snapshot' lacks 'replica'")
-        from lvmsync.jobs.replica import snapshots
-        from lvmsync.system import lvm
-        from lvmsync.system.lvm_commands import replica_tag, role_tag, take_snapshot
+        if self._keeper is None:
+            from lvmsync.jobs.agent.keeping import Keeper
 
-        told = lvm.list_volumes(place.name.split("/")[0])
-        volume = snapshots.find_source(place.name, told)
+            self._keeper = Keeper()
+        if asked["find"]:
+            return self._keeper.find(place.name, asked["replica"])
         if asked["drop"]:
-            old = [
-                one for one in snapshots.list_kept(volume, asked["replica"], told) if snapshots.role_of(one) == "back"
-            ]
-            if left := snapshots.remove(old):
-                raise ConflictError("; ".join(left), device=volume.full_name)
+            self._keeper.drop(place.name, asked["replica"])
             return {}
-        made = take_snapshot(
-            volume,
-            f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{asked['replica'][:8]}",
-            tags=[replica_tag(asked["replica"]), role_tag("back")],
-            told=told,
-        )
-        return {"name": made.full_name, "id": made.id}
+        return self._keeper.keep(place.name, asked["replica"])
 
     def _commit_group(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.prepared import commit_group
@@ -301,20 +297,25 @@ class Session:
         source = self._policy.find_source(asked["source"])
         if self._policy.sources is not None and (options["store"] or options["chunk"]):
             raise UsageError("this server chooses the size and chunks of its snapshots itself")
-        from lvmsync.jobs.agent.pushing import push
+        from lvmsync.jobs.agent.pushing import Passes, Push
 
         self._voice.say(TURN)
-        receipt = push(
-            self._line,
-            self._voice.lock,
-            source.name,
-            asked["target"],
-            self._state,
-            options,
-            self._report,
+        push = Push(
+            self._line, self._voice.lock, source.name, asked["target"], self._state, options, self._report,
             most_copies=self._policy.most_copies,
-        )
+        )  # fmt: skip
+        if options["passes"]:
+            self._passes = self._passes or Passes()
+            receipt = self._passes.make(push)
+        else:
+            receipt = push.run()
         self._voice.say(DONE, asdict(receipt))
+
+    def _settle(self, request: Request) -> dict[str, Any]:
+        take(request)
+        if self._passes:
+            self._passes.settle()
+        return {}
 
     def _stripe(self, request: Request) -> None:
         count = take(request, count=is_count)["count"]
@@ -342,6 +343,7 @@ _VERBS: dict[str, Callable[[Session, Request], dict[str, Any] | None]] = {
     "commit_group": Session._commit_group,
     "abort_group": Session._abort_group,
     "push": Session._push,
+    "settle": Session._settle,
     "stripe": Session._stripe,
     "join": Session._join,
 }

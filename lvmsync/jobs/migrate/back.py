@@ -165,7 +165,7 @@ class _Steps:
     def run_pass(self, report: Report) -> Carried:
         job, tries = self._job, 0
         policy = Policy.of_word(job.volume.full_name)
-        options = {"place": job.here, **job.options}
+        options = {"place": job.here, "passes": True, **job.options}
         while True:
             # The head is taken later than that, so less is counted as changed since than there may be: by a moment.
             began = time.monotonic()
@@ -173,6 +173,9 @@ class _Steps:
                 agent = job.connect()
                 self._make_writable()
                 receipt = agent.pull(job.source, job.volume.full_name, options, policy, job.state, report)
+                taken = time.monotonic()
+                if not self._has_stopped:
+                    agent.settle()
                 break
             except LvmsyncError as error:
                 tries += 1
@@ -180,7 +183,8 @@ class _Steps:
                     raise
         self._snapshot = receipt.snapshot
         kind = receipt.kind or "delta"
-        return Carried(receipt, kind, {"send": time.monotonic() - began}, None if kind == "resume" else began)
+        seconds = {"send": taken - began, "promote": time.monotonic() - taken}
+        return Carried(receipt, kind, seconds, None if kind == "resume" else began)
 
     def prepare(self) -> float:
         """Make sure of everything that the downtime needs."""
@@ -231,6 +235,7 @@ class _Steps:
         place, snapshot = self._job.place, self._snapshot
         if snapshot and self._job.remove:
             try:
+                self._job.connect().settle()
                 self._job.remove(snapshot)
             except LvmsyncError as error:
                 return [f"{snapshot} is left beside {place} ({error}); 'lvmsync cleanup' there removes it"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,14 +97,14 @@ def open_move(job: Job) -> Iterator[Move]:
             device=job.volume.full_name,
         )
     agent = job.connect()
-    with open_replica(agent, job.volume, job.target, job.place, job.state) as replica:
-        yield _Steps(job, replica).move()
+    with ExitStack() as hold, open_replica(agent, job.volume, job.target, job.place, job.state) as replica:
+        yield _Steps(job, replica, hold).move()
 
 
 class _Steps:
     """The steps, and what they remember of each other."""
 
-    def __init__(self, job: Job, replica: Replica) -> None:
+    def __init__(self, job: Job, replica: Replica, hold: ExitStack) -> None:
         self._job = job
         self._replica = replica
         self._agent: Agent | None = None
@@ -116,7 +116,7 @@ class _Steps:
         self._store_fill: float | None = None
         self._pool_fill: float | None = None
         self._way_back = ""
-        self._options = job.options
+        self._options = replace(job.options, hold=hold)  # no time is lost for it in the downtime
         self._told: list[LogicalVolume] | None = None  # by LVM, a moment ago
 
     def move(self) -> Move:
@@ -156,7 +156,7 @@ class _Steps:
             pool = self._connect().standing(self._job.target).pool
             self._pool_fill = pool.data_percent / 100 if pool else None
         # In the downtime nothing is done that can wait: `_finish` removes the snapshots in any case.
-        options = replace(self._options, promote=not self._has_stopped)
+        options = replace(self._options, later=[] if self._has_stopped else None, is_still=self._has_stopped)
         told, self._told = self._told, None
         while True:
             try:
@@ -184,6 +184,7 @@ class _Steps:
         self._connect()
         if self._job.way_back and self._is_volume():
             self._drop_way_back()  # of an earlier migration, which would be in the way in the downtime
+        self._told = lvm.list_volumes()
         took = self._last.seconds.get("snapshot", 0.0) if self._last else 0.0
         return took if self._job.way_back and self._is_volume() else 0.0
 
@@ -196,11 +197,11 @@ class _Steps:
         assert self._job.users.restart
         self._job.users.restart()
         self._has_stopped = False
+        self._told = None
         self._be_patient(STALL_TIMEOUT)
 
     def _fence(self) -> None:
-        """Make the source read-only; what LVM tells then, the last pass need not ask for again."""
-        self._told = set_writable(self._job.volume, is_writable=False)
+        set_writable(self._job.volume, is_writable=False)
 
     def _be_patient(self, seconds: float) -> None:
         """Set how long the line may be silent, as far as that is less than usual."""
@@ -243,9 +244,9 @@ class _Steps:
             )
 
     def _keep_way_back(self) -> str:
-        """Take a snapshot of the target as it is now, and remember here that this is what the source holds."""
+        """Take a snapshot of the target as it is now, which is what the source holds."""
         made = self._connect().snapshot(self._job.target, self._replica.id)
-        self._way_back = str(made["id"])
+        self._way_back = str(made["id"] or "")
         if self._job.fence == "deactivate":  # later there is no device to look at
             self._remember_way_back()
         return str(made["name"])
@@ -255,6 +256,9 @@ class _Steps:
         self._connect().drop_snapshot(self._job.target, self._replica.id)
 
     def _remember_way_back(self) -> None:
+        """Remember here that the source holds what that snapshot does."""
+        if not self._way_back:
+            self._way_back = str(self._connect().find_snapshot(self._job.target, self._replica.id)["id"])
         remember_way_back(self._job.volume, self._way_back, self._job.state)
 
     def _finish(self, cut: Cut) -> list[str]:

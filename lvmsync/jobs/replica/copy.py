@@ -8,7 +8,7 @@ leaves, the tags of the snapshots and the target's ledger tell the next run wher
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,16 +19,17 @@ from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Progress, Receipt, Report
 from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.choose import Kind, Plan, Wish, choose
-from lvmsync.jobs.replica.opening import open_delta, open_first, prepare_delta
+from lvmsync.jobs.replica.opening import Activity, open_delta, open_first, prepare_delta
 from lvmsync.jobs.replica.proof import prove_unchanged
 from lvmsync.jobs.replica.replica import Replica
-from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
+from lvmsync.jobs.replica.watch import watch_fill, watching
 from lvmsync.jobs.send import Resume, StreamOptions
 from lvmsync.jobs.standing import Standing
 from lvmsync.sources.source import Source
 from lvmsync.stream.frames import Sample
 from lvmsync.system import lvm, seen
 from lvmsync.system.device import open_device
+from lvmsync.system.fill_watch import Limits
 from lvmsync.system.lvm import LogicalVolume
 
 _MOST_STEPS = 4  # that set a replica right before anything is sent: commit, roll back, ...
@@ -49,10 +50,13 @@ class PassOptions:
         chunk: bytes of its chunks; None: advised.
         freeze: file systems on the volume are frozen while the snapshot is taken.
         limits: of stores and pools on this side.
-        promote: whether the head becomes the base right away; without, the next run does that.
+        later: takes what makes the head the base, and needs the replica's lock; None: that is done right away. If it
+            is never done, the next run does it.
+        is_still: nothing is written to the source, so nobody need watch its stores.
         orders: further options of the receive (see `Agent.receive`).
         cuts: ids of the cuts of a group that this run may go on with (see `jobs.replica.group`).
         goes_on: of ``full``: a copy of everything that was not finished is gone on with.
+        hold: the snapshots stay active until this ends, for the next pass; None: they need not.
     """
 
     stream: StreamOptions = field(default_factory=StreamOptions)
@@ -64,10 +68,12 @@ class PassOptions:
     chunk: int | None = None
     freeze: bool = False
     limits: Limits = field(default_factory=Limits)
-    promote: bool = True
+    later: list[Callable[[], None]] | None = None
+    is_still: bool = False
     orders: Mapping[str, Any] = field(default_factory=dict)
     cuts: frozenset[str] = frozenset()
     goes_on: bool = False
+    hold: ExitStack | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,7 @@ class Pass:
         )
         self._seconds: dict[str, float] = {}
         self._changes = ChangeMap.empty()
+        self._fresh: set[str] = set()  # ids of snapshots that were made active here
         self._is_begun = False
         self._is_read = False
         self._is_asked = False
@@ -212,8 +219,10 @@ class Pass:
             self._let_go(head, error)
             raise
         began = time.monotonic()
-        if options.promote:
+        if options.later is None:
             self.promote(head)
+        else:
+            options.later.append(lambda: self.promote(head))
         self._seconds["promote"] = time.monotonic() - began
         receipt = self.tell(receipt, head)
         wire_bytes = receipt.wire_bytes or 0
@@ -279,8 +288,10 @@ class Pass:
                     store=self._options.store,
                     chunk=self._options.chunk,
                     told=self._told,
+                    active=True,
                 )
             taken = time.monotonic()
+            self._fresh.add(head.id)
             self.adopt(head, look)
         except BaseException as error:
             if head:
@@ -302,12 +313,16 @@ class Pass:
         plan, options = self.plan, self._options
         base = self.kept[plan.base.id] if plan.base else None
         needed = [one for one in (base, head) if one]
-        # Where nothing can be put off, nothing is written to the source either: its stores do not grow.
-        watch = watch_fill(self.volume, needed if options.promote else [], options.limits, self._told)
+        watch = watch_fill(self.volume, [] if options.is_still else needed, options.limits, self._told)
         report = watching(watch, self._report)
         began = time.monotonic()
         report(Progress("reading the map", 0, None))
-        opened = open_delta(self.volume, base, head, self._told) if base else open_first(self.volume, head)
+        activity = Activity(self._fresh, options.hold)
+        opened = (
+            open_delta(self.volume, base, head, self._told, activity)
+            if base
+            else open_first(self.volume, head, activity)
+        )
         with watch.explaining(), opened as source:
             samples: list[Sample] = []
             if base:

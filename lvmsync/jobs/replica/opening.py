@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 from lvmsync.errors import ConflictError
 from lvmsync.extents import ChangeMap
@@ -18,7 +18,7 @@ from lvmsync.jobs.samples import take_samples
 from lvmsync.names import Volume, WholeDevice
 from lvmsync.sources import Reading, Source, open_source
 from lvmsync.stream.frames import Sample
-from lvmsync.system import dm, lvm
+from lvmsync.system import activation, dm
 from lvmsync.system.device import open_device
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.units import size_words
@@ -29,19 +29,44 @@ MINIMAL_UP_TO = 64 << 20
 _FEW = 8  # every so many of the samples, when an unfinished delta is gone on with
 
 
+@dataclass(frozen=True)
+class Activity:
+    """How the snapshots of a pass come to be active.
+
+    Attributes:
+        fresh: ids of those that were made active just now: they are deactivated as well.
+        hold: they stay active until this ends; None: until the pass does.
+    """
+
+    fresh: Collection[str] = ()
+    hold: ExitStack | None = None
+
+    def of(self, *volumes: LogicalVolume) -> AbstractContextManager[list[LogicalVolume]]:
+        """Return what yields snapshots as they are when active."""
+        return activation.all_activated(volumes, fresh=self.fresh, hold=self.hold)
+
+
+USUAL = Activity()
+"""They are made active if they are not, and deactivated when the pass ends."""
+
+
 @contextmanager
-def open_first(volume: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
+def open_first(volume: LogicalVolume, head: LogicalVolume, activity: Activity = USUAL) -> Iterator[Source]:
     """Open all that a head holds, as a source whose point is that head.
 
     Args:
         volume: what it is a snapshot of.
         head: the snapshot.
+        activity: how it comes to be active.
 
     Raises:
         DeviceError, CommandError: it cannot be read.
         ChangesLost: it has overflowed.
     """
-    with lvm.activated(head) as active, open_source(WholeDevice(Volume(active.full_name), None), Reading()) as source:
+    with (
+        activity.of(head) as (active,),
+        open_source(WholeDevice(Volume(active.full_name), None), Reading()) as source,
+    ):
 
         def confirm() -> None:
             source.confirm()
@@ -60,7 +85,11 @@ def open_first(volume: LogicalVolume, head: LogicalVolume) -> Iterator[Source]:
 
 @contextmanager
 def open_delta(
-    volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, told: Sequence[LogicalVolume] | None = None
+    volume: LogicalVolume,
+    base: LogicalVolume,
+    head: LogicalVolume,
+    told: Sequence[LogicalVolume] | None = None,
+    activity: Activity = USUAL,
 ) -> Iterator[Source]:
     """Open what changed from a base to a head, with the data of both.
 
@@ -69,6 +98,7 @@ def open_delta(
         base: the older one.
         head: the newer one, which is there already: the map is read after it was taken.
         told: what LVM told just now of the volumes of their group, these included; None: it is asked.
+        activity: how the two come to be active.
 
     Raises:
         DeviceError, CommandError, FormatError: they cannot be read.
@@ -76,7 +106,7 @@ def open_delta(
     """
     with ExitStack() as stack:
         # Kept active for both: for its map, and for its data.
-        active_base, active_head = stack.enter_context(lvm.all_activated([base, head]))
+        active_base, active_head = stack.enter_context(activity.of(base, head))
         now = {base.id: active_base, head.id: active_head}
         volumes = None if told is None else tuple(now.get(one.id, one) for one in told)
         reading = Reading(data_source=head.full_name, with_base=True, volumes=volumes)

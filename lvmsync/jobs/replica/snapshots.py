@@ -167,6 +167,7 @@ def take_head(
     store: int | None = None,
     chunk: int | None = None,
     told: Sequence[LogicalVolume] | None = None,
+    active: bool = False,
 ) -> LogicalVolume:
     """Take the snapshot that will be sent.
 
@@ -176,6 +177,7 @@ def take_head(
         store: bytes of a classic snapshot's store; None: advised.
         chunk: bytes of its chunks; None: advised.
         told: what LVM told of the volume's group just now, and of the volume itself; None: it is asked.
+        active: whether a thin one is made active.
 
     Raises:
         DeviceError: the volume group has too little room.
@@ -186,8 +188,9 @@ def take_head(
         group = (volume.room if told is not None else None) or lvm.read_group(volume.group)
         store = choose_store(volume, chunk, group) if store is None else store
     return lvm_commands.take_snapshot(
-        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk, told=told, group=group
-    )
+        volume, head_name(volume), tags=head_tags(volume, replica), size=store, chunk=chunk, told=told, group=group,
+        active=active,
+    )  # fmt: skip
 
 
 def choose_store(volume: LogicalVolume, chunk: int | None = None, group: Group | None = None) -> int | None:

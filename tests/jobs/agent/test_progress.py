@@ -193,16 +193,20 @@ def test_a_far_side_of_a_pull_that_works_may_take_its_time(tmp_path: Path) -> No
 def test_who_is_pulled_from_says_that_it_works_unless_it_talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_talking, has_talked, may_end = (threading.Event() for _ in range(3))
 
-    def push(line: Line, talking: contextlib.AbstractContextManager[Any], *_: Any, **__: Any) -> Receipt:
-        assert is_talking.wait(TIMEOUT)
-        with talking:
-            threading.Event().wait(0.2)  # ten signs of life, if nobody talked
-            line.send_all([b"-"])
-            has_talked.set()
-        assert may_end.wait(TIMEOUT)
-        return Receipt("sync")
+    class Push:
+        def __init__(self, line: Line, talking: contextlib.AbstractContextManager[Any], *_: Any, **__: Any) -> None:
+            self.line, self.talking = line, talking
 
-    monkeypatch.setattr("lvmsync.jobs.agent.pushing.push", push)
+        def run(self) -> Receipt:
+            assert is_talking.wait(TIMEOUT)
+            with self.talking:
+                threading.Event().wait(0.2)  # ten signs of life, if nobody talked
+                self.line.send_all([b"-"])
+                has_talked.set()
+            assert may_end.wait(TIMEOUT)
+            return Receipt("sync")
+
+    monkeypatch.setattr("lvmsync.jobs.agent.pushing.Push", Push)
     with served(tmp_path / "state", beat=0.02) as agent:
         far = agent.peer.line
         far.say(REQUEST, {"verb": "push", "source": "vg/lv", "target": "x", "options": {}})

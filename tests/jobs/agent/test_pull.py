@@ -8,11 +8,14 @@ import pytest
 
 from lvmsync.cli.asked import Asked, Managing, Orders, Way
 from lvmsync.cli.replica import pass_options, pull_options
+from lvmsync.errors import ConflictError
 from lvmsync.jobs.agent.client import open_agent
 from lvmsync.jobs.agent.policy import POOL_LIMIT, Policy
 from lvmsync.jobs.agent.requests import PUSH_OPTIONS
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica import snapshots
+from lvmsync.jobs.replica.copy import PassOptions
+from lvmsync.jobs.replica.run import sync_volume
 from lvmsync.names import parse_target
 from tests.agent_line import agent_peer
 from tests.replica_machine import SIZE, Machine, install
@@ -58,3 +61,31 @@ def test_a_dry_run_says_what_would_be_pulled_and_makes_nothing(machine: Machine,
     assert (receipt.kind, receipt.bytes, receipt.dry_run) == ("first", SIZE, True)
     assert machine.ours() == []
     assert not (tmp_path / "copy").exists()
+
+
+def test_of_several_passes_each_puts_off_what_the_next_request_can_wait_for(machine: Machine, tmp_path: Path) -> None:
+    here, copy = tmp_path / "here", str(tmp_path / "copy")
+    options = {"place": "here:copy", "passes": True, "create": True}
+    policy = Policy.of_word(copy, may_create=True)
+    (volume,) = machine.volumes.values()
+    with agent_peer(tmp_path / "there", "far:vg/lv") as (_, peer):
+        agent = open_agent(peer)
+
+        def make_pass() -> Receipt:
+            return agent.pull("vg/lv", copy, options, policy, here, ignore)
+
+        assert make_pass().kind == "first"
+        assert [snapshots.role_of(one) for one in machine.ours()] == ["head"]
+        with pytest.raises(ConflictError, match="another lvmsync works on"):  # from one pass to the next, too
+            sync_volume(lambda: agent, volume, copy, "here:copy", tmp_path / "there", PassOptions(), ignore, retries=0)
+        agent.settle()
+        assert [snapshots.role_of(one) for one in machine.ours()] == ["base"]
+        machine.write(volume, 7)
+        assert make_pass().kind == "delta"
+        assert sorted(snapshots.role_of(one) for one in machine.ours()) == ["base", "head"]
+        machine.write(volume, 8)
+        last = make_pass()
+        assert (last.kind, last.bytes) == ("delta", 4096)
+    assert [one.full_name for one in machine.ours("base")] == [last.snapshot]  # done when the line ended, if not before
+    assert len(machine.ours()) == 1
+    assert (tmp_path / "copy").read_bytes() == machine.path(volume).read_bytes()

@@ -13,7 +13,7 @@ from lvmsync.errors import DeviceError, TransportError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.migrate import back
 from lvmsync.jobs.migrate.back import WayBack, open_way_back
-from lvmsync.jobs.migrate.move import Ended
+from lvmsync.jobs.migrate.move import Cut, Ended
 from lvmsync.jobs.migrate.users import Users
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.system import lvm
@@ -41,7 +41,7 @@ class World:
     def connect(self) -> Agent:
         if not self.is_reached:
             raise DeviceError("no lvmsync there")
-        return cast(Agent, SimpleNamespace(pull=self.pull))
+        return cast(Agent, SimpleNamespace(pull=self.pull, settle=lambda: self.done.append("settle")))
 
     def pull(self, *_: object) -> Receipt:
         self.done.append("pass")
@@ -88,7 +88,19 @@ def test_once_the_start_may_have_begun_it_stays_writable(world: World) -> None:
 
     with pytest.raises(TransportError):
         bring_home()
-    assert world.done == ["writable", "pass", "pass", "start"]
+    assert world.done == ["writable", "pass", "settle", "pass", "settle", "start"]
+
+
+def test_what_a_last_pass_puts_off_waits_until_its_volume_is_in_use(world: World) -> None:
+    job = replace(world.job(), remove=lambda snapshot: world.done.append(f"remove {snapshot}"))
+    with open_way_back(job) as move:
+        move.run_pass(ignore)
+        move.stop()
+        carried = move.run_pass(ignore)
+        assert move.start
+        move.start()
+        move.finish(Cut(carried, 1.0, {}, None, started=True))
+    assert world.done == ["writable", "pass", "settle", "pass", "start", "settle", "remove vg/snap"]
 
 
 def test_one_that_was_writable_stays_so(world: World) -> None:

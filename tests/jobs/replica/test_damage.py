@@ -18,7 +18,7 @@ from lvmsync.jobs.progress import Receipt
 from lvmsync.jobs.replica import copy, opening
 from lvmsync.jobs.replica.proof import guard_zeros
 from lvmsync.sources.source import Source
-from lvmsync.system import lvm
+from lvmsync.system import activation
 from lvmsync.system.lvm import LogicalVolume
 from tests.fakes import Memory, make_source
 from tests.jobs.replica.test_kill import World
@@ -38,7 +38,7 @@ def lose_the_map(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the map of changes be empty, whatever was written."""
 
     @contextmanager
-    def lost(volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, told: object = None) -> Iterator[Source]:
+    def lost(volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, *_: object) -> Iterator[Source]:
         with world.machine.open_delta(volume, base, head) as source:
             yield replace(source, changes=ChangeMap.empty())
 
@@ -99,9 +99,7 @@ def read_zeros(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a head read as zeros wherever it changed, as of a damaged store, with the guard that `opening` sets."""
 
     @contextmanager
-    def damaged(
-        volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, told: object = None
-    ) -> Iterator[Source]:
+    def damaged(volume: LogicalVolume, base: LogicalVolume, head: LogicalVolume, *_: object) -> Iterator[Source]:
         with world.machine.open_delta(volume, base, head) as source:
             found = replace(source, data=Memory(bytes(SIZE)))
             origin = world.machine.path(volume).read_bytes()
@@ -142,11 +140,11 @@ def test_the_source_of_a_delta_is_guarded_by_the_volume_itself(world: World, mon
         base_data=Memory(os.urandom(SIZE)),
     )
 
-    def active(volumes: Sequence[LogicalVolume]) -> AbstractContextManager[list[LogicalVolume]]:
+    def active(volumes: Sequence[LogicalVolume], **_: object) -> AbstractContextManager[list[LogicalVolume]]:
         return nullcontext(list(volumes))
 
     monkeypatch.setattr(opening, "open_source", lambda *_: nullcontext(made))
-    monkeypatch.setattr(lvm, "all_activated", active)
+    monkeypatch.setattr(activation, "all_activated", active)
     volumes = {"/dev/vg/lv": Memory(os.urandom(SIZE))}
     monkeypatch.setattr(opening, "open_device", volumes.pop)
     monkeypatch.setattr(opening, "_changed_since", lambda head: ChangeMap.empty())

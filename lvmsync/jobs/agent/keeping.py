@@ -1,0 +1,75 @@
+"""The snapshot of a target that a migration keeps for its way back, on the target's machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lvmsync.errors import ConflictError, DeviceError
+from lvmsync.jobs.replica import snapshots
+from lvmsync.system import lvm, lvm_commands
+from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.lvm_made import is_as_told
+
+BACK = "back"
+"""Role of such a snapshot."""
+
+_LONGEST_PREFIX = 80  # letters of a volume's name in that of its snapshot; LVM allows 127 in all
+
+
+class Keeper:
+    """Keeps snapshots for the way back; what LVM told when the old ones were dropped is used for the next one."""
+
+    def __init__(self) -> None:
+        self._told: tuple[str, list[LogicalVolume]] | None = None
+
+    def drop(self, name: str, replica: str) -> None:
+        """Remove what is kept of a volume for a replica.
+
+        Args:
+            name: VG/LV.
+            replica: its id.
+
+        Raises:
+            ConflictError: something is left.
+            LvmsyncError: the volume has no snapshots, or LVM does not tell.
+        """
+        volume, told = _look(name)
+        if left := snapshots.remove(_list(volume, replica, told)):
+            raise ConflictError("; ".join(left), device=volume.full_name)
+        self._told = name, told
+
+    def keep(self, name: str, replica: str) -> dict[str, Any]:
+        """Take a snapshot of a volume; return its "name" and, where the kernel tells it, its "id".
+
+        Arguments and errors as of `drop`.
+        """
+        told_of, told = self._told or ("", None)
+        self._told = None
+        volume = snapshots.find_source(name, told) if told_of == name else None
+        if volume is None or not is_as_told(volume):  # it was renamed meanwhile, say
+            volume, told = _look(name)
+        short = f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{replica[:8]}"
+        tags = [lvm_commands.replica_tag(replica), lvm_commands.role_tag(BACK)]
+        made = lvm_commands.leave_snapshot(volume, short, tags=tags, told=told)
+        return {"name": f"{volume.group}/{short}", "id": made.id if made else None}
+
+    def find(self, name: str, replica: str) -> dict[str, Any]:
+        """Return "name" and "id" of what is kept; arguments and errors as of `drop`.
+
+        Raises:
+            DeviceError: there is nothing.
+        """
+        volume, told = _look(name)
+        kept = _list(volume, replica, told)
+        if not kept:
+            raise DeviceError(f"{volume.full_name} has no snapshot for the way back", device=volume.full_name)
+        return {"name": kept[-1].full_name, "id": kept[-1].id}
+
+
+def _look(name: str) -> tuple[LogicalVolume, list[LogicalVolume]]:
+    told = lvm.list_volumes(name.split("/")[0])
+    return snapshots.find_source(name, told), told
+
+
+def _list(volume: LogicalVolume, replica: str, told: list[LogicalVolume]) -> list[LogicalVolume]:
+    return [one for one in snapshots.list_kept(volume, replica, told) if snapshots.role_of(one) == BACK]
