@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lvmsync.jobs.cleanup import Leftover
-    from lvmsync.jobs.replica.cleanup import Found
+    from lvmsync.jobs.left import GoneTarget
+    from lvmsync.jobs.replica.cleanup import Bare, Found
     from lvmsync.system.holds import Hold
+
+
+_FORGETS = "'lvmsync cleanup --remove' forgets it"
 
 
 def cleanup(
@@ -27,7 +31,7 @@ def cleanup(
         typer.Option("--release", metavar="DEVICE", help="give back the metadata snapshot of this pool or era device"),
     ] = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="remove snapshots of ours that nothing needs, and let go of what is held")
+        bool, typer.Option("--remove", help="remove what is ours and nothing needs, and let go of what is held")
     ] = False,
     replica: Annotated[
         str | None,
@@ -40,47 +44,64 @@ def cleanup(
 ) -> None:
     """Show what lvmsync has left: snapshots with its tag, metadata snapshots, what is frozen; and remove it."""
     from lvmsync.jobs.cleanup import find_leftovers, give_back
+    from lvmsync.jobs.left import find_gone
     from lvmsync.system.holds import list_holds
     from lvmsync.system.ledger import state_folder
 
     if sum(map(bool, (release, remove, replica))) > 1:
         raise UsageError("--release, --remove and --replica: choose one")
     if release:
-        return _say([give_back(release)], [], [], as_json=as_json, quiet=quiet, released=True)
+        return _say([give_back(release)], [], [], [], [], as_json=as_json, quiet=quiet, released=True)
     folder = state_folder(state)
     if replica:
         from lvmsync.jobs.replica.cleanup import give_up
 
-        return _say([], give_up(folder, replica), [], as_json=as_json, quiet=quiet, removed=True)
-    found, holds = _find_snapshots(folder), list_holds()
+        return _say([], give_up(folder, replica), [], [], [], as_json=as_json, quiet=quiet, removed=True)
+    found, bare = _find_snapshots(folder)
+    holds, gone, leftovers = list_holds(), find_gone(folder), find_leftovers()
     if remove:
-        _remove(found, holds)
-    leftovers = [] if remove else find_leftovers()
-    shown = [one for one in found if one.is_spare] if remove else found
-    _say(leftovers, shown, holds, as_json=as_json, quiet=quiet, removed=remove)
+        leftovers = [one for one in leftovers if one.held.is_ours and not one.held.is_running]
+        found, bare = [one for one in found if one.is_spare], [one for one in bare if one.is_spare]
+        _remove(folder, leftovers, found, holds, bare, gone)
+    _say(leftovers, found, holds, bare, gone, as_json=as_json, quiet=quiet, released=remove, removed=remove)
 
 
-def _find_snapshots(state: Path) -> list[Found]:
+def _find_snapshots(state: Path) -> tuple[list[Found], list[Bare]]:
     if shutil.which("lvs") is None:
-        return []  # no LVM, no snapshots of its
-    from lvmsync.jobs.replica.cleanup import find_snapshots
+        return [], []  # no LVM, no snapshots of its
+    from lvmsync.jobs.replica.cleanup import find_bare, find_snapshots
 
-    return find_snapshots(state)
+    return find_snapshots(state), find_bare(state)
 
 
-def _remove(found: list[Found], holds: list[Hold]) -> None:
+def _remove(
+    state: Path,
+    leftovers: list[Leftover],
+    found: list[Found],
+    holds: list[Hold],
+    bare: list[Bare],
+    gone: list[GoneTarget],
+) -> None:
     """Remove what nothing needs, as far as that is certain.
 
     Raises:
         ConflictError: something could not be removed.
     """
-    from lvmsync.jobs.replica.cleanup import remove_spare
+    from lvmsync.jobs.left import forget_gone
+    from lvmsync.jobs.replica.cleanup import forget_bare, remove_spare
     from lvmsync.system.holds import forget_old, is_kept, mend
+    from lvmsync.system.reservation import release
 
     forget_old()
     for hold in holds:
         if not is_kept(hold):
             mend(hold)
+    for leftover in leftovers:
+        release(leftover.held, leftover.tracker)
+    for replica in bare:
+        forget_bare(state, replica)
+    for target in gone:
+        forget_gone(state, target)
     left = remove_spare(found)
     if left:
         raise ConflictError("; ".join(left))
@@ -90,6 +111,8 @@ def _say(
     leftovers: list[Leftover],
     found: list[Found],
     holds: list[Hold],
+    bare: list[Bare],
+    gone: list[GoneTarget],
     *,
     as_json: bool,
     quiet: bool,
@@ -103,6 +126,8 @@ def _say(
             "released": released,
             "snapshots": [_snapshot_row(one) for one in found],
             "holds": [asdict(hold) for hold in holds],
+            "replicas": [_bare_row(one) for one in bare],
+            "targets": [asdict(one) for one in gone],
             "removed": removed,
         }
         print_text(json.dumps(rows) + "\n")
@@ -116,13 +141,33 @@ def _say(
         print_text(f"{_describe(one)}{', and was removed' if removed else _offer(one)}\n")
     for hold in holds:
         print_text(f"{hold}{'' if removed else _offer_hold(hold)}\n")
-    if not leftovers and not found and not holds and not quiet:
+    for replica in bare:
+        what = f"{replica.record.source} (replica {replica.record.id}): {replica.state}"
+        print_text(f"{what}{', and was forgotten' if removed else _offer_bare(replica)}\n")
+    for target in gone:
+        print_text(f"{target}{', and was forgotten' if removed else '; ' + _FORGETS}\n")
+    if not (leftovers or found or holds or bare or gone or quiet):
         print_text(
             "nothing was left that could be removed without asking\n"
             if removed
             else "nothing is left behind: no thin pool and no era device has a metadata snapshot taken, no volume has a"
             " snapshot of lvmsync's, and nothing is frozen\n"
         )
+
+
+def _bare_row(one: Bare) -> dict[str, object]:
+    record = one.record
+    return {
+        "id": record.id,
+        "source": record.source,
+        "target": record.target,
+        "state": one.state,
+        "is_spare": one.is_spare,
+    }
+
+
+def _offer_bare(one: Bare) -> str:
+    return f"; {_FORGETS}" if one.is_spare else f"; 'lvmsync cleanup --replica {one.record.id}' gives the copy up"
 
 
 def _describe(one: Found) -> str:

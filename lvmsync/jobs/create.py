@@ -68,6 +68,26 @@ def find_left(device: BlockTarget | Device, state: Path) -> LogicalVolume | None
         return None
 
 
+def list_half_made(state: Path) -> list[LogicalVolume]:
+    """Return the volumes that are being made just now, or whose maker was killed before it could note what they are.
+
+    Raises:
+        CommandError: lvs failed.
+    """
+    if not any((state / "making").glob("*")):
+        return []
+    made = [one for one in lvm.list_volumes() if lvm_commands.CREATED_TAG in one.tags and one.number]
+    return [one for one in made if _making(state, one.full_name).exists() and _is_new(one)]
+
+
+def _is_new(volume: LogicalVolume) -> bool:
+    try:
+        with open_device(Volume(volume.full_name).path) as device:
+            return _is_untouched(volume, device)
+    except LvmsyncError:
+        return False
+
+
 def create_file(path: str, size: int, state: Path) -> None:
     """Make an image file, and note that it holds nothing; an empty one, as a crash in here leaves it, is taken.
 

@@ -203,7 +203,7 @@ def _find_record(folder: Path, fresh: Record) -> tuple[Record, Path | None]:
     record = read_record(path)
     if record and (record.identity == fresh.identity or not fresh.identity):
         return replace(record, size=fresh.size), None
-    if record and record.transaction:
+    if record and record.transaction and not _is_gone(record):
         raise ConflictError(
             f"{fresh.target} was another device ({_words(record.identity)}) when a transaction was left unfinished on"
             f" it; now it is {_words(fresh.identity)}: bring that device back and run 'lvmsync recover', or move"
@@ -217,6 +217,12 @@ def _find_record(folder: Path, fresh: Record) -> tuple[Record, Path | None]:
     if len(same) != 1 or same[0][0].transaction:  # of two, nobody knows which is right; and a transaction has files
         return fresh, None
     return replace(same[0][0], target=fresh.target, size=fresh.size), same[0][1]
+
+
+def _is_gone(record: Record) -> bool:
+    from lvmsync.system.gone import is_gone  # asks LVM, which is seldom needed
+
+    return is_gone(record.identity)
 
 
 def _read_other(path: Path) -> Record | None:

@@ -12,7 +12,14 @@ from lvmsync.errors import LvmsyncError, TransportError, UsageError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.cleanup import find_leftovers
 from lvmsync.jobs.doctor.findings import Finding
-from lvmsync.jobs.doctor.records import check_clock, check_far_clock, check_migrations, check_state, check_targets
+from lvmsync.jobs.doctor.records import (
+    check_clock,
+    check_far_clock,
+    check_migrations,
+    check_state,
+    check_targets,
+    check_unused,
+)
 from lvmsync.jobs.doctor.tools import check_modules, check_packages, check_programs
 from lvmsync.jobs.doctor.volumes import check_room, check_suspended, check_volumes
 from lvmsync.jobs.replica import cleanup
@@ -42,6 +49,7 @@ def examine(state: Path, groups: Sequence[str] = ()) -> list[Finding]:
         found += _tried("the device mapper", _check_kernel)
     found += _tried("what is frozen", _check_holds)
     found += _tried("targets", lambda: check_targets(state))
+    found += _tried("targets that were made", lambda: check_unused(state))
     found += _tried("migrations", lambda: check_migrations(state))
     return [*found, *check_clock(records, datetime.now(UTC))]
 
@@ -95,6 +103,9 @@ def _check_lvm(state: Path, records: Iterable[Record], groups: Sequence[str]) ->
         elif not one.target and one.role != "back":
             remedy = f"lvmsync cleanup --replica {one.replica}" if one.replica else f"lvremove {one.volume.full_name}"
             yield Finding("leftover", one.volume.full_name, one.state, f"if it is not needed: {remedy}")
+    for bare in cleanup.find_bare(state, volumes):
+        if not groups or bare.record.source.partition("/")[0] in groups:
+            yield Finding("leftover", bare.record.source, bare.state, bare.remedy)
 
 
 def _check_kernel() -> Iterator[Finding]:

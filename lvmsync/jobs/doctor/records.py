@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lvmsync.errors import DeviceError, LvmsyncError
 from lvmsync.jobs.doctor.findings import Finding
+from lvmsync.jobs.left import find_gone, list_unused
 from lvmsync.jobs.migrate.state import describe, list_cut_off
 from lvmsync.jobs.replica.record import Record
 from lvmsync.jobs.way_back import can_go_back
@@ -61,6 +62,7 @@ def _file_system(folder: Path) -> str:
 
 def check_targets(state: Path) -> Iterator[Finding]:
     """Yield the targets of this machine that are in the middle of a receive, or whose content is not known."""
+    gone = {one.target: one for one in find_gone(state)}
     for path in sorted((state / "targets").glob("*/record.json")):
         try:
             target = str(json.loads(path.read_text())["target"])
@@ -74,7 +76,10 @@ def check_targets(state: Path) -> Iterator[Finding]:
         note = record.transaction
         if is_busy:
             continue
-        if note and note.group and note.phase == "prepared":
+        if target in gone:
+            what = str(gone[target]).partition(": ")[2]
+            yield Finding("leftover", target, what, "lvmsync cleanup --remove")
+        elif note and note.group and note.phase == "prepared":
             yield Finding(
                 "unfinished", target, f"a group's copy of {note.began} was not finished", f"lvmsync recover {target}"
             )
@@ -99,6 +104,18 @@ def check_targets(state: Path) -> Iterator[Finding]:
                 "a write to it failed, and what it holds is not known",
                 f"run 'lvmsync repair SOURCE {target}' where its source is",
             )
+
+
+def check_unused(state: Path) -> Iterator[Finding]:
+    """Yield the targets that were made for a first copy, of which nothing has come."""
+    for target in list_unused(state):
+        step = "lvremove" if target.startswith("/dev/") else "rm"
+        yield Finding(
+            "unfinished",
+            target,
+            "it was made for a first copy that did not begin, or begins just now",
+            f"run that sync again, or if nobody else uses it: {step} {target}",
+        )
 
 
 def check_migrations(state: Path) -> Iterator[Finding]:

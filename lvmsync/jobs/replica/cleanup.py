@@ -112,6 +112,79 @@ def _judge(
     return "an older base, which a newer one has replaced", True
 
 
+@dataclass(frozen=True)
+class Bare:
+    """A replica of which a record is there, and no snapshot.
+
+    Attributes:
+        record: of it.
+        state: what is to be said of it, in a few words.
+        is_spare: nothing has come of it: it may be forgotten without asking.
+    """
+
+    record: Record
+    state: str
+    is_spare: bool
+
+    @property
+    def remedy(self) -> str:
+        """The command that forgets it."""
+        if self.is_spare:
+            return "lvmsync cleanup --remove"
+        return f"if it is not needed: lvmsync cleanup --replica {self.record.id}"
+
+
+def find_bare(state: Path, volumes: Sequence[LogicalVolume] | None = None) -> list[Bare]:
+    """Return the replicas whose volume is there, and no snapshot of it that is theirs.
+
+    Args:
+        state: the state folder.
+        volumes: all that LVM knows; None: it is asked.
+
+    Raises:
+        CommandError: lvs failed.
+        FormatError: a record cannot be read.
+    """
+    records = [one for one in list_records(state) if not is_busy(state, one.id)]
+    if not records:
+        return []
+    volumes = lvm.list_volumes() if volumes is None else volumes
+    held = {snapshots.replica_of(one) for one in volumes if lvm_commands.is_ours(one)}
+    there = {one.id for one in volumes}
+    return [_judge_bare(one) for one in records if one.id not in held and one.source_id in there]
+
+
+def _judge_bare(record: Record) -> Bare:
+    if record.committed:
+        return Bare(
+            record,
+            f"the snapshot that its copy {record.target} holds is gone: 'lvmsync repair {record.source}"
+            f" {record.target}' makes a new one",
+            is_spare=False,
+        )
+    if record.head or record.base:
+        return Bare(
+            record,
+            f"a first copy to {record.target} was begun, and what was being sent is gone; the next run begins anew",
+            is_spare=False,
+        )
+    return Bare(record, f"a copy to {record.target} was to be made, and nothing has come of it", is_spare=True)
+
+
+def forget_bare(state: Path, bare: Bare) -> None:
+    """Forget a replica of which nothing has come; nothing is done if something has by now.
+
+    Raises:
+        ConflictError: a run works on it.
+        CommandError: lvs failed.
+    """
+    record = bare.record
+    with open_record(state, record.source_id, record.source, record.target, record.id) as notebook:
+        ours = (snapshots.replica_of(one) for one in lvm.list_volumes() if lvm_commands.is_ours(one))
+        if notebook.is_of_nothing and record.id not in ours:
+            notebook.forget()
+
+
 def remove_spare(found: Sequence[Found]) -> list[str]:
     """Remove the snapshots that nothing needs; return what could not be removed, a sentence each."""
     return snapshots.remove(one.volume for one in found if one.is_spare)

@@ -10,7 +10,14 @@ import pytest
 
 from lvmsync.cli.classic import run
 from lvmsync.errors import ConflictError, UsageError
-from lvmsync.jobs.replica.cleanup import Found, find_snapshots, give_up, remove_spare
+from lvmsync.jobs.replica.cleanup import (
+    Found,
+    find_bare,
+    find_snapshots,
+    forget_bare,
+    give_up,
+    remove_spare,
+)
 from lvmsync.jobs.replica.record import is_busy, list_records, lock_replica, open_record
 from lvmsync.jobs.replica.replica import open_replica
 from lvmsync.system import holds, lvm, lvm_commands
@@ -241,6 +248,36 @@ def test_the_command_shows_offers_and_removes(
     assert run(["cleanup", "--replica", ID, *state]) == 0
     assert world.machine.ours() == []
     assert run(["cleanup", "--replica", ID, "--remove", *state]) == 2
+
+
+def test_a_replica_without_a_snapshot_is_forgotten_only_if_nothing_has_come_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
+    monkeypatch.setattr("shutil.which", lambda _: "/sbin/lvs")
+    monkeypatch.setattr(holds, "list_holds", list)
+    head = world.snapshot("head")
+    world.remember(None)
+    assert find_bare(world.state) == []  # it has a snapshot, whatever its record says
+    world.machine.remove_snapshot(head)
+    (bare,) = find_bare(world.state)
+    with open_record(world.state, world.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
+        assert find_bare(world.state) == []  # a run works on it
+        notebook.write(head=head.id)
+    forget_bare(world.state, bare)  # something has come of it meanwhile
+    (bare,) = find_bare(world.state)
+    assert (bare.is_spare, bare.remedy) == (False, f"if it is not needed: lvmsync cleanup --replica {ID}")
+    with open_record(world.state, world.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
+        notebook.write(head=None, base=head.id, committed="2026-01-02T03:04:05+00:00")
+    assert "'lvmsync repair vg/lv host:vg/copy' makes a new one" in find_bare(world.state)[0].state
+
+    world.remember(None)
+    with open_record(world.state, world.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
+        notebook.write(committed=None)
+    assert run(["cleanup", "--state", str(world.state)]) == 0
+    assert f"vg/lv (replica {ID}): a copy to host:vg/copy was to be made" in capsys.readouterr().out
+    assert run(["cleanup", "--remove", "--state", str(world.state)]) == 0
+    assert list_records(world.state) == []
 
 
 def test_a_snapshot_of_a_cut_that_broke_off_is_removed_and_one_of_a_group_says_so(world: World) -> None:
