@@ -15,17 +15,18 @@ from lvmsync.cli.delivery import Delivery
 from lvmsync.cli.files import stream_options
 from lvmsync.cli.migrate import Commands
 from lvmsync.cli.replica import pass_options
-from lvmsync.errors import UsageError
+from lvmsync.errors import ConflictError, UsageError
 from lvmsync.jobs.migrate.cutover import refuse_leftover
 from lvmsync.jobs.migrate.drive import migrate
 from lvmsync.jobs.migrate.move import Move, Options, Outcome, Tell
-from lvmsync.jobs.migrate.settle import abort, finish
+from lvmsync.jobs.migrate.settle import abort, finish, take_leave
 from lvmsync.jobs.migrate.state import Journal, Note, only_migration, open_journal, refuse_others
 from lvmsync.jobs.migrate.users import Users, by_commands, by_libvirt, far_command, local_command, require_success
 from lvmsync.jobs.migrate.warm import Connect, WarmCommand
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica.snapshots import find_source
 from lvmsync.jobs.send import StreamOptions
+from lvmsync.jobs.standing import FENCED_TAG
 from lvmsync.names import TargetName, Volume, parse_target, parse_volume
 from lvmsync.system.identity import is_same_storage
 from lvmsync.system.ledger import state_folder
@@ -181,6 +182,9 @@ def go(
             )
         journal = _open(stack, asked.folder, job.note)
         job.users.ready()  # what is not there is told before anything is sent
+        if snapshots.full and delivery.agent.standing(place.name).fenced:
+            _unfence_there(shells, shlex.quote(place.name.removeprefix("/dev/")), asked.commands.timeout)
+            say(f"note: {place} was read-only since 'migrate --back', and is writable again: all is copied anew")
         move = stack.enter_context(open_move(job))
         return migrate(move, options, journal, tell)
 
@@ -228,10 +232,13 @@ def go_back(asked: Asked, options: Options, tell: Tell) -> Outcome:
 FENCE = (
     "tries=10; while lvs --noheadings -o lv_device_open {name} | grep -q open; do tries=$((tries - 1));"
     " if [ $tries -lt 1 ]; then echo {name} is still in use >&2; exit 16; fi; sleep 0.1; done;"
-    " lvchange -y -pr {name}"
+    f" lvchange -y -pr --addtag {FENCED_TAG} {{name}}"
 )
 """Makes a volume of another machine read-only, unless it is in use."""
-UNFENCE = "lvs --noheadings -o lv_permissions {name} | grep -q '^ *writeable' || lvchange -y -prw {name}"
+UNFENCE = (
+    "lvs --noheadings -o lv_permissions {name} | grep -q '^ *writeable' ||"
+    f" lvchange -y -prw --deltag {FENCED_TAG} {{name}}"
+)
 """Makes it writable, if it is not."""
 REMOVE = "lvremove -q -y -S 'lv_tags={{lvmsync}}' {name}"
 """Removes a snapshot of another machine, if it carries our tag."""
@@ -257,7 +264,7 @@ def settle(asked: Asked, *, is_abort: bool, is_back: bool, is_forced: bool) -> s
         if note is None:
             return f"no migration of {key.source} to {key.target} was cut off: nothing is left"
         if not is_abort:
-            return finish(journal)
+            return finish(journal, None if is_back else lambda: _take_leave(asked, volume, str(place)))
         shells = Shells(stack, place, asked.way, key.source, key.target)
         domain = commands.domain or (None if commands.restart else note.domain) or None
         wanted = Commands(
@@ -269,12 +276,35 @@ def settle(asked: Asked, *, is_abort: bool, is_back: bool, is_forced: bool) -> s
         )
         users = shells.users_there(wanted) if is_back else shells.users(wanted)
         name = shlex.quote(place.name.removeprefix("/dev/"))
+        is_volume = Volume(place.name).is_lvm_name or place.name.startswith("/dev/")
         return abort(
             journal,
             (lambda: _unfence_there(shells, name, commands.timeout)) if is_back else lambda: unfence(volume),
             users,
+            (lambda: _drop_way_back(asked, volume, str(place))) if is_volume else None,
             is_forced=is_forced,
         )
+
+
+def _drop_way_back(asked: Asked, volume: LogicalVolume, place: str) -> None:
+    """Remove the snapshots of the target that carry our tag and the replica's, and are for a way back."""
+    from lvmsync.jobs.replica.record import find_record
+
+    record = find_record(asked.folder, volume.id, place)
+    if record is None:
+        raise ConflictError("nothing here tells which it would be")
+    with asked.deliver() as delivery:
+        delivery.agent.drop_snapshot(delivery.place.name, record.id)
+
+
+def _take_leave(asked: Asked, volume: LogicalVolume, place: str) -> list[str]:
+    """Do what the end of a migration does on this side, when the volume is in use on the other."""
+
+    def find_kept(replica: str) -> str:
+        with asked.deliver() as delivery:
+            return str(delivery.agent.find_snapshot(delivery.place.name, replica)["id"])
+
+    return take_leave(volume, place, asked.folder, find_kept)
 
 
 def _open(stack: ExitStack, folder: Path, note: Note) -> Journal:

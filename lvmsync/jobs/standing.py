@@ -16,11 +16,14 @@ from lvmsync.jobs.create import find_left
 from lvmsync.jobs.precious import find_other_use, find_own_snapshot
 from lvmsync.jobs.way_back import can_go_back, find_place
 from lvmsync.names import Volume, parse_target
-from lvmsync.system import dm, fill, identity, ledger, seen
+from lvmsync.system import dm, fill, identity, ioctl, ledger, lvm, seen
 from lvmsync.system import record as records
 from lvmsync.system.device import Device, open_device
 from lvmsync.system.fields import read_fields
 from lvmsync.targets.block import BlockTarget, open_target
+
+FENCED_TAG = "lvmsync.fenced"
+"""What a volume carries that ``migrate --back`` has made read-only, since what it held is used elsewhere again."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Standing:
         written: whether it was written to since we were last done with it: "no", "yes" or "unknown".
         transaction: the one that is open.
         in_use: why it cannot be claimed now.
+        fenced: it is a volume that is read-only because of `FENCED_TAG`.
         pool: the thin pool below it.
         undo_free: bytes that are free in the state folder.
         made: lvmsync made it, and no copy was committed to it yet.
@@ -113,6 +117,7 @@ class Standing:
     written: str = "unknown"
     transaction: Unfinished | None = None
     in_use: str | None = None
+    fenced: bool = False
     pool: PoolRoom | None = None
     undo_free: int | None = None
     made: bool = False
@@ -169,7 +174,8 @@ def standing(target: str, state: Path) -> Standing:
     except DeviceError as refused:
         with open_device(path) as device:
             # What helps with others is no advice there.
-            return _stand(replace(found, in_use=find_own_snapshot(path) or str(refused)), device, state)
+            found = replace(found, in_use=find_own_snapshot(path) or str(refused), fenced=_is_fenced(path, device))
+            return _stand(found, device, state)
 
 
 def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standing:
@@ -192,6 +198,16 @@ def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standi
         pool=_pool(device.number),
         **_known_of(record, folder, seen.life(device.fd)),
     )
+
+
+def _is_fenced(path: str, device: Device) -> bool:
+    try:
+        if not ioctl.is_read_only(device.fd):  # LVM need not be asked
+            return False
+    except OSError:  # a file
+        return False
+    volume = lvm.find_named(Volume(path))
+    return volume is not None and volume.attr[1:2] == "r" and FENCED_TAG in volume.tags
 
 
 def _known_of(record: records.Record, folder: Path, life: str) -> dict[str, Any]:

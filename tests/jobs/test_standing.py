@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from lvmsync.jobs import receive_checks
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.samples import check_samples, take_samples
-from lvmsync.jobs.standing import Standing, standing
+from lvmsync.jobs.standing import FENCED_TAG, Standing, standing
 from lvmsync.stream.frames import FULL, Frame, Header, Sample
-from lvmsync.system import dm, seen
+from lvmsync.system import dm, ioctl, lvm, seen
 from tests import fakes
 from tests.fakes import Memory, data, reader
 
@@ -108,6 +109,31 @@ def test_a_target_that_is_in_use_is_told(place: Place) -> None:
         assert in_use
         assert "open in another program" in in_use
     assert place.stand().in_use is None
+
+
+@pytest.mark.parametrize(
+    ("is_read_only", "attr", "tags", "is_fenced"),
+    [
+        (True, "Vri-a-tz--", {FENCED_TAG}, True),
+        (True, "Vri-a-tz--", {"lvmsync"}, False),  # by somebody, for a reason that we do not know
+        (True, "Vwi-a-tz--", {FENCED_TAG}, False),
+        (False, "Vri-a-tz--", {FENCED_TAG}, False),
+    ],
+)
+def test_a_volume_that_a_way_back_has_left_read_only_is_known_by_its_tag(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_read_only: bool,
+    attr: str,
+    tags: set[str],
+    is_fenced: bool,
+) -> None:
+    monkeypatch.setattr(ioctl, "is_read_only", lambda fd: is_read_only)
+    monkeypatch.setattr(lvm, "find_named", lambda name: SimpleNamespace(attr=attr, tags=frozenset(tags)))
+    assert not place.stand().fenced  # it can be written to
+    with place.target.open("rb"):
+        assert place.stand().fenced == is_fenced
 
 
 def test_a_target_that_nobody_wrote_to_is_known_to_be_that(place: Place) -> None:

@@ -218,6 +218,10 @@ class _Migration:
             self._notes += move.finish(cut)
         except LvmsyncError as error:
             self._notes.append(f"the target is in order, but on the source's side something is left: {error}")
+        if cut.downtime > self._options.max_downtime:
+            self._notes.append(
+                f"the downtime was {cut.downtime:.1f} s, and {self._options.max_downtime:g} s were allowed"
+            )
         verified = "whole" if self._is_verified else "changes" if move.verify_last else "nothing"
         return Outcome(
             source=move.source,

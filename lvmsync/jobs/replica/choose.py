@@ -229,6 +229,12 @@ def _choose_unknown(record: Record, kept: Sequence[Kept], standing: Standing) ->
 
 def _require_fit(record: Record, standing: Standing, size: int) -> None:
     """Refuse a target that cannot be written to, before anything is made for it."""
+    if standing.fenced:
+        raise DeviceError(
+            f"{record.target} is read-only since 'migrate --back' has brought what it held home; if nothing there is"
+            f" needed, 'lvmsync migrate --full' makes it writable and copies all anew, or 'lvchange -prw"
+            f" {record.target.rpartition(':')[2]}' there does the first"
+        )
     if standing.in_use:
         busy = TargetBusy(f"{record.target} is in use: {standing.in_use}")
         busy.transient = standing.in_use.startswith("another lvmsync")  # perhaps one whose line was cut just now

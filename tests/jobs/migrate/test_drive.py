@@ -293,7 +293,9 @@ def test_it_is_finished_late_if_that_is_wanted_or_nothing_can_start_the_source(j
         (World(rate_of=slow_once).move(), Options(5.0, on_overrun="go")),
         (World(rate_of=slow_once).move(can_restart=False), Options(5.0)),
     ):
-        assert run(move, journal, options).downtime > 5
+        outcome = run(move, journal, options)
+        assert outcome.downtime > 5
+        assert f"the downtime was {outcome.downtime:.1f} s, and 5 s were allowed" in outcome.notes
 
 
 def test_it_is_not_stopped_more_often_than_allowed(journal: Journal) -> None:

@@ -9,9 +9,7 @@ import pytest
 
 from lvmsync.errors import ConflictError, FormatError
 from lvmsync.jobs.migrate import state
-from lvmsync.jobs.migrate.settle import abort
 from lvmsync.jobs.migrate.state import Note, describe, list_cut_off, only_migration, open_journal, refuse_others
-from lvmsync.jobs.migrate.users import Users
 
 NOTE = Note("vg/lv", "x" * 64, "far:vg/lv", restart="systemctl start it")
 
@@ -109,15 +107,3 @@ def test_another_migration_of_the_same_volume_is_held_off_whatever_its_target_is
         with pytest.raises(ConflictError, match=f"--abort {NOTE.words}"):
             refuse_others(tmp_path, other)
         refuse_others(tmp_path, elsewhere)
-
-
-@pytest.mark.parametrize(("step", "is_said"), [(state.FENCED, False), (state.SENT, True), (state.STARTING, True)])
-def test_an_abort_says_that_a_snapshot_may_be_left_on_the_targets_side(
-    tmp_path: Path, step: str, *, is_said: bool
-) -> None:
-    with open_journal(tmp_path, NOTE) as journal:
-        journal.enter(step)
-    with open_journal(tmp_path, NOTE) as journal:
-        said = abort(journal, lambda: None, Users(stop=lambda: None), is_forced=True)
-    assert ("snapshot for a way back" in said) == is_said
-    assert not list_cut_off(tmp_path)

@@ -142,6 +142,10 @@ def test_a_transaction_that_takes_nothing_more_is_taken_back(values: dict[str, A
         pytest.param(
             USED, [BASE], replace(GONE, transaction=amid().transaction), DeviceError, "no target", id="gone amid",
         ),
+        pytest.param(
+            RECORD, [], at("X", in_use="it cannot be written to", fenced=True), DeviceError,
+            "read-only since .*migrate --full.*'lvchange -prw vg/copy'", id="fenced",
+        ),
         pytest.param(USED, [BASE], at("B", in_use="it is mounted"), TargetBusy, "in use: it is mounted", id="mounted"),
         pytest.param(
             USED, [BASE], at("B", size=SIZE - 512), DeviceError,
