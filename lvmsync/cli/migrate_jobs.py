@@ -230,7 +230,9 @@ def go_back(asked: Asked, options: Options, tell: Tell) -> Outcome:
 
 
 FENCE = (
-    "tries=10; while lvs --noheadings -o lv_device_open {name} | grep -q open; do tries=$((tries - 1));"
+    "tries=10; set -- $(stat -Lc '0x%t 0x%T' /dev/{name}); while :; do"
+    " open=$(dmsetup info -c --noheadings -o open -j $(($1)) -m $(($2))) || exit 16;"
+    " if [ $open = 0 ]; then break; fi; tries=$((tries - 1));"
     " if [ $tries -lt 1 ]; then echo {name} is still in use >&2; exit 16; fi; sleep 0.1; done;"
     f" lvchange -y -pr --addtag {FENCED_TAG} {{name}}"
 )

@@ -10,10 +10,10 @@ from lvmsync.jobs.migrate import state
 from lvmsync.jobs.migrate.cutover import Budget, CutOver, refuse, refuse_leftover
 from lvmsync.jobs.migrate.move import Carried, Cut, Move, Options, Outcome, Status, Tell
 from lvmsync.jobs.migrate.passes import Limits, Step, Taken, next_step
-from lvmsync.jobs.migrate.predict import Around, Pass, Prediction, predict
+from lvmsync.jobs.migrate.predict import AFTER, Around, Pass, Prediction, predict
 from lvmsync.jobs.progress import Progress
 
-_FENCE = 0.5  # of the seconds that a snapshot takes, which is several commands of LVM: making it read-only is one
+_FENCE = 0.5  # of the seconds that making a head the base takes, which is two commands of LVM: the fence is one
 
 
 def migrate(move: Move, options: Options, journal: state.Journal, tell: Tell) -> Outcome:
@@ -174,7 +174,7 @@ class _Migration:
         passes = [one.measured for one in self._taken]
         around = Around(
             stop=self._stop_seconds or 0.0,
-            fence=_FENCE * passes[-1].seconds.get("snapshot", 0.0) if options.fence and move.fence else 0.0,
+            fence=_FENCE * passes[-1].seconds.get(AFTER, 0.0) if options.fence and move.fence else 0.0,
             back=self._back_seconds,
             start=options.start_seconds or 0.0,
             verify_byte=self._verify_byte,
