@@ -116,7 +116,7 @@ is_as_before() {
     local now one sums=$before
     now=$(sum "/dev/vg/copy-$kind")
     for one in $(of_kind); do
-        lvchange -q -ay -K "$one"
+        if [[ $kind == thin ]]; then lvchange -q -ay -K "$one"; fi
         sums+=" $(sum "/dev/$one")"
         if [[ $kind == thin ]]; then lvchange -q -an "$one"; fi
     done
@@ -182,7 +182,8 @@ play() {
         kind=${kinds[draw % 2]} step=${steps[draw / 2 % 2]} direction=${directions[draw / 4 % 3]}
         victim=source
         if ((killed[source] >= COUNT || (killed[target] < COUNT && draw / 12 % 2))); then victim=target; fi
-        options=(--freeze --bwlimit 2M)
+        options=(--bwlimit 2M)
+        if [[ $direction == push ]]; then options+=(--freeze); fi # which is not sent to another machine
         if ((draw / 24 % 3)); then options+=(--retries 0); fi
         creates=() before=''
         if [[ $step == delta && ${way[$kind]} != "$direction" ]]; then
