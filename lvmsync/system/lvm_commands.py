@@ -145,7 +145,7 @@ def leave_snapshot(
     Returns:
         The snapshot; None if it was taken, and `list_ours` will tell of it.
     """
-    argv = snapshot_command(volume, name, tags=tags)
+    argv = snapshot_command(volume, name, tags=tags, group=volume.room if told is not None else None)
     require_going_on(volume)
     with lvm_lock.lvm_locked():
         _create(argv, f"{volume.group}/{name}", {TAG, *tags}, told)

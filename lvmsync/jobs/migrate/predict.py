@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 SEND = "send"
 """The phase of a pass whose time grows with its bytes."""
 
-AFTER = "promote"
-"""The phase that a last pass puts off until the downtime is over."""
+LOOK, AFTER = "look", "promote"
+"""Phases that a last pass does not have: what it needs to know was looked at before, and the rest is put off."""
 
 _RECENT = 4
 """Passes that the model is fitted to: the rates of an hour ago tell little."""
@@ -47,7 +47,7 @@ class Pass:
     @property
     def fixed_seconds(self) -> float:
         """All phases of a last pass but the sending."""
-        return self.total_seconds - self.seconds.get(SEND, 0.0) - self.seconds.get(AFTER, 0.0)
+        return self.total_seconds - sum(self.seconds.get(phase, 0.0) for phase in (SEND, LOOK, AFTER))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.leaves import compare_device
 from lvmsync.jobs.migrate.back import RETRIES, may_pass, remember_way_back, unfence
 from lvmsync.jobs.migrate.move import Carried, Cut, Move
+from lvmsync.jobs.migrate.predict import LOOK
 from lvmsync.jobs.migrate.state import Note
 from lvmsync.jobs.migrate.unused import find_use
 from lvmsync.jobs.migrate.users import Users
@@ -151,6 +152,7 @@ class _Steps:
     def _run_pass(self, report: Report) -> Carried:
         tries = 0
         kept = 0
+        began = time.monotonic()
         if not self._has_stopped:
             kept = self._find_kept() or 0
             pool = self._connect().standing(self._job.target).pool
@@ -158,6 +160,7 @@ class _Steps:
         # In the downtime nothing is done that can wait: `_finish` removes the snapshots in any case.
         options = replace(self._options, later=[] if self._has_stopped else None, is_still=self._has_stopped)
         told, self._told = self._told, None
+        looked = time.monotonic() - began
         while True:
             try:
                 result = run_pass(self._replica, self._connect(), options, report, told)
@@ -168,6 +171,7 @@ class _Steps:
                 if not may_pass(error) or tries > RETRIES or self._has_stopped:
                     raise
         self._last = result
+        began = time.monotonic()
         self._options = replace(self._options, full=False)  # the first pass was
         if kept and result.kind == "delta":
             self._sent_of_kept = min(1.0, result.changed_bytes / kept)
@@ -176,7 +180,8 @@ class _Steps:
             if snapshot.is_classic_snapshot and not self._options.store:
                 # As the last one: what is known need not be asked of LVM in the downtime.
                 self._options = replace(self._options, store=snapshot.size, chunk=chunk_size(snapshot) or None)
-        return Carried(result.receipt, result.kind, result.seconds, result.head_time)
+        looked += time.monotonic() - began + result.seconds.get(LOOK, 0.0)
+        return Carried(result.receipt, result.kind, {**result.seconds, LOOK: looked}, result.head_time)
 
     def _prepare(self) -> float:
         """Make sure of everything that the downtime needs; return how long the snapshot of the target will take."""

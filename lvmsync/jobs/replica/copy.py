@@ -85,7 +85,7 @@ class PassResult:
         kind: "first", "delta", "resume" or "nothing".
         changed_bytes: bytes of changes that were sent.
         wire_bytes: bytes of the stream.
-        seconds: of each phase: "snapshot", "map", "send", "commit", "promote".
+        seconds: of each phase: "look" (at what LVM tells), "snapshot", "map", "send", "commit", "promote".
         head_time: when the snapshot that was sent had been taken, on the clock of `time.monotonic`; None of one
             that an earlier run has taken.
         snapshot: that snapshot, VG/LV: the base now.
@@ -173,7 +173,11 @@ class Pass:
         self._options = options
         self._report = report
         self.notes = notes
-        told = lvm.list_volumes() if told is None else told
+        self._seconds: dict[str, float] = {}
+        if told is None:
+            began = time.monotonic()
+            told = lvm.list_volumes()
+            self._seconds["look"] = time.monotonic() - began
         self.volume = replica.find_volume(told)
         # What changes in its group from now on is done here, and noted here.
         self._told = [one for one in told if one.group == self.volume.group]
@@ -186,7 +190,6 @@ class Pass:
             self.volume.size,
             Wish(options.create, options.full, options.cuts, options.goes_on),
         )
-        self._seconds: dict[str, float] = {}
         self._changes = ChangeMap.empty()
         self._fresh: set[str] = set()  # ids of snapshots that were made active here
         self._is_begun = False
