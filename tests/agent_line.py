@@ -46,9 +46,11 @@ def agent_peer(state: Path, place: str) -> Iterator[tuple[Socket, Peer]]:
     ours, theirs = (Socket(end) for end in socket.socketpair())
 
     def run() -> None:
-        with suppress(LvmsyncError):  # the other side was told
-            serve(theirs, Policy(), state, ignore)
-        theirs.aclose()
+        try:
+            with suppress(LvmsyncError):  # the other side was told
+                serve(theirs, Policy(), state, ignore)
+        finally:
+            theirs.aclose()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

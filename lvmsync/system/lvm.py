@@ -14,7 +14,7 @@ from lvmsync.formats.snapshot import INSTEAD
 from lvmsync.names import Volume
 from lvmsync.system.command import run
 from lvmsync.system.device import open_device
-from lvmsync.system.dm import find_device
+from lvmsync.system.dm import Mapped, find_device
 
 _FIELDS = (
     "vg_name",
@@ -127,6 +127,18 @@ def parse_dm_uuid(uuid: str) -> tuple[str, str] | None:
     """Return id (as in `LogicalVolume`) and suffix ("", "-cow", "-real") of LVM's device; None for another's."""
     match = _LVM_UUID.fullmatch(uuid)
     return (match[1] + match[2], match[3] or "") if match else None
+
+
+def name_of_device(device: Mapped) -> str | None:
+    """Return ``VG/LV`` of a device that LVM has made, by the kernel's name for it: for messages; None of another's.
+
+    Source: LVM2 v2.03.16, libdm/libdm-string.c, dm_build_dm_name(): hyphens are doubled, and one joins two parts; none
+    begins with one, so of an odd number of them the last is the joint.
+    """
+    if not parse_dm_uuid(device.uuid):
+        return None
+    parts = re.sub(r"(?<!-)((?:--)*)-(?!-)", r"\1/", device.name).replace("--", "-").split("/")
+    return "/".join(parts[:2]) if len(parts) in (2, 3) else None
 
 
 def list_volumes(group: str | None = None) -> list[LogicalVolume]:

@@ -8,6 +8,7 @@ import pytest
 from lvmsync.errors import ChangesLost, CommandError, DeviceError, UsageError
 from lvmsync.names import Volume
 from lvmsync.system import lvm
+from lvmsync.system.dm import Mapped
 from tests.fake_programs import FakeProgram
 from tests.fixture_files import Case, list_cases
 
@@ -183,3 +184,20 @@ def test_what_lvm_told_just_now_is_not_asked_for_again(lvs: FakeProgram) -> None
         lvm.find_volume("vg/x", told)
     with pytest.raises(DeviceError, match="in group 'other'; it has: snap"):
         lvm.find_volume("other/data", told)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("vg-pool-tpool", "vg/pool"),
+        ("vg-data", "vg/data"),
+        ("my--vg-po--ol-tpool", "my-vg/po-ol"),
+        ("vg---a----b-cow", "vg-/a--b"),
+        ("vg", None),
+        ("vg-a-b-c", None),
+    ],
+)
+def test_the_kernels_name_of_a_volume_tells_its_own(name: str, found: str | None) -> None:
+    uuid = f"LVM-{volume().id}-tpool"
+    assert lvm.name_of_device(Mapped(name, uuid, (254, 1), 0)) == found
+    assert lvm.name_of_device(Mapped(name, "CRYPT-x", (254, 1), 0)) is None
