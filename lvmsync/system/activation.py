@@ -31,13 +31,14 @@ def all_activated(
 
     Args:
         volumes: of one group.
-        fresh: ids of those that the caller has made active: they are deactivated as well.
+        fresh: ids of those that the caller has made active: they are deactivated as well, but for classic snapshots, which
+            are active with their origin, and would be deactivated with it.
         hold: they stay active until this ends, for whoever needs them next; None: until the block ends.
 
     Raises:
         CommandError: lvchange failed.
     """
-    ours = [volume for volume in volumes if volume.number is None or volume.id in fresh]
+    ours = [one for one in volumes if one.number is None or (one.id in fresh and not one.is_classic_snapshot)]
     with ExitStack() as stack:
         if ours:
             keeper, give_back = (stack, _deactivate) if hold is None else (hold, _let_go)

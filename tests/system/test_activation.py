@@ -105,7 +105,14 @@ def test_what_is_held_and_gone_by_the_end_is_let_alone(lvchange: FakeProgram, lv
 def test_what_the_caller_has_made_active_is_deactivated_with_the_others(lvchange: FakeProgram) -> None:
     lvchange.answer("", "-ay")
     lvchange.answer("", "-an")
-    made, idle = volume(), volume(**OTHER | IDLE)
+    made, idle = volume(lv_role="public,snapshot,thinsnapshot"), volume(**OTHER | IDLE)
     with activation.all_activated([idle, made], fresh={made.id}):
         assert lvchange.calls() == ["-ay -K vg/data"]
     assert lvchange.calls()[1:] == ["-an vg/data vg/snap"]
+
+
+def test_a_classic_snapshot_is_not_deactivated_which_would_take_its_origin_along(lvchange: FakeProgram) -> None:
+    made = volume()
+    with activation.all_activated([made], fresh={made.id}) as active:
+        assert active == [made]
+    assert not (lvchange.folder / "calls").exists()
