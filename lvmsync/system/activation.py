@@ -31,8 +31,8 @@ def all_activated(
 
     Args:
         volumes: of one group.
-        fresh: ids of those that the caller has made active: they are deactivated as well, but for classic snapshots, which
-            are active with their origin, and would be deactivated with it.
+        fresh: ids of those that the caller has made active: they are deactivated as well, but for classic snapshots,
+            which are active with their origin, and would be deactivated with it.
         hold: they stay active until this ends, for whoever needs them next; None: until the block ends.
 
     Raises:
