@@ -37,6 +37,7 @@ from lvmsync.cli.options import (
     State,
     Streams,
     Sudo,
+    TargetExtendCmd,
     ThinPool,
     Verbose,
 )
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Way:
-    """How another machine is reached.
+    """How another machine is reached, and what may be run there.
 
     Attributes:
         rsh: words of a command, as the user wrote them; None: the built-in ssh.
@@ -60,6 +61,7 @@ class Way:
         bwlimit_file: path of a file that holds the same and may change.
         stall_timeout: seconds without a byte after which a line is given up; 0: never.
         streams: connections side by side.
+        target_extend_cmd: command that makes more room where the target is.
         debug: tracebacks are shown, there as here.
     """
 
@@ -72,7 +74,12 @@ class Way:
     bwlimit_file: BwlimitFile = None
     stall_timeout: StallTimeout = 120
     streams: Streams = 1
+    target_extend_cmd: TargetExtendCmd = None
     debug: Debug = False
+
+    def __post_init__(self) -> None:
+        if self.target_extend_cmd is not None:
+            _split("--target-extend-cmd", self.target_extend_cmd)
 
     @property
     def patience(self) -> float | None:

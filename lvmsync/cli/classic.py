@@ -40,7 +40,7 @@ VALUED = frozenset(
         "--max-downtime", "--stop-cmd", "--restart-cmd", "--start-cmd", "--libvirt", "--libvirt-uri", "--stop-time",
         "--start-time", "--command-timeout", "--max-passes", "--max-stops", "--on-no-convergence", "--on-overrun",
         "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries", "--replica",
-        "--group", "--freeze-cmd", "--thaw-cmd", "--freeze-limit",
+        "--target-extend-cmd", "--group", "--freeze-cmd", "--thaw-cmd", "--freeze-limit",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -30,6 +30,8 @@ from lvmsync.transport.throttle import Limit, Throttled
 def agent_words(way: Way, place: TargetName, orders: Orders) -> list[str]:
     """Return the words of the command that starts an agent where a target is."""
     words = ["agent", *(["--debug"] if way.debug else [])]
+    if way.target_extend_cmd is not None:  # words of the command line, which a forced command does not hear
+        words += ["--target-extend-cmd", way.target_extend_cmd]
     if place.host is None:  # lvmsync itself is found by the transport
         return words + (["--state", orders.state] if orders.state else [])
     return [*way.lvmsync_words, *words]

@@ -160,10 +160,10 @@ def migrate(
         raise UsageError("say how what uses the source is stopped: --stop-cmd CMD, or --libvirt DOMAIN")
     with render_migrate.view(view.style) as tell:
         if back:
-            if create or verify or dry_run or snapshots != Snapshots():
+            if create or verify or dry_run or way.target_extend_cmd or snapshots != Snapshots():
                 raise UsageError(
-                    "--create, --verify, --dry-run, --full and options of snapshots are for the way there, not for"
-                    " --back"
+                    "--create, --verify, --dry-run, --full, --target-extend-cmd and options of snapshots are for the"
+                    " way there, not for --back"
                 )
             outcome: Outcome | Receipt = go_back(asked, options, tell)
         else:

@@ -118,6 +118,10 @@ ExtendCmd = Annotated[
     str | None,
     typer.Option("--extend-cmd", metavar="CMD", help="makes room in $LVMSYNC_VOLUME when that becomes full"),
 ]
+TargetExtendCmd = Annotated[
+    str | None,
+    typer.Option("--target-extend-cmd", metavar="CMD", help="the same where the target is, and run there"),
+]
 ExtendAt = Annotated[
     float | None,
     typer.Option("--extend-at", metavar="PERCENT", help="when that is  [default: 70]", callback=_require_number),

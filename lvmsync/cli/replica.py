@@ -99,8 +99,8 @@ def pull(source: str, target: str, asked: Asked, report: Report) -> Receipt:
     if to.host:
         raise UsageError(f"'{source}' and '{target}' are both on other machines: run lvmsync on one of them")
     _require_no_commands(source, asked.managing)
-    far = replace(orders, state=None)
-    with Delivery(source, asked.way, far, report, compress=asked.compress) as delivery:
+    far, way = replace(orders, state=None), replace(asked.way, target_extend_cmd=None)
+    with Delivery(source, way, far, report, compress=asked.compress) as delivery:
         options = pass_options(delivery.place, asked)
         wanted = pull_options(options, to, dry_run=orders.dry_run)
         policy = Policy.of_word(
@@ -110,6 +110,7 @@ def pull(source: str, target: str, asked: Asked, report: Report) -> Receipt:
             files=[orders.snapback] if orders.snapback else [],
             pool_limit=orders.pool_limit or POOL_LIMIT,
         )
+        policy = replace(policy, extend_cmd=asked.way.target_extend_cmd)
         if options.thin_pool:
             policy = replace(policy, words=policy.words | {options.thin_pool})
         return retried(
@@ -161,7 +162,7 @@ def pass_options(place: TargetName, asked: Asked) -> PassOptions:
         UsageError: a value out of range, or options that do not go together.
     """
     from lvmsync.jobs.replica.copy import PassOptions
-    from lvmsync.jobs.replica.watch import Limits
+    from lvmsync.system.fill_watch import Limits
 
     orders, managing = asked.orders, asked.managing
     if managing.thin_pool and not orders.create:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvmsync.cli.options import Debug, State
+from lvmsync.cli.options import Debug, State, TargetExtendCmd
 from lvmsync.errors import UsageError
 
 if TYPE_CHECKING:
     from lvmsync.jobs.agent.policy import Policy
 
 
-def agent(state: State = None, debug: Debug = False) -> None:
+def agent(target_extend_cmd: TargetExtendCmd = None, state: State = None, debug: Debug = False) -> None:
     """Serve the lvmsync at the other end of standard input and output: all that this user may do."""
     from lvmsync.jobs.agent.policy import Policy
 
-    _serve_stdio(Policy(), state)
+    _serve_stdio(Policy(extend_cmd=target_extend_cmd), state)
 
 
 def serve(
@@ -44,6 +44,7 @@ def serve(
         int, typer.Option("--most-copies", metavar="N", help="copies of one volume that pulls may keep", min=1)
     ] = 4,
     no_compare: Annotated[bool, typer.Option("--no-compare", help="digests of targets are told to no one")] = False,
+    target_extend_cmd: TargetExtendCmd = None,
     state: State = None,
     debug: Debug = False,
 ) -> None:
@@ -65,6 +66,7 @@ def serve(
         files=frozenset(),
         risks=risks,
         most_copies=most_copies,
+        extend_cmd=target_extend_cmd,
     )
     _serve_stdio(policy, state)
 

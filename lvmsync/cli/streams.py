@@ -26,6 +26,7 @@ from lvmsync.cli.options import (
     Quiet,
     SourceWord,
     State,
+    TargetExtendCmd,
     Verbose,
 )
 from lvmsync.cli.refinement import Refinement
@@ -97,6 +98,7 @@ def receive(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="vg/lv, a device, or an image file")],
     source: Annotated[Path | None, typer.Option("-i", "--input", metavar="FILE", help="read the stream here")] = None,
     create: Create = False,
+    target_extend_cmd: TargetExtendCmd = None,
     *,
     orders: Orders,
     view: View,
@@ -123,6 +125,7 @@ def receive(
         allow_smaller=orders.allow_smaller,
         ignore_base=orders.ignore_base,
         pool_limit=orders.pool_limit,
+        extend_cmd=target_extend_cmd,
         dry_run=orders.dry_run,
     )
     if not source and sys.stdin is not None and sys.stdin.isatty():

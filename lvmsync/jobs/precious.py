@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lvmsync.errors import LvmsyncError
-from lvmsync.formats.signatures import LOOKED_AT, find_signature
+from lvmsync.formats.signatures import LOOKED_AT, LOOKED_AT_END, find_signature
 from lvmsync.system import lvm
 from lvmsync.system.device import Device, aligned_buffer
 from lvmsync.system.identity import find_dm_uuid, is_read_only
@@ -21,10 +21,12 @@ def find_other_use(device: BlockTarget | Device) -> str | None:
     """
     if device.number is None:
         return None
-    start = aligned_buffer(min(LOOKED_AT, device.size) // _SECTOR * _SECTOR)
+    whole = device.size // _SECTOR * _SECTOR
+    start, end = aligned_buffer(min(LOOKED_AT, whole)), aligned_buffer(min(LOOKED_AT_END, whole))
     device.read([0], [len(start)], start)
+    device.read([whole - len(end)], [len(end)], end)
     parsed = lvm.parse_dm_uuid(find_dm_uuid(device.name))
-    return (parsed and _of_volume(parsed[0])) or find_signature(bytes(start))
+    return (parsed and _of_volume(parsed[0])) or find_signature(bytes(start), bytes(end), whole)
 
 
 def find_own_snapshot(path: str) -> str | None:

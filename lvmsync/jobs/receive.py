@@ -18,6 +18,7 @@ from lvmsync.jobs.way_back import can_go_back
 from lvmsync.stream.frames import FULL, Abort, Data, End, Frame, Header, Hole, Zero, clip
 from lvmsync.stream.session import Receiver
 from lvmsync.system import seen
+from lvmsync.system.fill_watch import LIMIT, Limits
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
 
@@ -45,8 +46,9 @@ class ReceiveOptions:
         restart: a first full copy that is unfinished, and has no undo, may be begun anew by another one.
         prepare: apply everything and make it durable, but leave the commit to `jobs.prepared`.
         group: id of the group that it is prepared for.
-        pool_limit: percent of a thin pool, or of an image's file system, at which the receive stops; 100: it is not
-            looked at.
+        pool_limit: percent of a thin pool, or of the store of a snapshot of the target, at which the receive stops;
+            100: neither they nor an image's file system are looked at.
+        extend_cmd: the user's command that makes more room in those; None: there is none.
         window: bytes of the stream that its sender lets be on their way before it waits for some to be applied; None:
             any number.
     """
@@ -65,7 +67,8 @@ class ReceiveOptions:
     restart: bool = False
     prepare: bool = False
     group: str | None = None
-    pool_limit: float = 95.0
+    pool_limit: float = LIMIT
+    extend_cmd: str | None = None
     window: int | None = None
 
 
@@ -174,7 +177,8 @@ class _Job:
         try:
             checks = Checks(options, header, self._session.version, target, self._ledger, written, self._look)
             self._notes += checks.run()
-            watch_room = require_headroom(target, header, options.pool_limit)
+            extend_cmd = None if options.dry_run else options.extend_cmd
+            watch_room = require_headroom(target, header, Limits(extend_cmd, limit=options.pool_limit))
             self._ledger.sweep()
             if target.created and header.size is not None:
                 transaction.make(header.size)
@@ -197,6 +201,7 @@ class _Job:
                 on_ready()
             target.before_write = watch_room
             transaction.apply(frames, self._report)
+            self._notes += watch_room.notes
             if options.prepare:
                 transaction.prepare()
             else:

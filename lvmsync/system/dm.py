@@ -7,7 +7,7 @@ Devices are told apart by number and uuid. Names are for people only: they are n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,14 @@ class Snapshot:
     def size(self) -> int:
         """Bytes of the origin when the snapshot was made."""
         return self.line.length
+
+    @property
+    def chunk(self) -> int:
+        """Bytes that it keeps at a time.
+
+        Source: Linux v6.1, Documentation/admin-guide/device-mapper/snapshot.rst: ORIGIN STORE P|N CHUNK (sectors).
+        """
+        return int(self.line.text.split()[3]) * SECTOR
 
     def read_usage(self) -> Usage:
         """Ask for its status.
@@ -240,31 +248,40 @@ def send_message(device: Mapped, text: str) -> None:
 
 def find_snapshot(number: Number | None) -> Snapshot | None:
     """Return the snapshot whose own device has this number."""
-    return _find_snapshot(lambda line, _: line.kind == "snapshot" and line.device.number == number) if number else None
+    return _find_snapshot(lambda one: one.line.kind == "snapshot" and one.device.number == number) if number else None
 
 
 def find_snapshot_of_store(number: Number | None) -> Snapshot | None:
     """Return the snapshot that keeps old chunks on this device, one that is being merged included."""
-    return _find_snapshot(lambda _, table: table.store == number) if number else None
+    return _find_snapshot(lambda one: one.table.store == number) if number else None
 
 
-def _find_snapshot(is_wanted: Callable[[Line, SnapshotTable], bool]) -> Snapshot | None:
-    lines = list_tables()
+def list_snapshots_of(number: Number | None) -> list[Snapshot]:
+    """Return the snapshots that keep what is overwritten on the device with this number."""
+    lines = list_tables() if number else []
+    if not any(line.kind == "snapshot-origin" and line.device.number == number for line in lines):
+        return []
+    found = (one for one in _snapshots(lines) if one.line.kind == "snapshot")
+    return [one for one in found if one.origin and one.origin.number == number]
+
+
+def _find_snapshot(is_wanted: Callable[[Snapshot], bool]) -> Snapshot | None:
+    return next(filter(is_wanted, _snapshots(list_tables())), None)
+
+
+def _snapshots(lines: Sequence[Line]) -> Iterator[Snapshot]:
     for line in lines:
         if line.kind not in ("snapshot", "snapshot-merge"):
             continue
         table = parse_table(line.text, line.device.path)
-        if not is_wanted(line, table):
-            continue
         below = f"{table.origin[0]}:{table.origin[1]}"
-        return Snapshot(
+        yield Snapshot(
             line,
             table,
             next((other.device for other in lines if other.device.number == table.store), None),
             next((other.device for other in lines if other.kind == "snapshot-origin" and other.text == below), None),
             any(other.kind == "zero" for other in lines if other.device.number == table.origin),
         )
-    return None
 
 
 def open_number(number: Number, *, exclusive: bool = False) -> Device:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from lvmsync.errors import ChangesLost, CommandError, DeviceError, LvmsyncError, UsageError
+from lvmsync.formats.snapshot import SECTOR
 from lvmsync.system import dm, lvm, lvm_commands
 from lvmsync.system.command import run_to_end
 from lvmsync.system.fill import Fill, ThinPool, find_pool, store_fill
@@ -24,6 +25,30 @@ EXTEND_TIMEOUT = 120.0
 """Seconds that the user's command for more room may take."""
 
 _STEP = 2.0  # percent that it must grow before more room is asked for again
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When stores and pools are too full.
+
+    Attributes:
+        extend_cmd: the user's command that makes more room; None: there is none.
+        extend_at: percent at which it is run.
+        limit: percent at which the job is stopped.
+    """
+
+    extend_cmd: str | None = None
+    extend_at: float = EXTEND_AT
+    limit: float = LIMIT
+
+    def watch(self, gauges: Iterable[Gauge], *, limit: float | None = None, every: float = 1.0) -> FillWatch:
+        """Return what watches gauges by these limits; ``limit`` is another one than their own.
+
+        Raises:
+            UsageError: the command that extends is no command.
+        """
+        extend = extend_command(self.extend_cmd) if self.extend_cmd else None
+        return FillWatch(gauges, extend, self.extend_at, self.limit if limit is None else limit, every)
 
 
 @dataclass(frozen=True)
@@ -54,6 +79,17 @@ def store_gauge(snapshot: lvm.LogicalVolume) -> Gauge:
     return Gauge(name, lambda: (f"the store of {name}", store_fill(snapshot)), remedy, snapshot)
 
 
+def snapshot_gauge(kept: dm.Snapshot) -> Gauge:
+    """Return the gauge of the store of a snapshot that the kernel runs, whoever has taken it."""
+    name = _name_of(kept.device)
+
+    def read() -> tuple[str, Fill]:
+        usage = kept.read_usage()
+        return f"the store of {name}", Fill(usage.allocated * SECTOR, usage.total * SECTOR)
+
+    return Gauge(name, read, f"lvextend -L +SIZE {name}")
+
+
 def pool_gauge(pool: dm.Number | ThinPool, told: Iterable[lvm.LogicalVolume] | None = None) -> Gauge:
     """Return the gauge of the thin pool that a device takes its space from.
 
@@ -81,12 +117,16 @@ def pool_gauge(pool: dm.Number | ThinPool, told: Iterable[lvm.LogicalVolume] | N
 
 def pool_name(pool: ThinPool, told: Iterable[lvm.LogicalVolume] | None = None) -> str:
     """Return ``VG/POOL``, or the path of its device where LVM does not know it or does not answer."""
-    ids = lvm.parse_dm_uuid(pool.device.uuid)
+    return _name_of(pool.device, told)
+
+
+def _name_of(device: dm.Mapped, told: Iterable[lvm.LogicalVolume] | None = None) -> str:
+    ids = lvm.parse_dm_uuid(device.uuid)
     try:
         volume = lvm.find_volume_by_id(ids[0], told) if ids else None
     except LvmsyncError:
         volume = None
-    return volume.full_name if volume else pool.device.path
+    return volume.full_name if volume else device.path
 
 
 def grow_stores(step: int | None = None) -> Extend:
@@ -134,6 +174,7 @@ class FillWatch:
         every: seconds between two looks at most; fewer when something fills quickly.
         notes: what happened, a sentence each.
         fills: what was seen last, by volume.
+        is_over: whether a gauge was over the limit.
     """
 
     gauges: Iterable[Gauge]
@@ -143,6 +184,7 @@ class FillWatch:
     every: float = 1.0
     notes: list[str] = field(default_factory=list)
     fills: dict[str, Fill] = field(default_factory=dict)
+    is_over: bool = False
     _next: float = 0.0
     _last: float = 0.0
     _tried: dict[str, float] = field(default_factory=dict)
@@ -167,11 +209,7 @@ class FillWatch:
             if self.extend and fill.percent >= max(self.extend_at, self._tried.get(gauge.volume, 0)):
                 what, fill = self._make_room(self.extend, gauge, what, fill)
             if fill.percent >= self.limit:
-                raise DeviceError(
-                    f"{what} is {fill.percent:.1f}% full ({size_words(fill.used)} of {size_words(fill.total)}), over"
-                    f" the limit of {self.limit:g}%: stopped before it is full; make it larger with '{gauge.remedy}'",
-                    device=gauge.volume,
-                )
+                raise self._stop(gauge, what, fill)
             wait = min(wait, self._seconds_left(gauge, fill, now) / 4)
             self.fills[gauge.volume] = fill
         self._last = now
@@ -186,6 +224,17 @@ class FillWatch:
             with suppress(CommandError):
                 self._find_lost(error)
             raise
+
+    def _stop(self, gauge: Gauge, what: str, fill: Fill) -> DeviceError:
+        self.is_over = True
+        error = DeviceError(
+            f"{what} is {fill.percent:.1f}% full ({size_words(fill.used)} of {size_words(fill.total)}), over"
+            f" the limit of {self.limit:g}%: stopped before it is full; make it larger with '{gauge.remedy}'",
+            device=gauge.volume,
+        )
+        for note in self.notes:  # why it was not made larger, perhaps
+            error.add_note(note)
+        return error
 
     def _find_lost(self, error: DeviceError) -> None:
         try:

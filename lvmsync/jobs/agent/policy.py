@@ -66,6 +66,7 @@ class Policy:
         risks: which of `RISKS` are permitted.
         most_copies: targets of one source that may be kept up to date by pulls; None: any number.
         pool_limit: percent of a thin pool up to which a side that is not trusted may fill it.
+        extend_cmd: command of this side's own user that makes more room where a target takes it; None: there is none.
         root: where /dev and /sys are.
     """
 
@@ -79,6 +80,7 @@ class Policy:
     risks: frozenset[str] = frozenset(RISKS)
     most_copies: int | None = None
     pool_limit: float = POOL_LIMIT
+    extend_cmd: str | None = None
     root: Path = Path("/")
 
     @classmethod

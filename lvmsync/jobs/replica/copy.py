@@ -29,7 +29,7 @@ from lvmsync.sources.source import Source
 from lvmsync.stream.frames import Sample
 from lvmsync.system import lvm, seen
 from lvmsync.system.device import open_device
-from lvmsync.system.fill_watch import Limits
+from lvmsync.system.fill_watch import FillWatch, Limits
 from lvmsync.system.lvm import LogicalVolume
 
 _MOST_STEPS = 4  # that set a replica right before anything is sent: commit, roll back, ...
@@ -195,6 +195,7 @@ class Pass:
         self._is_begun = False
         self._is_read = False
         self._is_asked = False
+        self._watch: FillWatch | None = None
 
     def is_ready(self) -> bool:
         """Set right what must be before anything is sent; tell whether it was right already."""
@@ -318,6 +319,7 @@ class Pass:
         needed = [one for one in (base, head) if one]
         watch = watch_fill(self.volume, [] if options.is_still else needed, options.limits, self._told)
         report = watching(watch, self._report)
+        self._watch = watch
         began = time.monotonic()
         report(Progress("reading the map", 0, None))
         activity = Activity(self._fresh, options.hold)
@@ -394,14 +396,18 @@ class Pass:
         """Remove a head that nothing will go on with; add to the error if it cannot be.
 
         Once its stream may have ended, the target may hold it: then only the next run can tell. While the target may
-        be in the middle of it, it is what the next run goes on with.
+        be in the middle of it, it is what the next run goes on with. But of a pool that becomes full it takes what the
+        volume itself needs: whoever uses that comes first.
         """
         is_ours = isinstance(error, LvmsyncError) and not error.transient and not isinstance(error, PeerError)
-        is_kept = self._is_read or (self._is_begun and not (is_ours and self.plan.base))
-        if is_kept or self.plan.head:
+        is_kept = bool(self.plan.head) or (self._is_begun and not (is_ours and self.plan.base))
+        is_crowded = is_kept and self.volume.is_thin and self._watch is not None and self._watch.is_over
+        if self._is_read or (is_kept and not is_crowded):
             return
         for note in snapshots.remove([head]):
             error.add_note(note)
+        if is_crowded:
+            error.add_note(f"{head.full_name} was removed, so that its pool has the room; the next run takes another")
         if not self._is_asked:  # else the target may be in the middle of it, and this tells that it is of ours
             self.replica.notebook.write(head=None, head_look=None)
 

@@ -9,9 +9,12 @@ import pytest
 from lvmsync.errors import ConflictError, DeviceError, TransportError
 from lvmsync.jobs.create import create_file
 from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.replica import copy
 from lvmsync.jobs.replica.copy import PassOptions, PassResult, run_pass
 from lvmsync.jobs.replica.record import Notebook, find_record
 from lvmsync.jobs.replica.replica import open_replica
+from lvmsync.system.fill import Fill
+from lvmsync.system.fill_watch import FillWatch, Gauge
 from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import SIZE, FarSide, Killed, Machine, as_agent, install
 
@@ -189,6 +192,31 @@ def test_a_head_that_cannot_be_remembered_is_not_kept(world: World, monkeypatch:
             world.run()
 
     assert len(world.machine.ours()) == 1
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_a_head_is_given_up_when_the_pool_of_the_volume_becomes_full(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_first: bool, is_resumed: bool
+) -> None:
+    if not is_first:
+        world.run()
+        world.machine.write(world.volume, *range(64))
+    if is_resumed:
+        world.far.cut = 100_000
+        with pytest.raises(TransportError):
+            world.run()
+        world.far.cut = None
+    bases = world.machine.ours("base")
+    looks = [96, 50, 50]
+    gauge = Gauge("vg/pool", lambda: ("the pool", Fill(looks.pop() if looks else 96, 100)), "lvextend vg/pool")
+    with monkeypatch.context() as patch:
+        patch.setattr(copy, "watch_fill", lambda *_: FillWatch([gauge], every=0))
+        with pytest.raises(DeviceError, match=r"the pool is 96.0% full"):
+            world.run()
+    assert world.machine.ours() == bases
+    world.machine.write(world.volume, 3)
+    world.require_whole(world.run())
 
 
 def test_the_target_that_is_made_is_known_again(world: World, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.jobs.progress import Progress
 from lvmsync.jobs.replica import watch
-from lvmsync.jobs.replica.watch import Limits, watch_fill, watching
+from lvmsync.jobs.replica.watch import watch_fill, watching
 from lvmsync.system import dm
 from lvmsync.system.fill import Fill
-from lvmsync.system.fill_watch import FillWatch, Gauge
+from lvmsync.system.fill_watch import FillWatch, Gauge, Limits
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.snapshot_advice import whole_store
 
@@ -38,8 +38,7 @@ def percents(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return Gauge(store.full_name, read, "lvextend vg/x", store)
 
     monkeypatch.setattr(watch, "store_gauge", gauge)
-    line = SimpleNamespace(text="253:1 253:2 P 8")
-    monkeypatch.setattr(dm, "find_snapshot", lambda _: SimpleNamespace(line=line))
+    monkeypatch.setattr(dm, "find_snapshot", lambda _: SimpleNamespace(chunk=4096))
     return values
 
 
