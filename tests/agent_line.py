@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lvmsync.errors import LvmsyncError
+from lvmsync.errors import LvmsyncError, TransportError
 from lvmsync.jobs.agent.peer import Peer
 from lvmsync.jobs.agent.policy import Policy
 from lvmsync.jobs.agent.server import serve
@@ -25,10 +25,16 @@ class Socket:
         self.received = 0
 
     def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
-        self.end.sendall(b"".join(buffers))
+        try:
+            self.end.sendall(b"".join(buffers))
+        except OSError as error:
+            raise TransportError(f"the line broke: {error.strerror}") from error
 
     def receive_some(self, buffer: memoryview) -> int:
-        count = self.end.recv_into(buffer)
+        try:
+            count = self.end.recv_into(buffer)
+        except OSError as error:
+            raise TransportError(f"the line broke: {error.strerror}") from error
         self.received += count
         return count
 
