@@ -1,26 +1,26 @@
 # shellcheck shell=bash
 # COUNT SIGKILLs of the lvmsync at the source and as many of the one at the target, at random moments of first copies and
-# deltas that are pushed and pulled, classic and thin. Each is followed by another run; and then as many more that are
+# deltas that are pushed and pulled, classic and thin. Each is followed by another run; and as many more, in turn, are
 # followed by what cleans up on both sites. All choices come from SEED. /dev/ubda is for LVM.
 . "$LAB/moving.sh"
 
 moving_sites
 make_vg vg /dev/ubda
 RANDOM=$SEED
-lvcreate -q -y -L 120m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T vg/pool
+lvcreate -q -y -L 60m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T vg/pool
 
 # Of each kind there is one volume. Its file system is mounted, on a device of its own above the volume, which LVM does not
 # freeze.
 for kind in classic thin; do
     case $kind in
-        classic) lvcreate -q -y -L 24m -n classic vg ;;
-        thin) lvcreate -q -y -V 24m -T vg/pool -n thin ;;
+        classic) lvcreate -q -y -L 10m -n classic vg ;;
+        thin) lvcreate -q -y -V 10m -T vg/pool -n thin ;;
     esac
     dmsetup create "over-$kind" --table "0 $(blockdev --getsz /dev/vg/$kind) linear /dev/vg/$kind 0"
     mkfs.ext4 -q "/dev/mapper/over-$kind"
     mkdir "/run/$kind"
     mount "/dev/mapper/over-$kind" "/run/$kind"
-    head -c 8M /dev/urandom >"/run/$kind/noise"
+    head -c 4M /dev/urandom >"/run/$kind/noise"
     sync -f "/run/$kind"
 done
 declare -A way=([classic]='' [thin]='') # how the copy that is there was brought: push, pull, or none is
@@ -80,7 +80,7 @@ whole() {
 # timed [OPTION...]: the same; what it took is remembered for the moments of kills to come.
 timed() {
     local began=${EPOCHREALTIME/./}
-    whole --bwlimit 2M "$@"
+    whole --bwlimit 1M "$@"
     seconds[$step]=$(((${EPOCHREALTIME/./} - began) / 1000))
     bytes[$step]=$(($(line_bytes) - sent_before))
 }
@@ -172,17 +172,16 @@ cleans_up() {
     quiet_everywhere "$(bases)"
 }
 
-# play FOLLOWED: rounds until both sides were killed COUNT times.
+# play: rounds until the next run and what cleans up have followed COUNT kills of either side.
 play() {
-    local draw status before=0
-    killed=([source]=0 [target]=0)
-    while ((killed[source] < COUNT || killed[target] < COUNT)); do
+    local draw status before number=0
+    while ((killed[source] < COUNT * 2 || killed[target] < COUNT * 2)); do
         draw=$((RANDOM)) moment=$((RANDOM % 10)) part=$((RANDOM % 1000))
-        kinds=(classic thin) steps=(first delta) directions=(push push pull)
+        kinds=(classic thin) steps=(first delta) directions=(push push pull) followed=(goes_on cleans_up)
         kind=${kinds[draw % 2]} step=${steps[draw / 2 % 2]} direction=${directions[draw / 4 % 3]}
         victim=source
-        if ((killed[source] >= COUNT || (killed[target] < COUNT && draw / 12 % 2))); then victim=target; fi
-        options=(--bwlimit 2M)
+        if ((killed[source] >= COUNT * 2 || (killed[target] < COUNT * 2 && draw / 12 % 2))); then victim=target; fi
+        options=(--bwlimit 1M)
         if [[ $direction == push ]]; then options+=(--freeze); fi # which is not sent to another machine
         if ((draw / 24 % 3)); then options+=(--retries 0); fi
         creates=() before=''
@@ -195,41 +194,38 @@ play() {
                 creates=(--create)
                 if [[ $kind == thin ]]; then creates+=(--thin-pool vg/pool); fi
             elif [[ $kind == thin ]]; then
-                lvcreate -q -y -V 24m -T vg/pool -n copy-thin >/dev/null
+                lvcreate -q -y -V 10m -T vg/pool -n copy-thin >/dev/null
             else
-                lvcreate -q -y -L 24m -n copy-classic vg >/dev/null
+                lvcreate -q -y -L 10m -n copy-classic vg >/dev/null
             fi
         fi
-        changed 3
+        changed 2
         if [[ -e /dev/vg/copy-$kind ]]; then before=$(sum "/dev/vg/copy-$kind"); fi
         until_true idle
-        echo "round $1 ${killed[source]}+${killed[target]}: $kind $step $direction, the $victim, moment $moment.$part ${creates[*]} ${options[*]}"
+        echo "round $((++number)): $kind $step $direction, the $victim, moment $moment.$part ${creates[*]} ${options[*]}"
         begin lvmsync sync $(words) "${creates[@]}" "${options[@]}"
         if strike; then
             killed[$victim]=$((killed[$victim] + 1))
             status=0
             wait "$RUN" || status=$?
-            echo "    $SECONDS s: killed at $(($(line_bytes) - sent_before)) bytes; status $status: $(tail -n 1 "$ERR" | head -c 200)"
+            echo "    $SECONDS s: kill ${killed[source]}+${killed[target]} at $(($(line_bytes) - sent_before)) bytes; status $status: $(tail -n 1 "$ERR" | head -c 200)"
+            "${followed[killed[$victim] % 2]}"
         else
             wait "$RUN" || wrong "it failed without a kill: $(tail -n 3 "$ERR")"
             echo '    it was over before'
             way[$kind]=$direction
         fi
-        "$1"
     done
 }
 
 direction=push
 for step in first delta; do
     for kind in thin classic; do # what they take
-        if [[ $step == delta ]]; then changed 3; fi
+        if [[ $step == delta ]]; then changed 2; fi
         timed $([[ $step == first ]] && echo --create)
     done
 done
 echo "a first copy takes ${seconds[first]} ms and ${bytes[first]} bytes, a delta ${seconds[delta]} and ${bytes[delta]}"
 
-it "goes on in the next run whatever was killed when"
-play goes_on
-
-it "leaves nothing that cleanup and doctor do not know and mend, whatever was killed when"
-play cleans_up
+it "goes on in the next run, or leaves nothing that cleanup and doctor do not know and mend, whatever was killed when"
+play

@@ -8,8 +8,7 @@ mount /dev/ubdb /run/disk
 mkdir -p /run/disk/a /run/disk/b /run/siteb/state
 mount --bind /run/disk/a /var/lib/lvmsync
 mount --bind /run/disk/b /run/siteb/state
-two_sites
-mkfifo /run/never
+moving_sites
 
 # files FIRST LAST: durable files with their checksums as names.
 files() {
