@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -164,7 +165,7 @@ def extend_command(command: str) -> Extend:
 
 @dataclass
 class FillWatch:
-    """Looks at gauges about once a second, when its job says so with `check`; it has no thread.
+    """Looks at gauges about once a second, when its job says so with `check`; it has no thread, but takes calls of any.
 
     Attributes:
         gauges: what to look at.
@@ -174,7 +175,7 @@ class FillWatch:
         every: seconds between two looks at most; fewer when something fills quickly.
         notes: what happened, a sentence each.
         fills: what was seen last, by volume.
-        is_over: whether a gauge was over the limit.
+        failure: what was found to be too full, or lost; it is raised again by each `check`.
     """
 
     gauges: Iterable[Gauge]
@@ -184,10 +185,11 @@ class FillWatch:
     every: float = 1.0
     notes: list[str] = field(default_factory=list)
     fills: dict[str, Fill] = field(default_factory=dict)
-    is_over: bool = False
+    failure: LvmsyncError | None = None
     _next: float = 0.0
     _last: float = 0.0
     _tried: dict[str, float] = field(default_factory=dict)
+    _looking: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.gauges = list(self.gauges)
@@ -200,9 +202,20 @@ class FillWatch:
             ChangesLost: a snapshot has overflowed, or a pool has failed.
             CommandError: dmsetup failed.
         """
-        now = time.monotonic()
-        if now < self._next:
+        if self.failure:
+            raise self.failure
+        if time.monotonic() < self._next or not self._looking.acquire(blocking=False):
             return
+        try:
+            self._look()
+        except LvmsyncError as error:
+            self.failure = error
+            raise
+        finally:
+            self._looking.release()
+
+    def _look(self) -> None:
+        now = time.monotonic()
         wait = self.every
         for gauge in self.gauges:
             what, fill = gauge.read()
@@ -226,7 +239,6 @@ class FillWatch:
             raise
 
     def _stop(self, gauge: Gauge, what: str, fill: Fill) -> DeviceError:
-        self.is_over = True
         error = DeviceError(
             f"{what} is {fill.percent:.1f}% full ({size_words(fill.used)} of {size_words(fill.total)}), over"
             f" the limit of {self.limit:g}%: stopped before it is full; make it larger with '{gauge.remedy}'",

@@ -4,10 +4,49 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+BREAK_OFF = signal.SIGUSR1
+"""What a thread of ours sends to the main one, for it to break off what it waits for."""
+
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, BREAK_OFF}
+
+
+class _BrokenOff(BaseException):
+    """Another thread has broken off what this one did."""
+
+
+@contextmanager
+def breaking_off() -> Iterator[Callable[[], None]]:
+    """Yield what another thread calls to break off the block: it ends where it is, whatever it waits for, and no error.
+
+    A block that is not of the main thread cannot be broken off.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield lambda: None
+        return
+    guard = threading.Lock()
+    is_over = False
+
+    def break_off() -> None:
+        with guard:
+            if not is_over and main.ident:
+                signal.pthread_kill(main.ident, BREAK_OFF)
+
+    def interrupt(*_: object) -> None:
+        if not is_over:
+            raise _BrokenOff
+
+    before = signal.signal(BREAK_OFF, interrupt)
+    try:
+        with suppress(_BrokenOff):
+            yield break_off
+    finally:
+        is_over = True
+        with guard:  # from here on none is sent
+            signal.signal(BREAK_OFF, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager

@@ -92,11 +92,15 @@ gone_vols vg/pin vg/greedy
 
 # Thin volumes cost metadata alone: a block for the tree of each.
 thins=100
-crowd() {
-    while (($(dmsetup status vg-pool-tpool | awk '{ split($5, m, "/"); print int(m[1] * 100 / m[2]) }') < $1)); do
+crowd() { # PERCENT
+    local used total
+    read -r _ _ _ _ used _ < <(dmsetup status vg-pool-tpool)
+    total=${used#*/} used=${used%/*}
+    for ((; used * 100 < total * $1; used++)); do
         thins=$((thins + 1))
         dmsetup message vg-pool-tpool 0 "create_thin $thins"
     done
+    dmsetup status vg-pool-tpool
 }
 thin_out() {
     while ((thins > 100)); do

@@ -22,7 +22,7 @@ from lvmsync.jobs.replica.choose import Kind, Plan, Wish, choose
 from lvmsync.jobs.replica.opening import Activity, open_delta, open_first, prepare_delta
 from lvmsync.jobs.replica.proof import prove_unchanged
 from lvmsync.jobs.replica.replica import Replica
-from lvmsync.jobs.replica.watch import watch_fill, watching
+from lvmsync.jobs.replica.watch import looked_at, watch_fill, watching
 from lvmsync.jobs.send import Resume, StreamOptions
 from lvmsync.jobs.standing import Standing
 from lvmsync.sources.source import Source
@@ -328,7 +328,7 @@ class Pass:
             if base
             else open_first(self.volume, head, activity)
         )
-        with watch.explaining(), opened as source:
+        with looked_at(watch), watch.explaining(), opened as source:
             samples: list[Sample] = []
             if base:
                 base_look = self.replica.notebook.record.base_look
@@ -401,7 +401,7 @@ class Pass:
         """
         is_ours = isinstance(error, LvmsyncError) and not error.transient and not isinstance(error, PeerError)
         is_kept = bool(self.plan.head) or (self._is_begun and not (is_ours and self.plan.base))
-        is_crowded = is_kept and self.volume.is_thin and self._watch is not None and self._watch.is_over
+        is_crowded = is_kept and self.volume.is_thin and self._watch is not None and self._watch.failure is error
         if self._is_read or (is_kept and not is_crowded):
             return
         for note in snapshots.remove([head]):

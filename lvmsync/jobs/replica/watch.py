@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+from lvmsync.errors import LvmsyncError
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.system import dm
 from lvmsync.system.fill import find_pool
 from lvmsync.system.fill_watch import FillWatch, Gauge, Limits, pool_gauge, store_gauge
 from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.signals import breaking_off
 from lvmsync.system.snapshot_advice import whole_store
+
+_GRACE = 2.0  # seconds in which what works comes by and learns by itself that something is too full
 
 
 def watch_fill(
@@ -52,6 +58,40 @@ def watching(watch: FillWatch, report: Report) -> Report:
         report(progress)
 
     return tell
+
+
+@contextmanager
+def looked_at(watch: FillWatch) -> Iterator[None]:
+    """Look in the background, too, while the block works: it may wait for a line, and is broken off then, if need be.
+
+    Raises:
+        LvmsyncError: what `FillWatch.check` raises.
+    """
+    if not watch.gauges:
+        yield
+        return
+    is_over, is_done = threading.Event(), False
+
+    def look() -> None:
+        while not is_over.wait(watch.every):
+            try:
+                watch.check()
+            except LvmsyncError:
+                if not is_over.wait(_GRACE):
+                    break_off()
+                return
+
+    with breaking_off() as break_off:
+        thread = threading.Thread(target=look, name="fill", daemon=True)
+        thread.start()
+        try:
+            yield
+            is_done = True
+        finally:
+            is_over.set()
+            thread.join()
+    if watch.failure and not is_done:
+        raise watch.failure
 
 
 def _holds_all(volume: LogicalVolume, snapshot: LogicalVolume) -> bool:

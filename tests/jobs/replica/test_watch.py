@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,11 +12,12 @@ import pytest
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.jobs.progress import Progress
 from lvmsync.jobs.replica import watch
-from lvmsync.jobs.replica.watch import watch_fill, watching
+from lvmsync.jobs.replica.watch import looked_at, watch_fill, watching
 from lvmsync.system import dm
 from lvmsync.system.fill import Fill
 from lvmsync.system.fill_watch import FillWatch, Gauge, Limits
 from lvmsync.system.lvm import LogicalVolume
+from lvmsync.system.signals import BREAK_OFF, breaking_off, signals_deferred
 from lvmsync.system.snapshot_advice import whole_store
 
 SIZE = 1 << 30
@@ -81,3 +84,71 @@ def test_what_is_told_is_passed_on(percents: list[float]) -> None:
     progress = Progress("sending", 1, 2)
     watching(watch_fill(volume(SIZE), [], Limits()), told.append)(progress)
     assert told == [progress]
+
+
+def a_watch(*percents: float) -> FillWatch:
+    """Return what sees so much at each look; the last stays."""
+    left = list(percents)
+
+    def read() -> tuple[str, Fill]:
+        return "the pool", Fill(int((left.pop(0) if len(left) > 1 else left[0]) * 10), 1000)
+
+    return FillWatch([Gauge("vg/pool", read, "lvextend vg/pool")], every=0.01)
+
+
+def test_what_fills_while_a_line_is_waited_for_breaks_that_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_GRACE", 0.01)
+    before = signal.getsignal(BREAK_OFF)
+    found = a_watch(50, 60, 96)
+    with pytest.raises(DeviceError, match=r"96.0% full"), looked_at(found):
+        assert not threading.Event().wait(60)
+    assert isinstance(found.failure, DeviceError)
+    assert signal.getsignal(BREAK_OFF) is before
+
+
+def test_what_comes_by_in_time_is_not_broken_off() -> None:
+    found = a_watch(50, 96)
+
+    def work() -> None:
+        with looked_at(found):
+            while True:
+                found.check()
+
+    with pytest.raises(DeviceError, match=r"96.0% full"):
+        work()
+
+
+def test_what_is_too_full_when_all_is_done_is_no_failure() -> None:
+    found = a_watch(50, 96)
+    with looked_at(found):
+        while not found.failure:
+            pass
+
+
+def test_a_thread_that_is_not_the_main_one_is_not_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_GRACE", 0.01)
+    found, ends = a_watch(50, 96), []
+
+    def work() -> None:
+        with looked_at(found):
+            while not found.failure:
+                pass
+            ends.append("done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ends == ["done"]
+
+
+def test_steps_that_are_done_whole_are_not_broken_off() -> None:
+    steps = []
+    with breaking_off() as break_off:
+        with signals_deferred():
+            thread = threading.Thread(target=break_off)
+            thread.start()
+            thread.join()
+            steps.append("whole")
+        steps.append("never")
+    break_off()
+    assert steps == ["whole"]
