@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -202,7 +203,8 @@ class Guest:
 
     def _launch(self, disk_count: int, memory: str) -> subprocess.Popen[bytes]:
         control = self._control
-        command = ["linux.uml", f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "loglevel=3"]
+        command = ["taskset", "--cpu-list", str(_processor())]
+        command += ["linux.uml", f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "loglevel=3"]
         command += [f"init={control}/stage1.sh", "con=null", "con0=null,fd:1", f"uml_dir={control}/uml/"]
         command += [f"LAB_CONTROL={control}"]
         command += [f"ubd{number}d={control}/disk{number}" for number in range(disk_count)]  # d: never a COW file
@@ -263,6 +265,7 @@ def missing() -> str | None:
     """Say what this machine lacks for a guest, or None."""
     programs = (
         "linux.uml",
+        "taskset",
         "busybox",
         "lvm",
         "dmsetup",
@@ -308,6 +311,20 @@ def module_paths(names: Sequence[str]) -> list[Path]:
             raise ValueError(f"the guest's kernel has no module {name}") from None
         ordered |= dict.fromkeys(reversed(paths))
     return [UML_MODULES / _release() / path for path in ordered]
+
+
+def _processor() -> int:
+    """Choose the one processor that a guest runs on.
+
+    Its kernel and its programs take turns, thousands of times a second, and to hand over to another processor takes
+    twice as long. Each worker of pytest has one; guests of another program take turns.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    return allowed[(int(worker) if worker else next(_guests)) % len(allowed)]
+
+
+_guests = itertools.count(os.getpid())
 
 
 @functools.cache
