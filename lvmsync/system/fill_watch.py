@@ -91,21 +91,20 @@ def snapshot_gauge(kept: dm.Snapshot) -> Gauge:
     return Gauge(name, read, f"lvextend -L +SIZE {name}")
 
 
-def pool_gauge(pool: dm.Number | ThinPool, told: Iterable[lvm.LogicalVolume] | None = None) -> Gauge:
+def pool_gauge(pool: dm.Number | ThinPool) -> Gauge:
     """Return the gauge of the thin pool that a device takes its space from.
 
     Args:
         pool: it, or the device.
-        told: what LVM told of the pool's group just now; None: it is asked.
 
     Raises:
         DeviceError: the device is of no thin pool.
-        CommandError: dmsetup or lvs failed.
+        CommandError: dmsetup failed.
     """
     found = pool if isinstance(pool, ThinPool) else find_pool(pool)
     if found is None:
         raise DeviceError(f"device {pool} takes its space from no thin pool")
-    name = pool_name(found, told)
+    name = pool_name(found)
 
     def read() -> tuple[str, Fill]:
         filled = found.read_fill()
@@ -116,18 +115,13 @@ def pool_gauge(pool: dm.Number | ThinPool, told: Iterable[lvm.LogicalVolume] | N
     return Gauge(name, read, f"lvextend -L +SIZE {name}' or 'lvextend --poolmetadatasize +SIZE {name}")
 
 
-def pool_name(pool: ThinPool, told: Iterable[lvm.LogicalVolume] | None = None) -> str:
-    """Return ``VG/POOL``, or the path of its device where LVM does not know it or does not answer."""
-    return _name_of(pool.device, told)
+def pool_name(pool: ThinPool) -> str:
+    """Return ``VG/POOL``, or the path of its device where that is none of LVM's."""
+    return _name_of(pool.device)
 
 
-def _name_of(device: dm.Mapped, told: Iterable[lvm.LogicalVolume] | None = None) -> str:
-    ids = lvm.parse_dm_uuid(device.uuid)
-    try:
-        volume = lvm.find_volume_by_id(ids[0], told) if ids else None
-    except LvmsyncError:
-        volume = None
-    return volume.full_name if volume else device.path
+def _name_of(device: dm.Mapped) -> str:
+    return lvm.name_of_device(device) or device.path
 
 
 def grow_stores(step: int | None = None) -> Extend:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lvmsync.errors import ConflictError, LvmsyncError, PeerError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, PeerError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Progress, Receipt, Report
@@ -317,7 +317,7 @@ class Pass:
         plan, options = self.plan, self._options
         base = self.kept[plan.base.id] if plan.base else None
         needed = [one for one in (base, head) if one]
-        watch = watch_fill(self.volume, [] if options.is_still else needed, options.limits, self._told)
+        watch = watch_fill(self.volume, [] if options.is_still else needed, options.limits)
         report = watching(watch, self._report)
         self._watch = watch
         began = time.monotonic()
@@ -401,7 +401,8 @@ class Pass:
         """
         is_ours = isinstance(error, LvmsyncError) and not error.transient and not isinstance(error, PeerError)
         is_kept = bool(self.plan.head) or (self._is_begun and not (is_ours and self.plan.base))
-        is_crowded = is_kept and self.volume.is_thin and self._watch is not None and self._watch.failure is error
+        is_over = self._watch is not None and self._watch.failure is error and isinstance(error, DeviceError)
+        is_crowded = is_kept and is_over and self.volume.is_thin
         if self._is_read or (is_kept and not is_crowded):
             return
         for note in snapshots.remove([head]):

@@ -18,12 +18,7 @@ from lvmsync.system.snapshot_advice import whole_store
 _GRACE = 2.0  # seconds in which what works comes by and learns by itself that something is too full
 
 
-def watch_fill(
-    volume: LogicalVolume,
-    kept: Iterable[LogicalVolume],
-    limits: Limits,
-    told: Iterable[LogicalVolume] | None = None,
-) -> FillWatch:
+def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Limits) -> FillWatch:
     """Return what watches the stores of a volume's snapshots, or its thin pool.
 
     A store that holds every chunk of its origin cannot overflow, and is left alone. One that is over the limit when the
@@ -33,7 +28,6 @@ def watch_fill(
         volume: the source.
         kept: snapshots of it that must not overflow.
         limits: what is too full.
-        told: what LVM told of its group just now; None: it is asked.
 
     Raises:
         UsageError: the command that extends is no command.
@@ -41,7 +35,7 @@ def watch_fill(
     gauges: list[Gauge] = []
     if volume.is_thin:
         pool = find_pool(volume.number) if volume.number else None
-        gauges = [pool_gauge(pool, told)] if pool else []
+        gauges = [pool_gauge(pool)] if pool else []
     else:
         gauges = [store_gauge(one) for one in kept if one.is_classic_snapshot and not _holds_all(volume, one)]
     limit = limits.limit
