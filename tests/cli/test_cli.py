@@ -209,6 +209,7 @@ def test_help_may_come_before_the_verb_and_among_other_words(place: Place) -> No
         (["sync", "host:vg/lv", "./target", "--extend-cmd", "true"], "run on host, 'lvmsync sync vg/lv "),
         (["sync", "u@[::1]:vg/lv", "./target", "--freeze"], "--freeze acts where the source is, and is not sent"),
         (["sync", "host:vg/lv", "./target", "--extend-at", "50"], "--extend-at acts where the source is"),
+        (["sync", "vg/lv", "./target", "--target-extend-cmd", "x '"], "--target-extend-cmd: cannot split"),
         (["sync", "snapshot:./cow,origin=./origin", "./target", "--full"], "whose snapshots lvmsync takes"),
         (["sync", "full:./cow", "./target", "--retries", "2"], "whose snapshots lvmsync takes"),
         (["sync", STORE, "thin:/x"], "'thin:/x' is a source, not a target; a host called 'thin' is written USER@"),

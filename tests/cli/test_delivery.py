@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from lvmsync.cli import classic
+from lvmsync.cli.asked import Orders, Way
 from lvmsync.cli.classic import run
+from lvmsync.cli.delivery import agent_words
+from lvmsync.names import parse_target
 from tests.sources.loops import loop_of
 
 BLOCK = 64 << 10
@@ -94,3 +97,10 @@ def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(classic, "_run", fail)
     status, line = complaint(capsys, "changes", "./x")
     assert (status, "out of memory" in line) == (3, True)
+
+
+def test_what_makes_room_for_a_target_is_a_word_of_the_command_that_serves_it() -> None:
+    way = Way(target_extend_cmd="make room -n 1", sudo=True)
+    for word, start in (("host:vg/lv", ["sudo", "-n", "lvmsync"]), ("vg/lv", [])):
+        place = parse_target(word)
+        assert agent_words(way, place, Orders()) == [*start, "agent", "--target-extend-cmd", "make room -n 1"]
