@@ -152,6 +152,8 @@ def test_snapshots_of_the_target_are_watched_as_long_as_they_last(monkeypatch: p
     usages["small"] = Usage(7900, 8192, 16)
     with pytest.raises(DeviceError, match=r"the store of /dev/mapper/vg-small is 96.4% full.*lvextend"):
         watch(frame)
+    usages["small"] = Usage(100, 8192, 16)
+    watch = require_headroom(target, Header(size=1 << 30), Limits())
     usages["small"] = CommandError("it is gone")
     watch(frame)
 
