@@ -121,7 +121,8 @@ class Session:
         self._passes: Passes | None = None
 
     def greet(self) -> None:
-        """Say who we are."""
+        """Say who we are, and from then on that we are there."""
+        self._voice.beats_at_rest = True
         self._voice.say(AGENT, {"protocol": PROTOCOL, "version": __version__, "host": os.uname().nodename})
 
     def run(self, *ends: str) -> tuple[str, dict[str, Any]] | None:

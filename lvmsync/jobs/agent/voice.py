@@ -1,4 +1,4 @@
-"""What the side that serves says: a line at a time, and signs of life while it works."""
+"""What the side that serves says: a line at a time, and signs of life."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Voice:
     """One end of a line, as the side that serves uses it.
 
     There is no sign of life while nothing is done but wait for bytes: a wait that we ourselves break would never end.
+    Between two requests nobody waits for us. There they serve ourselves, where that is wanted: a line whose other side
+    is gone without a goodbye breaks when something is sent on it, and only then.
 
     Args:
         line: to the other side.
@@ -31,10 +33,12 @@ class Voice:
 
     Attributes:
         lock: held by whoever says something.
+        beats_at_rest: whether signs of life are given between two requests.
     """
 
     def __init__(self, line: Line, beat: float, on_lost: Callable[[], None], patience: float | None = None) -> None:
         self.lock = threading.Lock()
+        self.beats_at_rest = False
         self._line = line
         self._beat = beat
         self._on_lost = on_lost
@@ -141,14 +145,16 @@ class Voice:
         while not self._ended.wait(min(self._beat, _TICK)):
             with self.lock:
                 is_waiting = self._is_receiving and not self._has_frames
-                if self._ended.is_set() or self._is_silent or not self._is_working or is_waiting:
+                is_on = self._is_working or self.beats_at_rest
+                if self._ended.is_set() or self._is_silent or not is_on or is_waiting:
                     continue
-                if time.monotonic() - self._moved_at < min(self._beat, self._patience / 3):
+                every = min(self._beat, self._patience / 3) if self._is_working else self._beat
+                if time.monotonic() - self._moved_at < every:
                     continue
                 self._moved_at = time.monotonic()
                 try:
                     self._line.say(WAIT)
                 except (LvmsyncError, OSError, ValueError):  # the line broke, or was closed under us
-                    if not self._hears_end and not self._is_receiving:
+                    if self._is_working and not self._hears_end and not self._is_receiving:
                         self._on_lost()
                     return

@@ -34,7 +34,7 @@ from lvmsync.jobs.agent.protocol import (
     encode,
     parse,
 )
-from lvmsync.jobs.agent.server import serve
+from lvmsync.jobs.agent.server import Session, serve
 from lvmsync.jobs.progress import Progress, Receipt, ignore
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.names import Comparison, Volume, parse_source
@@ -315,6 +315,30 @@ def test_an_agent_that_works_gives_signs_of_life(folder: Path, monkeypatch: pyte
         assert text
         assert "done waiting" in text
         call.end()
+
+
+def test_an_agent_gives_signs_of_life_between_two_requests_so_that_a_line_that_is_gone_breaks(folder: Path) -> None:
+    with called(folder / "state", beat=0.02) as call:
+        call.line.read_line()
+        for _ in range(2):
+            assert [call.line.read_line() for _ in range(3)] == [WAIT] * 3
+            call.line.say(REQUEST, {"verb": "standing", "target": str(folder / "copy")})
+            while (text := call.line.read_line()) == WAIT:
+                pass
+            assert parse(text or "", ANSWER)
+        call.end()
+
+
+def test_a_turn_is_not_disturbed_by_signs_of_life_at_rest(folder: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        theirs.settimeout(0.3)
+        session = Session(Line(Socket(ours, "the agent")), Policy(), folder / "state", ignore, beat=0.02, patience=60)
+        done = pool.submit(session.run, DONE)
+        with pytest.raises(TimeoutError):  # it would be taken for a request by the agent, after the turn
+            theirs.recv(100)
+        theirs.sendall(encode(DONE, {}))
+        assert done.result(TIMEOUT) == (DONE, {})
 
 
 def test_an_agent_whose_line_is_gone_ends_its_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
