@@ -109,8 +109,8 @@ in_last_pass 500000
 kill_source
 ended 137 ''
 slow
-expect 3 'lvmsync migrate --abort' lvmsync doctor
-cat "$OUT" "$ERR"
+expect 3 '' lvmsync doctor
+says 'lvmsync migrate --abort' "$OUT"
 mountpoint -q /run/here && wrong 'it is mounted'
 is "$(lvs --noheadings -o lv_permissions vg/guest | tr -d ' ')" read-only 'the source'
 expect 8 'nothing runs on the target' lvmsync migrate --finish vg/guest siteb:vg/copy
