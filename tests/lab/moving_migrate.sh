@@ -36,7 +36,7 @@ as_predicted
 cleaned
 
 # What is allowed from now on: enough for such a pass, too little for one of 8 MiB over a line of 1 Mbit/s (70 s).
-LIMIT=$(awk -v told="$PREDICTED" 'BEGIN { limit = int(told * 1.3 + 12); print limit > 50 ? 50 : limit }')
+LIMIT=$(awk -v told="$PREDICTED" 'BEGIN { limit = int(told * 1.3 + 12); print (limit > 50 ? 50 : limit) }')
 # shellcheck disable=SC2016
 FLUSH='head -c 8M /dev/urandom >/run/here/noise; sync /run/here/noise'
 SLOW='tc qdisc replace dev vetha root netem limit 10000 delay 10ms rate 1mbit'
