@@ -13,7 +13,7 @@ from lvmsync import __version__
 from lvmsync.errors import DeviceError, TransportError
 from lvmsync.history import Point
 from lvmsync.jobs.create import find_left
-from lvmsync.jobs.precious import find_other_use, find_own_snapshot
+from lvmsync.jobs.precious import find_merge, find_other_use, find_own_snapshot
 from lvmsync.jobs.way_back import can_go_back, find_place
 from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ioctl, ledger, lvm, seen
@@ -151,12 +151,13 @@ class Standing:
             raise TransportError(f"the far side's answer about its target is not readable: {error}") from error
 
 
-def standing(target: str, state: Path) -> Standing:
+def standing(target: str, state: Path, *, is_first: bool = False) -> Standing:
     """Return what is known of a target of this machine.
 
     Args:
         target: VG/LV or a path.
         state: the state folder.
+        is_first: nobody has asked before: then LVM is asked for what only it knows, and what takes time.
 
     Raises:
         UsageError: it is no name of a target of this machine.
@@ -170,7 +171,8 @@ def standing(target: str, state: Path) -> Standing:
         return replace(found, **_known_of(record, folder, "")) if record.transaction else found
     try:
         with open_target(path) as claimed:
-            return _stand(found, claimed, state)
+            merge = find_merge(claimed) if is_first and claimed.number else None
+            return _stand(replace(found, in_use=merge), claimed, state)
     except DeviceError as refused:
         with open_device(path) as device:
             # What helps with others is no advice there.

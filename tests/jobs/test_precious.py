@@ -13,9 +13,9 @@ import pytest
 
 from lvmsync.errors import CommandError
 from lvmsync.jobs import precious
-from lvmsync.jobs.precious import find_other_use, find_own_snapshot
+from lvmsync.jobs.precious import find_merge, find_other_use, find_own_snapshot
 from lvmsync.jobs.standing import standing
-from lvmsync.system import lvm
+from lvmsync.system import dm, lvm
 from lvmsync.system.device import Device
 from tests.replica_machine import Machine
 from tests.sources.loops import loop_of
@@ -93,3 +93,21 @@ def test_a_snapshot_of_lvmsyncs_own_is_named_as_such(
         assert said is not None
         assert "lvmsync keeps" not in said
     assert find_own_snapshot(str(image)) is None
+
+
+@pytest.mark.parametrize("kind", ["thin", "snapshot-origin", "snapshot-merge", "linear"])
+def test_a_merge_that_waits_is_told_where_there_may_be_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    volume = machine.volumes[f"{1:064d}"]
+    mapped = dm.Mapped("vg-lv", f"LVM-{volume.id}", (253, 1), 1)
+    monkeypatch.setattr(dm, "list_tables", lambda: [dm.Line(mapped, 0, 8, kind, "")])
+    assert find_merge(a_device(b"")) is None
+    machine.volumes[volume.id] = replace(volume, is_merging=True)
+    assert ("lvchange -an vg/lv" in (find_merge(a_device(b"")) or "")) == (kind != "linear")
+
+    def fail(group: str | None = None) -> None:
+        raise CommandError("lvs")
+
+    monkeypatch.setattr(lvm, "list_volumes", fail)
+    assert find_merge(a_device(b"")) is None

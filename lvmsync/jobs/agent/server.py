@@ -117,6 +117,7 @@ class Session:
         self._policy = policy
         self._state = state
         self._report = report
+        self._known: set[str] = set()  # paths of targets that were asked for
         self._keeper: Keeper | None = None
         self._passes: Passes | None = None
 
@@ -177,7 +178,8 @@ class Session:
         from lvmsync.jobs.standing import standing
 
         place = self._policy.find_target(take(request, target=is_word)["target"])
-        answer: dict[str, Any] = standing(place.path, self._state).to_json()
+        answer: dict[str, Any] = standing(place.path, self._state, is_first=place.path not in self._known).to_json()
+        self._known.add(place.path)
         return answer
 
     def _receive(self, request: Request) -> None:
