@@ -6,7 +6,7 @@ knows is shown, and removed only with its whole replica, when its user says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ def find_snapshots(state: Path) -> list[Found]:
     """
     volumes = lvm.list_volumes()
     names = {one.id: one.full_name for one in volumes}
+    bases = {one.id for one in volumes if lvm_commands.is_ours(one) and snapshots.role_of(one) == snapshots.BASE}
     records = {record.id: record for record in list_records(state)}
     found = []
     for one in volumes:
@@ -68,7 +69,7 @@ def find_snapshots(state: Path) -> list[Found]:
         replica = snapshots.replica_of(one) or ""
         record = records.get(replica)
         is_running = is_busy(state, replica)
-        text, is_spare = _judge(one, record, names, is_running=is_running)
+        text, is_spare = _judge(one, record, names, bases, is_running=is_running)
         source = names.get(snapshots.source_of(one), "")
         if not source:
             text += "; the volume that it was taken of is gone, and this may be the last of it here"
@@ -87,9 +88,17 @@ def find_snapshots(state: Path) -> list[Found]:
 
 
 def _judge(
-    volume: LogicalVolume, record: Record | None, volumes: Mapping[str, str], *, is_running: bool
+    volume: LogicalVolume, record: Record | None, volumes: Mapping[str, str], bases: Set[str], *, is_running: bool
 ) -> tuple[str, bool]:
-    """Return what is to be said of a snapshot, and whether nothing needs it; ``volumes`` are all there are, by id."""
+    """Return what is to be said of a snapshot, and whether nothing needs it.
+
+    Args:
+        volume: the snapshot.
+        record: of its replica.
+        volumes: names of all volumes, by id.
+        bases: ids of those that targets hold, by their tags.
+        is_running: whether a run works with the replica.
+    """
     role, source = snapshots.role_of(volume), snapshots.source_of(volume)
     if is_running:
         return "a run works with it now", False
@@ -101,13 +110,15 @@ def _judge(
         return "no record on this machine knows its replica; the target may still need it", False
     if source != record.source_id:
         return "of another volume than its replica, so somebody else's with copied tags", False
-    if volume.id == record.base:
+    # Its tag is changed first, once the target holds it; a run may have been killed before it could note that.
+    held = record.head if record.head in bases else record.base
+    if volume.id == held:
         return "what the copy holds; the next delta starts from it", False
     if volume.id == record.head:
         return "was being sent; the next run goes on with it, or removes it", False
     if role == "head":
         return "taken by a run that ended before it was sent", True
-    if record.base not in volumes:  # a record that was restored from a backup may name one of long ago
+    if held not in volumes:  # a record that was restored from a backup may name one of long ago
         return "no longer known; the copy may hold it", False
     return "an older base, which a newer one has replaced", True
 

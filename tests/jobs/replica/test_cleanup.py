@@ -80,6 +80,14 @@ def test_what_a_record_names_is_needed_and_the_rest_of_its_replica_is_not(world:
     assert [one.id for one in world.machine.ours()] == [base.id, head.id, back.id]
 
 
+def test_a_base_is_an_older_one_once_the_target_is_known_to_hold_the_head(world: World) -> None:
+    old, head = world.snapshot("base"), world.snapshot("base")  # killed between its tags and its record
+    world.remember(old, head)
+
+    assert world.spare() == [old.name]
+    assert world.find(head).state == "what the copy holds; the next delta starts from it"
+
+
 def test_a_replica_that_no_record_knows_is_left_alone(world: World) -> None:
     snap = world.snapshot("base", "f" * 16)
 
