@@ -17,7 +17,7 @@ from lvmsync.formats.snapshot import SECTOR
 from lvmsync.stream.frames import DELTA, Changes, Header, Hole
 from lvmsync.system import dm
 from lvmsync.system.fill import Fill, ThinPool, find_pool
-from lvmsync.system.fill_watch import Gauge, Limits, pool_gauge, pool_name, snapshot_gauge
+from lvmsync.system.fill_watch import NEVER_FULL, Gauge, Limits, pool_gauge, pool_name, snapshot_gauge, until_whole
 from lvmsync.system.lvm_commands import not_zeroing
 from lvmsync.system.snapshot_advice import whole_store
 from lvmsync.targets.block import BlockTarget
@@ -84,7 +84,10 @@ class RoomWatch:
         self.notes: list[str] = []
         if not self._chunk:
             return
-        gauges = [*([pool_gauge(pool)] if pool else []), *(_while_it_lasts(snapshot_gauge(one)) for one in snapshots)]
+        stores = (
+            until_whole(_while_it_lasts(snapshot_gauge(one)), whole_store(target.size, one.chunk)) for one in snapshots
+        )
+        gauges = [*([pool_gauge(pool)] if pool else []), *stores]
         self._watch = limits.watch(gauges, every=0)
         self.notes = self._watch.notes
         self._look()
@@ -138,7 +141,7 @@ def _while_it_lasts(gauge: Gauge) -> Gauge:
         try:
             return gauge.read()
         except CommandError:
-            return gauge.volume, Fill(0, 1 << 62)
+            return gauge.volume, NEVER_FULL
 
     return replace(gauge, read=read)
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lvmsync.errors import ChangesLost, CommandError, DeviceError, LvmsyncError, UsageError
 from lvmsync.formats.snapshot import SECTOR
@@ -24,6 +24,9 @@ EXTEND_AT = 70.0
 
 EXTEND_TIMEOUT = 120.0
 """Seconds that the user's command for more room may take."""
+
+NEVER_FULL = Fill(0, 1 << 62)
+"""What is told of something that cannot become full."""
 
 _STEP = 2.0  # percent that it must grow before more room is asked for again
 
@@ -89,6 +92,21 @@ def snapshot_gauge(kept: dm.Snapshot) -> Gauge:
         return f"the store of {name}", Fill(usage.allocated * SECTOR, usage.total * SECTOR)
 
     return Gauge(name, read, f"lvextend -L +SIZE {name}")
+
+
+def until_whole(gauge: Gauge, whole: int) -> Gauge:
+    """Return the gauge of a store that shows nothing any more once that was made so large that it holds everything.
+
+    Args:
+        gauge: of the store.
+        whole: bytes that it needs for that; LVM makes it no larger.
+    """
+
+    def read() -> tuple[str, Fill]:
+        what, fill = gauge.read()
+        return what, NEVER_FULL if fill.total >= whole else fill
+
+    return replace(gauge, read=read)
 
 
 def pool_gauge(pool: dm.Number | ThinPool) -> Gauge:

@@ -155,6 +155,12 @@ def test_snapshots_of_the_target_are_watched_as_long_as_they_last(monkeypatch: p
     usages["small"] = Usage(100, 8192, 16)
     watch = require_headroom(target, Header(size=1 << 30), Limits())
     usages["small"] = CommandError("it is gone")
+    watch = require_headroom(target, Header(size=1 << 30), Limits())
+    watch(frame)
+    usages["small"] = Usage(8000, 8192, 16)
+    monkeypatch.setattr(fill_watch, "run_to_end", lambda *_, **__: usages.update(small=Usage(8000, 1 << 22, 16)))
+    watch = require_headroom(target, Header(size=1 << 30), Limits("make room"))
+    usages["small"] = Usage((1 << 22) - 8, 1 << 22, 16)  # as full as it will ever be
     watch(frame)
 
 

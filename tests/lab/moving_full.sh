@@ -143,7 +143,7 @@ is "$(sum /dev/vg/nightly)" "$sum_before" 'what the snapshot of the copy holds'
 it "extends the store of a snapshot that somebody keeps of the copy"
 gone_vols vg/nightly
 sum_before=$(sum /dev/vg/copy)
-lvcreate -q -q -y -s -L 6m -c 4k -n nightly vg/copy
+lvcreate -q -q -y -s -L 6m -c 4k -n nightly vg/copy # 6, 14, and then all that it needs
 change_all
 expect 0 '' lvmsync sync vg/guest siteb:vg/copy --json --target-extend-cmd 'bash /run/extend'
 as_snapshot vg/guest vg/copy

@@ -10,7 +10,7 @@ from lvmsync.errors import LvmsyncError
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.system import dm
 from lvmsync.system.fill import find_pool
-from lvmsync.system.fill_watch import FillWatch, Gauge, Limits, pool_gauge, store_gauge
+from lvmsync.system.fill_watch import FillWatch, Gauge, Limits, pool_gauge, store_gauge, until_whole
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.signals import breaking_off
 from lvmsync.system.snapshot_advice import whole_store
@@ -37,7 +37,8 @@ def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Lim
         pool = find_pool(volume.number) if volume.number else None
         gauges = [pool_gauge(pool)] if pool else []
     else:
-        gauges = [store_gauge(one) for one in kept if one.is_classic_snapshot and not _holds_all(volume, one)]
+        stores = [(one, _whole(volume, one)) for one in kept if one.is_classic_snapshot]
+        gauges = [until_whole(store_gauge(one), whole) for one, whole in stores if one.size < whole]
     limit = limits.limit
     if gauges and not volume.is_thin:
         limit = max(limit, 50.0 + max(gauge.read()[1].percent for gauge in gauges) / 2)
@@ -88,9 +89,10 @@ def looked_at(watch: FillWatch) -> Iterator[None]:
         raise watch.failure
 
 
-def _holds_all(volume: LogicalVolume, snapshot: LogicalVolume) -> bool:
+def _whole(volume: LogicalVolume, snapshot: LogicalVolume) -> int:
+    """Return the bytes of a store that holds every chunk of its origin; where that is not known, more than any has."""
     chunk = chunk_size(snapshot)
-    return chunk > 0 and snapshot.size >= whole_store(volume.size, chunk)
+    return whole_store(volume.size, chunk) if chunk else 1 << 63
 
 
 def chunk_size(snapshot: LogicalVolume) -> int:

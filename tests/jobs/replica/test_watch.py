@@ -15,7 +15,7 @@ from lvmsync.jobs.replica import watch
 from lvmsync.jobs.replica.watch import looked_at, watch_fill, watching
 from lvmsync.system import dm
 from lvmsync.system.fill import Fill
-from lvmsync.system.fill_watch import FillWatch, Gauge, Limits
+from lvmsync.system.fill_watch import FillWatch, Gauge, Limits, until_whole
 from lvmsync.system.lvm import LogicalVolume
 from lvmsync.system.signals import BREAK_OFF, breaking_off, signals_deferred
 from lvmsync.system.snapshot_advice import whole_store
@@ -152,3 +152,15 @@ def test_steps_that_are_done_whole_are_not_broken_off() -> None:
         steps.append("never")
     break_off()
     assert steps == ["whole"]
+
+
+def test_a_store_that_was_made_so_large_that_it_holds_everything_is_left_alone() -> None:
+    sizes = [1 << 20, whole_store(SIZE, 4096)]
+
+    def read() -> tuple[str, Fill]:
+        size = sizes.pop(0)
+        return "the store", Fill(size - 8, size)
+
+    found = FillWatch([until_whole(Gauge("vg/x", read, "lvextend"), whole_store(SIZE, 4096))], lambda *_: "we", every=0)
+    found.check()
+    assert (sizes, found.failure) == ([], None)
