@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Both sites lose their power while a volume is copied, and come back. /dev/ubda is for LVM, /dev/ubdb has both
-# state folders. KIND is classic or thin; STEP is begin (until the cut), again (a run that is cut as well) or finish.
+# state folders. KIND is classic or thin; STEP is begin (until the cut), again (a run that is cut as well), next (what was
+# cut is finished, and another copy is cut) or finish; CUT is first or delta.
 . "$LAB/moving.sh"
 
 mkdir /run/disk
@@ -32,14 +33,14 @@ until_cut() {
     sleep 1000
 }
 
-create=(--create)
+create=(--create) # of the target, which may have been lost with the power
+if [[ $KIND == thin ]]; then create+=(--thin-pool vg/pool); fi
 case $STEP in
     begin)
         make_vg vg /dev/ubda
         if [[ $KIND == thin ]]; then
             lvcreate -q -y -L 80m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T vg/pool
             lvcreate -q -y -V 24m -T vg/pool -n guest
-            create+=(--thin-pool vg/pool)
         else
             lvcreate -q -y -W n -L 24m -n guest vg
         fi
@@ -61,7 +62,7 @@ case $STEP in
         slow rate 16mbit
         until_cut "${create[@]}"
         ;;
-    finish)
+    next | finish)
         vgchange -q -ay vg
         mkdir /run/here
         mount /dev/vg/guest /run/here
@@ -70,11 +71,21 @@ case $STEP in
         files 46 50
         ls /run/here | grep -e - >/run/wanted
         : >/run/writer.log
-        expect 0 '' lvmsync sync vg/guest siteb:vg/copy --json
+        expect 0 '' lvmsync sync vg/guest siteb:vg/copy "${create[@]}" --json
         cat "$OUT" "$ERR"
         as_snapshot vg/guest vg/copy
         whole_files vg/copy
         if [[ $KIND == thin ]]; then tidy pool guest copy; else tidy guest copy; fi
         cleaned
+        if [[ $STEP == finish ]]; then exit 0; fi
+        rm /run/here/*-*
+        files 51 60
+        if [[ $CUT == first ]]; then
+            expect 0 '' lvmsync cleanup --replica "$(basename /var/lib/lvmsync/replicas/????????????????)"
+            lvremove -q -y vg/copy
+            files 61 70
+        fi
+        slow rate 16mbit
+        until_cut "${create[@]}"
         ;;
 esac
