@@ -187,6 +187,52 @@ ended 8 'written to by something else'
 runs
 nothing_left
 
+# below BLOCK: where a block of 4 KiB of the copy is on the disk of its group, in such blocks.
+below() {
+    local first start
+    first=$(lvs --noheadings -o seg_pe_ranges vg/copy | tr -d ' ')
+    first=${first#*:}
+    start=$(pvs --noheadings --nosuffix --units b -o pe_start /dev/ubda | tr -d ' ')
+    echo $((start / 4096 + ${first%-*} + $1))
+}
+
+if [[ $KIND == classic ]]; then
+    it "does not stop the guest when --verify finds what changed below the target, where no counter tells"
+    again
+    expect 0 '' lvmsync sync vg/guest siteb:vg/copy "${CREATE[@]}"
+    dd if=/dev/urandom of=/dev/ubda bs=4k seek="$(below 6100)" count=1 oflag=direct status=none
+    migrate --max-downtime 200s --verify
+    ended 9 'vg/copy.* differs? '
+    cat "$ERR"
+    says 'the source was never stopped, and runs on' "$ERR"
+    runs
+    nothing_left
+
+    it "starts the guest again when --verify finds in the downtime what changed below the target"
+    again
+    head -c 64k /dev/urandom >/run/here/fixed
+    sync /run/here/fixed
+    size=$(stat -f -c %S /run/here)
+    block=$(($(debugfs -R 'bmap fixed 8' /dev/vg/guest 2>/dev/null) * size / 4096))
+    expect 0 '' lvmsync sync vg/guest siteb:vg/copy "${CREATE[@]}"
+    echo 'dd if=/dev/urandom of=/run/here/fixed bs=1k count=64 conv=notrunc,fsync status=none' >/run/guest/flush
+    cat >/run/guest/accident <<END
+(while sleep 0.05; do dd if=/dev/urandom of=/dev/ubda bs=4k seek=$(below "$block") count=1 oflag=direct status=none; done) </dev/null >/dev/null 2>&1 &
+echo \$! >/run/guest/spoiler
+END
+    migrate --max-downtime 200s --verify
+    found=0
+    wait "$RUN" || found=$?
+    kill "$(cat /run/guest/spoiler)"
+    cat "$ERR"
+    [[ $found == 9 ]] || wrong "status $found"
+    says 'differs from vg/guest in .* do not use it' "$ERR"
+    says 'the source was started again' "$ERR"
+    runs
+    no_accident
+    nothing_left
+fi
+
 it "moves the guest after all that, and --finish closes a migration that was killed when the guest ran on the other site"
 again
 # shellcheck disable=SC2016
