@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lvmsync.jobs.migrate.predict import Pass, Prediction
+from lvmsync.units import size_words
 
 HEADROOM = 0.8
 """The source is stopped when the prediction is within this part of what is allowed."""
@@ -111,17 +112,10 @@ def _figures(prediction: Prediction) -> str:
     """Return the numbers that tell why it does not get better."""
     rates = ""
     if prediction.rate and prediction.dirty_rate is not None:
-        rates = f"{_rate(prediction.dirty_rate)} change and {_rate(prediction.rate)} can be sent, "
+        dirty, rate = size_words(round(prediction.dirty_rate)), size_words(round(prediction.rate))
+        rates = f"{dirty}/s change and {rate}/s can be sent, "
     apart = prediction.downtime - prediction.send
     return (
-        f"{rates}a last pass would send {_amount(prediction.last_bytes)} in {prediction.send:.1f} s, and all else takes"
-        f" {apart:.1f} s: predicted downtime {prediction.downtime:.1f} s"
+        f"{rates}a last pass would send {size_words(prediction.last_bytes)} in {prediction.send:.1f} s, and all else"
+        f" takes {apart:.1f} s: predicted downtime {prediction.downtime:.1f} s"
     )
-
-
-def _amount(count: float) -> str:
-    return f"{count / (1 << 20):.1f} MiB"
-
-
-def _rate(count: float) -> str:
-    return f"{_amount(count)}/s"
