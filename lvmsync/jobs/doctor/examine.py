@@ -104,7 +104,9 @@ def _check_lvm(state: Path, records: Iterable[Record], groups: Sequence[str]) ->
             remedy = f"lvmsync cleanup --replica {one.replica}" if one.replica else f"lvremove {one.volume.full_name}"
             yield Finding("leftover", one.volume.full_name, one.state, f"if it is not needed: {remedy}")
     for bare in cleanup.find_bare(state, volumes):
-        if not groups or bare.record.source.partition("/")[0] in groups:
+        # Of a first copy that was refused or cut off the target's side tells; what is remembered here does no harm.
+        is_wrong = bare.is_spare or bare.record.committed
+        if is_wrong and (not groups or bare.record.source.partition("/")[0] in groups):
             yield Finding("leftover", bare.record.source, bare.state, bare.remedy)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lvmsync.cli.classic import run
 from lvmsync.errors import ConflictError, UsageError
+from lvmsync.jobs.doctor.examine import _check_lvm
 from lvmsync.jobs.replica.cleanup import (
     Found,
     find_bare,
@@ -275,9 +276,12 @@ def test_a_replica_without_a_snapshot_is_forgotten_only_if_nothing_has_come_of_i
     forget_bare(world.state, bare)  # something has come of it meanwhile
     (bare,) = find_bare(world.state)
     assert (bare.is_spare, bare.remedy) == (False, f"if it is not needed: lvmsync cleanup --replica {ID}")
+    monkeypatch.setattr(lvm, "list_groups", list)
+    assert list(_check_lvm(world.state, [], [])) == []  # a refused first copy leaves that, and doctor is silent
     with open_record(world.state, world.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
         notebook.write(head=None, base=head.id, committed="2026-01-02T03:04:05+00:00")
     assert "'lvmsync repair vg/lv host:vg/copy' makes a new one" in find_bare(world.state)[0].state
+    assert [one.what for one in _check_lvm(world.state, [], [])] == ["vg/lv"]
 
     world.remember(None)
     with open_record(world.state, world.volume.id, "vg/lv", "host:vg/copy", ID) as notebook:
