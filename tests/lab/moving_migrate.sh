@@ -107,7 +107,7 @@ echo 0.2 >/run/guest/pause
 expect 0 '' lvmsync migrate --back vg/guest siteb:vg/copy --max-downtime 200s --stop-cmd true --start-cmd "$RESTART" --json
 cat "$ERR"
 runs
-is "$(lvs --noheadings -o lv_permissions,lv_tags vg/copy | tr -d ' ')" read-onlylvmsync.fenced 'the copy'
+is "$(lvs --noheadings -o lv_permissions -S 'lv_tags=lvmsync.fenced' vg/copy | tr -d ' ')" read-only 'the copy'
 is "$(lvs --noheadings -o full_name @lvmsync)" '' 'the snapshots of lvmsync'
 migrate --max-downtime 200s
 ended 3 "read-only since .*--full"
