@@ -5,17 +5,29 @@ And what coverage is measured of, and what no test does: ask the device mapper o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from lvmsync.system import dm_control
+from lvmsync.transport import pipe
+from tests.forked import Processes
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices; threads cost each start
 
 
 @pytest.fixture(autouse=True)
 def no_control_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing ask the kernel of this machine for its devices: tests have programs that play dmsetup."""
     monkeypatch.setattr(dm_control, "CONTROL", Path("/nonexistent/control"))
+
+
+@pytest.fixture(autouse=True)
+def forked_far_side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the far side on this machine start by a fork, but where its start is what is tested."""
+    if request.path.parent.name != "transport":
+        monkeypatch.setattr(pipe, "subprocess", Processes)
 
 
 PURE = ("tests", "formats", "stream")

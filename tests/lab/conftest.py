@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,17 @@ def lab_machine() -> None:
     if os.environ.get("LVMSYNC_REQUIRE_LAB") or os.environ.get("CI"):
         pytest.fail(f"the lab is required here, but {lacking}")
     pytest.skip(lacking)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remove the disks of a module's guests when it has ended: they may lie in memory."""
+    base = tmp_path_factory.getbasetemp()
+    before = set(base.iterdir())
+    yield
+    for folder in set(base.iterdir()) - before:
+        for disk in folder.rglob("*.img"):
+            disk.unlink()
 
 
 @pytest.fixture
