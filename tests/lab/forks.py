@@ -17,6 +17,7 @@ import importlib
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -89,32 +90,53 @@ def call(folder: Path, number: str) -> int:
     return 0
 
 
-def answer(folder: Path, number: str) -> None:
-    """Run a call in a child, and tell its caller how it ended."""
-    child = os.fork()
-    if not child:
-        status = 1
+class Calls:
+    """The calls that are running, and those that have ended and whose callers do not wait for that yet."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, tuple[Path, str]] = {}
+        self._ended: list[tuple[Path, str, int]] = []
+
+    def begin(self, folder: Path, number: str) -> None:
+        """Run a call in a child."""
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                status = call(folder, number)
+                sys.stdout.flush()
+                sys.stderr.flush()
+            except BaseException as error:  # noqa: BLE001  # the end of this process
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(status)
+        (folder / f"{number}.pid").write_text(f"{child}\n")
+        self._running[child] = folder, number
+
+    def collect(self) -> None:
+        """Let the children go that have ended."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                folder, number = self._running.pop(ended[0])
+                (folder / f"{number}.pid").unlink()
+                code = os.waitstatus_to_exitcode(ended[1])
+                self._ended.append((folder, number, code if code >= 0 else 128 - code))
+
+    def tell(self) -> bool:
+        """Tell the callers that wait how their calls ended; return whether there are others."""
+        self._ended = [one for one in self._ended if not self._told(*one)]
+        return bool(self._ended)
+
+    def _told(self, folder: Path, number: str, status: int) -> bool:
         try:
-            status = call(folder, number)
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except BaseException as error:  # noqa: BLE001  # the end of this process
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(status)
-    pid = folder / f"{number}.pid"
-    pid.write_text(f"{child}\n")
-    _, ended = os.waitpid(child, 0)
-    pid.unlink()
-    code = os.waitstatus_to_exitcode(ended)
-    (folder / f"{number}.done").write_text(f"{code if code >= 0 else 128 - code}\n")
-
-
-def collect() -> None:
-    """Let the children go that have ended."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+            fd = os.open(folder / f"{number}.done", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it
+            return not Path(f"/proc/{number}").exists()
+        os.write(fd, f"{status}\n".encode())
+        os.close(fd)
+        return True
 
 
 def main() -> None:
@@ -130,14 +152,25 @@ def main() -> None:
     for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.freeze()  # else a fork that collects copies every page
+    woken, wake = os.pipe()
+    for end in woken, wake:
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     os.mkfifo(calls_path)
-    with open(os.open(calls_path, os.O_RDWR)) as calls:  # no end of the file between two calls
-        for line in calls:
-            if not os.fork():
-                where, number = line.split()
-                answer(Path(where), number)
-                os._exit(0)
-            collect()
+    asked = os.open(calls_path, os.O_RDWR)  # no end of the file between two calls
+    calls = Calls()
+    rest = b""
+    while True:
+        ready = select.select([asked, woken], [], [], 0.01 if calls.tell() else None)[0]
+        if woken in ready:
+            os.read(woken, 4096)
+            calls.collect()
+        if asked in ready:
+            *lines, rest = (rest + os.read(asked, 4096)).split(b"\n")
+            for line in lines:
+                where, number = line.decode().split()
+                calls.begin(Path(where), number)
 
 
 if __name__ == "__main__":
