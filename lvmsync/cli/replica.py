@@ -39,7 +39,7 @@ def find_managed(word: str, managing: Managing, told: Sequence[LogicalVolume] | 
         told: what LVM told of its group just now; None: it is asked.
 
     Raises:
-        UsageError: --managed was said of what has no snapshots.
+        UsageError: --managed was said of what has no snapshots, or the volume is being merged.
     """
     from lvmsync.jobs.replica import snapshots
     from lvmsync.system import lvm
@@ -50,9 +50,11 @@ def find_managed(word: str, managing: Managing, told: Sequence[LogicalVolume] | 
     if managing.managed:
         return snapshots.find_source(word, told)
     volume = lvm.find_named(name, told)
-    if volume is None or not snapshots.is_managed(volume) or snapshots.refusal(volume):
+    if volume is None or not snapshots.is_managed(volume):
         return None
-    return volume
+    if volume.is_merging:
+        raise UsageError(f"{volume.full_name} {snapshots.refusal(volume)}", device=volume.full_name)
+    return None if snapshots.refusal(volume) else volume
 
 
 def push(

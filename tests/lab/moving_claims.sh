@@ -141,6 +141,11 @@ as_snapshot vg/guest vg/copy
 
 # --- Merges
 
+undone
+gone_vols vg/copy
+lvcreate -q -q -y -W n -L 4m -n copy vg
+anew
+
 it "refuses a copy that a snapshot was merged into"
 lvcreate -q -q -y -s -L 8m -n old vg/copy
 change

@@ -117,7 +117,7 @@ class Session:
         self._policy = policy
         self._state = state
         self._report = report
-        self._known: set[str] = set()  # paths of targets that were asked for
+        self._unmerged: set[str] = set()  # paths of targets that LVM has no merge with in mind
         self._keeper: Keeper | None = None
         self._passes: Passes | None = None
 
@@ -178,8 +178,10 @@ class Session:
         from lvmsync.jobs.standing import standing
 
         place = self._policy.find_target(take(request, target=is_word)["target"])
-        answer: dict[str, Any] = standing(place.path, self._state, is_first=place.path not in self._known).to_json()
-        self._known.add(place.path)
+        found = standing(place.path, self._state, is_first=place.path not in self._unmerged)
+        if found.exists and not found.in_use:
+            self._unmerged.add(place.path)
+        answer: dict[str, Any] = found.to_json()
         return answer
 
     def _receive(self, request: Request) -> None:

@@ -63,7 +63,7 @@ def refusal(volume: LogicalVolume) -> str:
     if volume.is_classic_snapshot:
         return "is a classic snapshot, and there are no snapshots of snapshots; name its origin to have it managed"
     if volume.is_merging:
-        return "is being merged; wait for that to end"
+        return "is being merged with a snapshot, or will be when it is activated; wait for that to end"
     if "cow" in volume.role or "vorigin" in volume.role:
         return "is a sparse volume, of which LVM takes no snapshot"
     return ""

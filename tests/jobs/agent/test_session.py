@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lvmsync.errors import LvmsyncError, PeerError, StreamError, TransportError, UsageError, VerifyError
+from lvmsync.jobs import standing
 from lvmsync.jobs.agent import server
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
@@ -37,6 +38,7 @@ from lvmsync.jobs.agent.protocol import (
 from lvmsync.jobs.agent.server import Session, serve
 from lvmsync.jobs.progress import Progress, Receipt, ignore
 from lvmsync.jobs.send import StreamOptions
+from lvmsync.jobs.standing import Standing
 from lvmsync.names import Comparison, Volume, parse_source
 from lvmsync.sources import Reading, open_source
 from lvmsync.sources.source import Source
@@ -327,6 +329,27 @@ def test_an_agent_gives_signs_of_life_between_two_requests_so_that_a_line_that_i
                 pass
             assert parse(text or "", ANSWER)
         call.end()
+
+
+def test_of_a_target_lvm_is_asked_until_it_is_known_to_merge_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merges, asked = ["a merge", None, None], []
+
+    def played(path: str, state: Path, *, is_first: bool) -> Standing:
+        asked.append(is_first)
+        return Standing(path, "", "", exists=True, in_use=merges.pop(0))
+
+    monkeypatch.setattr(standing, "standing", played)
+    with called(folder / "state") as call:
+        call.line.read_line()
+        for merge in ("a merge", None, None):
+            call.line.say(REQUEST, {"verb": "standing", "target": str(folder / "copy")})
+            while (text := call.line.read_line()) == WAIT:
+                pass
+            assert (parse(text or "", ANSWER) or {})["in_use"] == merge
+        call.end()
+    assert asked == [True, True, False]
 
 
 def test_a_turn_is_not_disturbed_by_signs_of_life_at_rest(folder: Path) -> None:

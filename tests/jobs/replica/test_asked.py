@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ChangesLost, TransportError
+from lvmsync.cli.asked import Managing
+from lvmsync.cli.replica import find_managed
+from lvmsync.errors import ChangesLost, TransportError, UsageError
 from lvmsync.jobs import plan
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.progress import Receipt, ignore
@@ -111,3 +113,9 @@ def test_what_a_group_has_free_comes_with_its_volumes(world: World, monkeypatch:
     snapshots.take_head(volume, "r")  # the volume may have been looked at long ago
     snapshots.take_head(replace(volume, room=None), "r", told=[volume])
     assert seen == [room, other, other]
+
+
+def test_a_volume_that_lvm_puts_back_is_said_to_be_one(world: World) -> None:
+    assert find_managed("vg/lv", Managing(), [world.volume]) == world.volume
+    with pytest.raises(UsageError, match="vg/lv is being merged with a snapshot, or will be"):
+        find_managed("vg/lv", Managing(), [replace(world.volume, is_merging=True)])
