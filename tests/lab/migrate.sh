@@ -127,7 +127,7 @@ it "moves a volume in use within the downtime, every file whole"
 go 0 'predicted downtime' --verify --start-cmd "$START"
 in_time 100
 back=$(way_back) # the copy itself was mounted meanwhile
-lvchange -qq -ay -K "$back"
+if [[ ${POOL[*]} ]]; then lvchange -qq -ay -K "$back"; fi
 same /dev/vg/guest "/dev/$back"
 if [[ ${POOL[*]} ]]; then lvchange -qq -an "$back"; fi
 arrived
