@@ -95,7 +95,8 @@ all_at_rest
 
 it "stops it all the same where --on-no-convergence says go"
 migrate --max-downtime 2s --on-no-convergence go
-ended 0 'stopped although the downtime would be too long: '
+ended 0 ''
+says 'stopped although the downtime would be too long: ' "$OUT"
 cat "$ERR"
 moved 300
 as_predicted
