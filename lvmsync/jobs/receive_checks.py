@@ -151,7 +151,8 @@ class Checks:
             return
         if not self.options.ignore_base:
             raise self._refuse(
-                f"{name} is not whole: a copy to it was given up, or could not be made durable; bring it up to date"
+                f"{name} is not whole: a copy to it was given up, or could not be made durable, or it was found to"
+                " differ; bring it up to date"
                 " with 'lvmsync repair' or 'compare:', or copy it anew"
             )
 

@@ -143,7 +143,7 @@ def verify_changes(agent: Agent, target: str, source: Source, report: Report) ->
 
 
 def verify_volume(agent: Agent, target: str, volume: LogicalVolume, report: Report) -> Verdict:
-    """Compare the snapshot of a volume that a target should hold with that target.
+    """Compare the snapshot of a volume that a target should hold with that target; if it does not, no delta is taken.
 
     Args:
         agent: on the target's machine.
@@ -162,6 +162,8 @@ def verify_volume(agent: Agent, target: str, volume: LogicalVolume, report: Repo
     with activation.activated(base) as active, open_head(Volume(active.full_name), Reading(frozen=True)) as (device, _):
         found = compare_device(device, device.size, lambda size, seed: agent.begin_leaves(target, size, seed), report)
         require_valid(active)
+    if len(found.differing):
+        agent.distrust(target)
     taken = f" of {base.time}" if base.time else ""
     return _judge(f"{volume.full_name} as of {base.full_name}{taken}", found, found.size, watch, notes)
 
@@ -205,7 +207,7 @@ def require_at_rest(agent: Agent, target: str) -> list[str]:
         raise DeviceError(f"{place} is in use: {standing.in_use}")
     notes = []
     if standing.dirty:
-        notes.append(f"an earlier write to {place} failed, so what it holds was not known")
+        notes.append(f"an earlier write to {place} failed, or it was found to differ: what it holds was not known")
     if standing.written == "yes":
         notes.append(f"{place} was written to after lvmsync was done with it")
     return notes

@@ -55,6 +55,20 @@ def test_only_what_differs_is_sent_and_the_target_is_a_copy(tmp_path: Path) -> N
     assert target.read_bytes() == OLD
 
 
+def test_a_target_that_was_found_to_differ_takes_no_delta_until_it_is_mended(tmp_path: Path) -> None:
+    target, state = make(tmp_path, 5), tmp_path / "state"
+    with agent_in(state) as agent:
+        agent.distrust(str(target))
+        assert agent.standing(str(target)).dirty
+    delta = fakes.encode([], Header(size=len(OLD), base=Point("lv:one"), head=Point("lv:two")))
+    with pytest.raises(ConflictError, match="was found to differ"):
+        receive(reader(delta), ReceiveOptions(str(target), state), ignore)
+    with agent_in(state) as agent, open_whole(str(tmp_path / "source")) as whole:
+        repair(agent, str(target), whole, StreamOptions(), ignore)
+    assert target.read_bytes() == OLD
+    assert not standing(str(target), state).dirty
+
+
 def test_a_target_that_is_written_to_after_the_comparison_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

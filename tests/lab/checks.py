@@ -147,6 +147,8 @@ def finds_what_was_written() -> None:
     put("my-vg/thin-copy", 2)
     assert list(verify("my-vg/plain-vol", "my-vg/copy").differing) == [(77 * 4096, 4096)]
     assert list(verify("my-vg/thin-vol", "my-vg/thin-copy").differing) == [(2 * 4096, 4096)]
+    with agent() as there:
+        assert there.standing("my-vg/copy").dirty
     sh("lvcreate -q -y -W n -L 12m -n busy my-vg; mkfs.ext4 -q -F /dev/my-vg/busy; mkdir -p /run/mounted")
     sh("mount /dev/my-vg/busy /run/mounted")
     with agent() as there:

@@ -176,6 +176,10 @@ class Agent:
         """Remove the snapshots that `snapshot` has made of a target for a replica, if there are any."""
         self.ask("snapshot", target=target, replica=replica, drop=True)
 
+    def distrust(self, target: str) -> None:
+        """Let it be known there that a target does not hold what it should: no delta is taken until it is mended."""
+        self.ask("distrust", target=target)
+
     def settle(self) -> None:
         """Let the agent do what it has put off: see "passes" in `PUSH_OPTIONS` of `jobs.agent.requests`."""
         self.ask("settle")

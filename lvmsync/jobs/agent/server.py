@@ -316,6 +316,12 @@ class Session:
             receipt = push.run()
         self._voice.say(DONE, asdict(receipt))
 
+    def _distrust(self, request: Request) -> dict[str, Any]:
+        from lvmsync.jobs.distrust import distrust
+
+        distrust(self._policy.find_target(take(request, target=is_word)["target"]).path, self._state)
+        return {}
+
     def _settle(self, request: Request) -> dict[str, Any]:
         take(request)
         if self._passes:
@@ -348,6 +354,7 @@ _VERBS: dict[str, Callable[[Session, Request], dict[str, Any] | None]] = {
     "commit_group": Session._commit_group,
     "abort_group": Session._abort_group,
     "push": Session._push,
+    "distrust": Session._distrust,
     "settle": Session._settle,
     "stripe": Session._stripe,
     "join": Session._join,

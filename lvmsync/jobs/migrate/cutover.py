@@ -40,6 +40,7 @@ class Budget:
     Attributes:
         is_spent: whether it has ended the pass.
         predicted_end: seconds of downtime, as it looks now.
+        pass_bytes: that the last pass has to send, as soon as it knows; None before.
     """
 
     move: Move
@@ -49,6 +50,7 @@ class Budget:
     may_restart: bool
     is_spent: bool = False
     predicted_end: float = 0.0
+    pass_bytes: int | None = None
     _sending_since: float | None = field(default=None, repr=False)
 
     def check_before_pass(self) -> None:
@@ -66,7 +68,7 @@ class Budget:
             return
         now = self.move.clock()
         if self._sending_since is None:
-            self._sending_since = now
+            self._sending_since, self.pass_bytes = now, progress.total
         per_byte = 1 / self.prediction.rate if self.prediction.rate else 0.0
         spent = now - self._sending_since
         if spent > 0.5 and progress.done > progress.total // 20:

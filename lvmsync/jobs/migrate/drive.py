@@ -60,6 +60,7 @@ class _Migration:
         self._is_fresh = False
         self._stops = 0
         self._stop_seconds = options.stop_seconds
+        self._flushed = 0
         self._size = 0
         self._point: str | None = None
         self._notes: list[str] = []
@@ -178,6 +179,7 @@ class _Migration:
             back=self._back_seconds,
             start=options.start_seconds or 0.0,
             verify_byte=self._verify_byte,
+            flushed=self._flushed,
         )
         age = move.clock() - self._head_time if self._head_time is not None else 0.0
         return predict(passes, around, age, move.known_dirty())
@@ -201,6 +203,8 @@ class _Migration:
             self._notes.append(f"{error}; {move.source} was started again, and more passes were made")
             self._say("restart", self._notes[-1])
             self._stop_seconds = cut_over.parts.get("stop", self._stop_seconds)
+            if budget.pass_bytes is not None:
+                self._flushed = max(0, self._flushed + budget.pass_bytes - prediction.last_bytes)
             # What was measured before is not what happened: begin to count anew.
             self._taken = [Taken(replace(self._taken[-1].measured, interval=None))]
             self._head_time, self._is_fresh = None, False

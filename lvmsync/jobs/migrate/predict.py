@@ -61,6 +61,7 @@ class Around:
         start: until the start command has returned.
         verify: checking what the last pass has brought, without the time for its bytes.
         verify_byte: for each of its bytes.
+        flushed: bytes that stopping brings besides what changes in its time, as an earlier stop has shown.
     """
 
     stop: float = 0.0
@@ -69,6 +70,7 @@ class Around:
     start: float = 0.0
     verify: float = 0.0
     verify_byte: float = 0.0
+    flushed: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ def predict(passes: Sequence[Pass], around: Around, age: float, known_dirty: int
     at_stop = estimate_dirty(passes, age + around.stop)
     if known_dirty is not None:
         at_stop = known_dirty + max(0.0, at_stop - estimate_dirty(passes, age))
+    at_stop += around.flushed
     recent = _recent(passes)[-2:]
     fixed = sum(one.fixed_seconds for one in recent) / len(recent)
     rest = around.stop + around.fence + fixed + around.verify + around.back + around.start

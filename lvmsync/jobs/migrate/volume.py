@@ -226,7 +226,11 @@ class _Steps:
     def _verify_whole(self, report: Report) -> None:
         """Compare the target with the snapshot that it was brought to."""
         assert self._last
-        verify_whole(self._connect(), self._job.target, self._last.snapshot, report, frozen=True).require_equal()
+        agent, target = self._connect(), self._job.target
+        verdict = verify_whole(agent, target, self._last.snapshot, report, frozen=True)
+        if not verdict.is_equal:
+            agent.distrust(target)
+        verdict.require_equal()
 
     def _verify_last(self) -> None:
         """Compare what the last pass has changed with the source itself, which nobody writes to any more."""
@@ -241,6 +245,7 @@ class _Steps:
                 within=self._last.changes,
             )
         if len(found.differing):
+            agent.distrust(target)
             raise VerifyError(
                 f"{place} differs from {self._job.volume.full_name} in {found.differing.total_bytes} bytes of what the"
                 f" last pass brought, the first at {int(found.differing.offsets[0])}: do not use it",

@@ -126,7 +126,7 @@ def choose(record: Record, kept: Sequence[Kept], standing: Standing, size: int, 
         return Plan(Kind.FIRST, drop=_spare(kept))
     if standing.dirty:
         raise ConflictError(
-            f"{record.target} is not whole: an earlier write to it failed, and what it holds is not known; run"
+            f"{record.target} is not whole: an earlier write to it failed, or a comparison has found it to differ; run"
             f" 'lvmsync repair {record.source} {record.target}', or copy it anew with --full"
         )
     if standing.point is None:

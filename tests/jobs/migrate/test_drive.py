@@ -288,6 +288,23 @@ def test_a_stop_command_that_takes_all_the_time_is_ended_before_the_pass_and_cou
     assert "cannot be stopped for 5 s only" in str(caught.value)
 
 
+def test_what_a_stop_flushes_counts_the_next_time(journal: Journal) -> None:
+    class Flushing(World):
+        def stop(self) -> None:
+            super().stop()
+            self.dirty += 400 * MIB
+
+    world = Flushing()
+    with pytest.raises(LvmsyncError, match="cannot be stopped for 5 s only"):
+        run(world.move(), journal, Options(5.0, stop_seconds=0.1))
+    assert world.runs_here
+    assert world.done.count("stop") == 1
+
+    world = Flushing()
+    outcome = run(world.move(), journal, Options(14.0, stop_seconds=0.1, on_overrun="go"))
+    assert outcome.downtime <= 14
+
+
 def test_it_is_finished_late_if_that_is_wanted_or_nothing_can_start_the_source(journal: Journal) -> None:
     for move, options in (
         (World(rate_of=slow_once).move(), Options(5.0, on_overrun="go")),
