@@ -18,7 +18,7 @@ dd if=/dev/urandom of=/dev/vg/guest bs=1M count="$SIZE" oflag=direct status=none
 # cut_line: the connection is closed, as by a reset; what was on its way may arrive.
 cut_line() {
     local file
-    for file in $(pgrep -f '^sshd: root@notty'); do kill -KILL "$file"; done
+    for file in $(pgrep -f "^sshd: root@notty"); do kill -KILL "$file" 2>/dev/null || true; done # it may have ended
 }
 
 # go_down: the line is down until both sides have noticed.
