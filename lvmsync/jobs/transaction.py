@@ -412,6 +412,7 @@ class Transaction:
             resumable=terms.resumable,
             group=terms.group,
             is_proved=terms.written == "no",
+            was_dirty=record.dirty,
             seen=None if terms.written == "unknown" else record.seen,
         )
         self._ledger.write_ahead(transaction=replace(first, **changes), seen=None)

@@ -80,7 +80,7 @@ def go_back(target: BlockTarget, ledger: Ledger, report: Report, written: seen.W
         look = seen.look_when_settled(target.fd)
     # After this there is no transaction; a crash before it comes back to the lines above.
     known: dict[str, Any] = {"point": None, "traces": (), "group": None} if written == "yes" else {}
-    ledger.write(transaction=None, dirty=False, seen=look, **known)
+    ledger.write(transaction=None, dirty=note.was_dirty, seen=look, **known)
     ledger.sweep()
 
 

@@ -49,6 +49,7 @@ class Transaction:
         is_proved: when it began, the target was known to be untouched since the record's point was committed.
         seen: the record's ``seen`` when it began; None also if nothing followed from it.
         traces: what the record's ``traces`` will be, once it is prepared.
+        was_dirty: when it began, what the target holds was not known: going back does not change that.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Transaction:
     is_proved: bool = False
     seen: dict[str, str] | None = None
     traces: tuple[Sample, ...] = ()
+    was_dirty: bool = False
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,18 @@ def test_a_target_that_was_found_to_differ_takes_no_delta_until_it_is_mended(tmp
     assert not standing(str(target), state).dirty
 
 
+def test_a_target_that_was_found_to_differ_is_so_still_when_a_copy_to_it_was_rolled_back(tmp_path: Path) -> None:
+    target, state = make(tmp_path, 5), tmp_path / "state"
+    with agent_in(state) as agent:
+        agent.distrust(str(target))
+    cut = fakes.encode([fakes.data((0, b"new"))], Header(size=len(OLD), intent="full"))[:-20]
+    with pytest.raises(StreamError):
+        receive(reader(cut), ReceiveOptions(str(target), state), ignore)
+    found = standing(str(target), state)
+    assert found.transaction is None
+    assert found.dirty
+
+
 def test_a_target_that_is_written_to_after_the_comparison_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
