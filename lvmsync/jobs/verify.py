@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from lvmsync.errors import ConflictError, DeviceError, UsageError, VerifyError
+from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, UsageError, VerifyError
 from lvmsync.extents import ChangeMap
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.leaves import Compared, compare_device
@@ -157,15 +157,44 @@ def verify_volume(agent: Agent, target: str, volume: LogicalVolume, report: Repo
         ChangesLost: the snapshot has overflowed.
     """
     watch = Stopwatch()
-    base = find_base(volume, agent.standing(target), agent.place)
+    before = agent.standing(target)
+    base = find_base(volume, before, agent.place)
     notes = require_at_rest(agent, target)
     with activation.activated(base) as active, open_head(Volume(active.full_name), Reading(frozen=True)) as (device, _):
         found = compare_device(device, device.size, lambda size, seed: agent.begin_leaves(target, size, seed), report)
         require_valid(active)
     if len(found.differing):
-        agent.distrust(target)
+        notes += _doubt(agent, target, before)
     taken = f" of {base.time}" if base.time else ""
     return _judge(f"{volume.full_name} as of {base.full_name}{taken}", found, found.size, watch, notes)
+
+
+def distrust(agent: Agent, target: str) -> list[str]:
+    """Let a target that differs take no delta until it is mended; return what should be known if that failed."""
+    try:
+        agent.distrust(target)
+    except LvmsyncError as error:
+        return [_unnoted(agent, error)]
+    return []
+
+
+def _doubt(agent: Agent, target: str, before: Standing) -> list[str]:
+    """Do as `distrust`, of a target that is at the state that it was compared with.
+
+    Raises:
+        ConflictError: another run has copied to it meanwhile.
+    """
+    try:
+        now = agent.standing(target)
+    except LvmsyncError as error:
+        return [_unnoted(agent, error)]
+    if now.transaction or now.point != before.point:
+        raise ConflictError(f"{agent.place} was copied to by another run while it was compared; run this again")
+    return distrust(agent, target)
+
+
+def _unnoted(agent: Agent, error: LvmsyncError) -> str:
+    return f"that {agent.place} differs could not be noted there, so the next sync will not know it: {error}"
 
 
 def find_base(volume: LogicalVolume, standing: Standing, place: str) -> LogicalVolume:

@@ -23,7 +23,7 @@ from lvmsync.jobs.replica import snapshots
 from lvmsync.jobs.replica.copy import PassOptions, PassResult, run_pass
 from lvmsync.jobs.replica.replica import Replica, open_replica
 from lvmsync.jobs.replica.watch import chunk_size
-from lvmsync.jobs.verify import verify_whole
+from lvmsync.jobs.verify import distrust, verify_whole
 from lvmsync.names import Volume
 from lvmsync.system import dm, lvm
 from lvmsync.system.device import open_device
@@ -228,9 +228,12 @@ class _Steps:
         assert self._last
         agent, target = self._connect(), self._job.target
         verdict = verify_whole(agent, target, self._last.snapshot, report, frozen=True)
-        if not verdict.is_equal:
-            agent.distrust(target)
-        verdict.require_equal()
+        try:
+            verdict.require_equal()
+        except VerifyError as error:
+            for note in distrust(agent, target):
+                error.add_note(note)
+            raise
 
     def _verify_last(self) -> None:
         """Compare what the last pass has changed with the source itself, which nobody writes to any more."""
@@ -245,13 +248,15 @@ class _Steps:
                 within=self._last.changes,
             )
         if len(found.differing):
-            agent.distrust(target)
-            raise VerifyError(
+            error = VerifyError(
                 f"{place} differs from {self._job.volume.full_name} in {found.differing.total_bytes} bytes of what the"
                 f" last pass brought, the first at {int(found.differing.offsets[0])}: do not use it",
                 device=place,
                 offset=int(found.differing.offsets[0]),
             )
+            for note in distrust(agent, target):
+                error.add_note(note)
+            raise error
 
     def _keep_way_back(self) -> str:
         """Take a snapshot of the target as it is now, which is what the source holds."""
