@@ -34,9 +34,10 @@ class Keeper:
             LvmsyncError: the volume has no snapshots, or LVM does not tell.
         """
         volume, told = _look(name)
-        if left := snapshots.remove(_list(volume, replica, told)):
+        old = _list(volume, replica, told)
+        if left := snapshots.remove(old):
             raise ConflictError("; ".join(left), device=volume.full_name)
-        self._told = name, told
+        self._told = name, _look(name)[1] if old else told  # with what was removed its name and room came back
 
     def keep(self, name: str, replica: str) -> dict[str, Any]:
         """Take a snapshot of a volume; return its "name" and, where the kernel tells it, its "id".

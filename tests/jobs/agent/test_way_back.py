@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lvmsync.jobs.agent import keeping
 from lvmsync.jobs.agent.client import open_agent
 from lvmsync.jobs.replica import snapshots
+from lvmsync.system import lvm_commands
+from lvmsync.system.lvm import LogicalVolume
 from tests.agent_line import agent_peer
 from tests.replica_machine import Machine, install
 
@@ -31,3 +34,32 @@ def test_only_the_snapshots_for_the_way_back_of_a_replica_are_dropped(
     with agent_peer(tmp_path / "state", "far:vg/copy") as (_, peer):
         open_agent(peer).drop_snapshot("vg/copy", ID)
     assert [one.id for one in machine.ours()] == [made[1].id, other.id]
+
+
+def test_a_snapshot_is_kept_with_what_lvm_told_after_the_old_one_was_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volumes").mkdir()
+    machine = Machine(tmp_path / "volumes")
+    install(machine, monkeypatch)
+    target = machine.add("copy")
+    name = f"copy-lvmsync-back-{ID[:8]}"
+    told_of: list[list[str]] = []
+
+    def take(_: object, short: str, *, tags: list[str], told: list[LogicalVolume]) -> LogicalVolume:
+        told_of.append([one.name for one in told])
+        return machine.add(short, target, ["lvmsync", *tags])
+
+    monkeypatch.setattr(lvm_commands, "leave_snapshot", take)
+    monkeypatch.setattr(keeping, "is_as_told", lambda _: True)
+    monkeypatch.setattr(snapshots, "find_source", lambda *_: target)
+    keeper = keeping.Keeper()
+    for _ in range(2):
+        keeper.drop("vg/copy", ID)
+        asked = machine.asked
+        assert keeper.keep("vg/copy", ID)["name"] == f"vg/{name}"
+        assert machine.asked == asked
+        for one in machine.ours():
+            machine.path(one).write_bytes(b"")
+    assert told_of == [["copy"], ["copy"]]
+    assert [one.name for one in machine.ours()] == [name]
