@@ -101,7 +101,9 @@ def take_leave(volume: LogicalVolume, place: str, state: Path, find_kept: Callab
     if record is None:  # all was done
         return []
     left = []
-    if volume.number is not None:  # else it was remembered before it was taken away
+    if volume.attr[1:2] != "r":
+        left.append(f"{volume.full_name} was made writable since, so nothing is prepared for a way back")
+    elif volume.number is not None:  # else it was remembered before it was taken away
         try:
             remember_way_back(volume, find_kept(record.id), state)
         except LvmsyncError as error:

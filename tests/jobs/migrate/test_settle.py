@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,25 @@ def test_leave_is_taken_by_what_a_way_back_needs_and_nothing_else(
     record = find_record(world.state, world.source.id, "host:copy")
     assert record
     assert len(world.machine.ours()) == 2
-    left = take_leave(world.source, "host:copy", world.state, find_kept)
+    left = take_leave(replace(world.source, attr="Vri"), "host:copy", world.state, find_kept)
     assert world.machine.ours() == []
     assert find_record(world.state, world.source.id, "host:copy") is None
     assert asked == [record.id]
     assert len(left) == bool(fails)
-    assert remembered == ([] if fails else [(world.source, "k" * 64, world.state)])
+    assert [(words[0].id, *words[1:]) for words in remembered] == (
+        [] if fails else [(world.source.id, "k" * 64, world.state)]
+    )
     assert take_leave(world.source, "host:copy", world.state, find_kept) == []
+
+
+def test_a_source_that_was_made_writable_meanwhile_is_not_remembered_as_what_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered: list[object] = []
+    monkeypatch.setattr(settle, "remember_way_back", lambda *words: remembered.append(words))
+    world = World(tmp_path, monkeypatch)
+    with pytest.raises(TransportError):
+        world.run(cuts=[None, None, 2000])
+    left = take_leave(replace(world.source, attr="Vwi"), "host:copy", world.state, lambda _: "k" * 64)
+    assert left == ["vg/lv was made writable since, so nothing is prepared for a way back"]
+    assert remembered == []
