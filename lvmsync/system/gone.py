@@ -11,9 +11,10 @@ from lvmsync.system.command import run
 
 
 def is_gone(identity: Mapping[str, str]) -> bool:
-    """Tell whether a volume of LVM was removed: its group is here and can be read, and no volume in it has its id.
+    """Tell whether a volume of LVM was removed: its group is here and can be read, and no volume anywhere has its id.
 
-    Of what is no volume of LVM that cannot be known: a disk may be plugged in again.
+    Of what is no volume of LVM that cannot be known: a disk may be plugged in again. One that was moved to another
+    group (vgsplit, vgmerge) is the same volume, and keeps its own half of the id.
 
     Args:
         identity: as `identity.identify` told.
@@ -22,7 +23,7 @@ def is_gone(identity: Mapping[str, str]) -> bool:
     if ids is None or ids[1] or len(identity) > 1:
         return False
     try:
-        return ids[0][:32] in _list_readable() and all(one.id != ids[0] for one in lvm.list_volumes())
+        return ids[0][:32] in _list_readable() and all(one.id[32:] != ids[0][32:] for one in lvm.list_volumes())
     except LvmsyncError:
         return False
 

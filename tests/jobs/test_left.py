@@ -67,6 +67,9 @@ def test_a_volume_is_gone_only_where_its_group_is_here_and_lists_its_volumes(mac
     assert not is_gone({"dm uuid": f"LVM-{GROUP}{OLD}-cow"})
     assert not is_gone({"dm uuid": f"LVM-{GROUP}{OLD}", "partition": "1"})
     assert not is_gone({"wwid": "naa.1"})
+    machine.volumes.append(replace(machine.volumes[0], id=f"{'h' * 32}{OLD}"))  # moved by vgsplit
+    assert not is_gone(identity(OLD))
+    machine.volumes.pop()
     machine.groups[0]["vg_exported"] = "exported"
     assert not is_gone(identity(OLD))
     machine.groups = [{}]
