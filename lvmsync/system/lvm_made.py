@@ -11,7 +11,7 @@ from pathlib import Path
 from lvmsync.formats.snapshot import parse_table
 from lvmsync.formats.thin import parse_thin_table
 from lvmsync.system import dm
-from lvmsync.system.lvm import LogicalVolume, parse_dm_uuid
+from lvmsync.system.lvm import LogicalVolume, name_of_device, parse_dm_uuid
 
 _ROLE = frozenset({"public", "snapshot"})
 
@@ -31,6 +31,8 @@ def find_made(origin: LogicalVolume, name: str, tags: Iterable[str]) -> LogicalV
     line = next((one for one in lines if one.device.number == number), None)
     ids = parse_dm_uuid(line.device.uuid) if line else None
     if line is None or not ids or ids[1] or ids[0][:32] != origin.id[:32] or ids[0] == origin.id:
+        return None
+    if name_of_device(line.device) != f"{origin.group}/{name}":  # an old link, whose number another volume has by now
         return None
     made = replace(
         origin,

@@ -28,15 +28,17 @@ def breaking_off() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     guard = threading.Lock()
-    is_over = False
+    is_over = is_wanted = False
 
     def break_off() -> None:
+        nonlocal is_wanted
         with guard:
             if not is_over and main.ident:
+                is_wanted = True
                 signal.pthread_kill(main.ident, BREAK_OFF)
 
     def interrupt(*_: object) -> None:
-        if not is_over:
+        if is_wanted and not is_over:  # not of somebody who would have us tell how far we are, as dd does
             raise _BrokenOff
 
     before = signal.signal(BREAK_OFF, interrupt)

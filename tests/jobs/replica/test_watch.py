@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -139,6 +140,14 @@ def test_a_thread_that_is_not_the_main_one_is_not_broken_off(monkeypatch: pytest
     thread.start()
     thread.join()
     assert ends == ["done"]
+
+
+def test_nobody_else_can_break_off_what_is_watched() -> None:
+    steps = []
+    with looked_at(a_watch(50)):
+        os.kill(os.getpid(), BREAK_OFF)
+        steps.append("on it goes")
+    assert steps == ["on it goes"]
 
 
 def test_steps_that_are_done_whole_are_not_broken_off() -> None:
