@@ -188,6 +188,7 @@ class FillWatch:
         notes: what happened, a sentence each.
         fills: what was seen last, by volume.
         failure: what was found to be too full, or lost; it is raised again by each `check`.
+        is_known: whether the job itself has come by since, and ends.
     """
 
     gauges: Iterable[Gauge]
@@ -198,6 +199,7 @@ class FillWatch:
     notes: list[str] = field(default_factory=list)
     fills: dict[str, Fill] = field(default_factory=dict)
     failure: LvmsyncError | None = None
+    is_known: bool = False
     _next: float = 0.0
     _last: float = 0.0
     _tried: dict[str, float] = field(default_factory=dict)

@@ -49,7 +49,11 @@ def watching(watch: FillWatch, report: Report) -> Report:
     """Return a report that looks at the fill each time something is told."""
 
     def tell(progress: Progress) -> None:
-        watch.check()
+        try:
+            watch.check()
+        except LvmsyncError:
+            watch.is_known = True
+            raise
         report(progress)
 
     return tell
@@ -58,6 +62,8 @@ def watching(watch: FillWatch, report: Report) -> Report:
 @contextmanager
 def looked_at(watch: FillWatch) -> Iterator[None]:
     """Look in the background, too, while the block works: it may wait for a line, and is broken off then, if need be.
+
+    It is not if it has learned by itself what is too full: then it waits until the target is as it was before.
 
     Raises:
         LvmsyncError: what `FillWatch.check` raises.
@@ -72,7 +78,7 @@ def looked_at(watch: FillWatch) -> Iterator[None]:
             try:
                 watch.check()
             except LvmsyncError:
-                if not is_over.wait(_GRACE):
+                if not is_over.wait(_GRACE) and not watch.is_known:
                     break_off()
                 return
 

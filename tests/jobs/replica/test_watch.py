@@ -119,6 +119,25 @@ def test_what_comes_by_in_time_is_not_broken_off() -> None:
         work()
 
 
+def test_what_has_come_by_may_bring_back_what_it_did_for_as_long_as_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_GRACE", 0.01)
+    found, steps = a_watch(50, 96), []
+
+    def work() -> None:
+        tell = watching(found, lambda _: None)
+        with looked_at(found):
+            try:
+                while True:
+                    tell(Progress("sending", 0, None))
+            finally:
+                threading.Event().wait(0.1)  # the other side rolls back
+                steps.append("brought back")
+
+    with pytest.raises(DeviceError, match=r"96.0% full"):
+        work()
+    assert steps == ["brought back"]
+
+
 def test_what_is_too_full_when_all_is_done_is_no_failure() -> None:
     found = a_watch(50, 96)
     with looked_at(found):
