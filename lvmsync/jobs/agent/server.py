@@ -151,9 +151,11 @@ class Session:
 
     def finish(self) -> None:
         """Let what was said last get out, and do what was put off until then."""
-        finish(self._line)
-        if self._passes:
-            self._passes.close()
+        try:
+            finish(self._line)
+        finally:
+            if self._passes:
+                self._passes.close()
 
     def _serve(self, request: Request) -> None:
         """Carry out one request, and answer it."""
