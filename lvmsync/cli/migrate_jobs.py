@@ -230,7 +230,7 @@ def go_back(asked: Asked, options: Options, tell: Tell) -> Outcome:
 
 
 FENCE = (
-    "tries=10; set -- $(stat -Lc '0x%t 0x%T' /dev/{name}); while :; do"
+    "tries=10; at=$(stat -Lc '0x%t 0x%T' /dev/{name}) || exit 16; set -- $at; while :; do"
     " open=$(dmsetup info -c --noheadings -o open -j $(($1)) -m $(($2))) || exit 16;"
     " if [ $open = 0 ]; then break; fi; tries=$((tries - 1));"
     " if [ $tries -lt 1 ]; then echo {name} is still in use >&2; exit 16; fi; sleep 0.1; done;"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lvmsync.cli import render_migrate
 from lvmsync.cli.classic import run
 from lvmsync.cli.migrate import seconds
+from lvmsync.cli.migrate_jobs import FENCE
 from lvmsync.errors import UsageError
 from lvmsync.jobs.migrate.move import Outcome, Status
+from tests.fake_programs import FakeProgram
 
 PAIR = ["migrate", "vg/lv", "host:vg/lv"]
 STATUS = Status("sending", 2, 5 << 20, 20 << 20, 8e6, 1e6, 3.25, 5.0, 0.5, 0.25)
@@ -105,3 +109,24 @@ def test_the_end_says_what_was_promised_and_what_it_was(capsys: pytest.CaptureFi
     assert "(predicted 3.0 s, allowed 5 s)" in told
     render_migrate.print_outcome(outcome, as_json=True, quiet=False)
     assert json.loads(capsys.readouterr().out)["downtime"] == 3.5
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(
+    ("there", "count", "is_fenced"), [(True, "   0", True), (True, "1", False), (False, "0", False)]
+)
+def test_a_volume_of_another_machine_is_fenced_where_the_kernel_counts_nobody_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str, count: str, *, there: bool, is_fenced: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    stat, dmsetup, lvchange, sleep = (FakeProgram(tmp_path, name) for name in ("stat", "dmsetup", "lvchange", "sleep"))
+    sleep.answer("", "0.1")
+    lvchange.answer("", "-y")
+    dmsetup.answer(f"{count}\n", "info")
+    if there:
+        stat.answer("0xfd 0x1f\n", "-Lc")
+    done = subprocess.run([shell, "-c", FENCE.format(name="vg/lv")], capture_output=True, check=False)
+    assert (done.returncode == 0) == is_fenced
+    assert (lvchange.folder / "calls").exists() == is_fenced
+    assert not there or all(call.endswith("-j 253 -m 31") for call in dmsetup.calls())
+    assert there or not (dmsetup.folder / "calls").exists()
