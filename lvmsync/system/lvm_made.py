@@ -19,7 +19,7 @@ _ROLE = frozenset({"public", "snapshot"})
 def find_made(origin: LogicalVolume, name: str, tags: Iterable[str]) -> LogicalVolume | None:
     """Return an active, read-only snapshot as LVM would tell it; None where the kernel does not tell enough.
 
-    Its age is right to a second or so.
+    Its age is right to a second or so. One of another size is of an origin that was resized since that was told.
 
     Args:
         origin: what it was taken of.
@@ -31,6 +31,8 @@ def find_made(origin: LogicalVolume, name: str, tags: Iterable[str]) -> LogicalV
     line = next((one for one in lines if one.device.number == number), None)
     ids = parse_dm_uuid(line.device.uuid) if line else None
     if line is None or not ids or ids[1] or ids[0][:32] != origin.id[:32] or ids[0] == origin.id:
+        return None
+    if line.length != origin.size:
         return None
     if name_of_device(line.device) != f"{origin.group}/{name}":  # an old link, whose number another volume has by now
         return None

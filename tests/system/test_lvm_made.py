@@ -17,12 +17,20 @@ ORIGIN = LogicalVolume(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "is_found"), [("my--vg-lv.lvmsync.1", True), ("my--vg-another", False)])
-def test_a_link_that_leads_to_another_volume_tells_nothing(
-    monkeypatch: pytest.MonkeyPatch, name: str, *, is_found: bool
+@pytest.mark.parametrize(
+    ("name", "length", "is_found"),
+    [
+        ("my--vg-lv.lvmsync.1", 1 << 20, True),
+        ("my--vg-another", 1 << 20, False),
+        ("my--vg-lv.lvmsync.1", 2 << 20, False),
+    ],
+    ids=["it", "another", "resized"],
+)
+def test_of_another_volume_or_a_resized_one_the_kernel_does_not_tell_enough(
+    monkeypatch: pytest.MonkeyPatch, name: str, length: int, *, is_found: bool
 ) -> None:
     device = Mapped(name, f"LVM-{GROUP}{'b' * 32}", (253, 9), 0)
-    line = Line(device, 0, 1 << 20, "thin", "253:2 7")
+    line = Line(device, 0, length, "thin", "253:2 7")
     assert parse_thin_table(line.text, "x")[1] == 7
     monkeypatch.setattr(dm, "list_tables", lambda: [line])
     monkeypatch.setattr(lvm_made, "_number_of", lambda _: (253, 9))
