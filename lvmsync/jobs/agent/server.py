@@ -311,7 +311,7 @@ class Session:
             self._line, self._voice.lock, source.name, asked["target"], self._state, options, self._report,
             most_copies=self._policy.most_copies,
         )  # fmt: skip
-        if options["passes"]:
+        if options["passes"] and not options["dry_run"]:
             self._passes = self._passes or Passes()
             receipt = self._passes.make(push)
         else:

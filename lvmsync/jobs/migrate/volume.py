@@ -98,7 +98,7 @@ def open_move(job: Job) -> Iterator[Move]:
             device=job.volume.full_name,
         )
     agent = job.connect()
-    with ExitStack() as hold, open_replica(agent, job.volume, job.target, job.place, job.state) as replica:
+    with open_replica(agent, job.volume, job.target, job.place, job.state) as replica, ExitStack() as hold:
         yield _Steps(job, replica, hold).move()
 
 

@@ -63,6 +63,16 @@ def test_a_dry_run_says_what_would_be_pulled_and_makes_nothing(machine: Machine,
     assert not (tmp_path / "copy").exists()
 
 
+def test_a_dry_run_of_several_passes_makes_nothing(machine: Machine, tmp_path: Path) -> None:
+    copy = str(tmp_path / "copy")
+    options = {"place": "here:copy", "passes": True, "create": True, "dry_run": True}
+    with agent_peer(tmp_path / "there", "far:vg/lv") as (_, peer):
+        policy = Policy.of_word(copy, may_create=True)
+        receipt = open_agent(peer).pull("vg/lv", copy, options, policy, tmp_path / "here", ignore)
+    assert receipt.dry_run
+    assert machine.ours() == []
+
+
 def test_of_several_passes_each_puts_off_what_the_next_request_can_wait_for(machine: Machine, tmp_path: Path) -> None:
     here, copy = tmp_path / "here", str(tmp_path / "copy")
     options = {"place": "here:copy", "passes": True, "create": True}
