@@ -182,10 +182,10 @@ def go(
             )
         journal = _open(stack, asked.folder, job.note)
         job.users.ready()  # what is not there is told before anything is sent
+        move = stack.enter_context(open_move(job))
         if snapshots.full and delivery.agent.standing(place.name).fenced:
             _unfence_there(shells, shlex.quote(place.name.removeprefix("/dev/")), asked.commands.timeout)
             say(f"note: {place} was read-only since 'migrate --back', and is writable again: all is copied anew")
-        move = stack.enter_context(open_move(job))
         return migrate(move, options, journal, tell)
 
 
