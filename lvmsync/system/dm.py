@@ -1,7 +1,8 @@
 """The device mapper: which devices there are, their tables and states, and snapshots.
 
 It is asked through its control node, and through dmsetup where that is not to be had: both say the same.
-Devices are told apart by number and uuid. Names are for people only: they are never taken apart or built.
+Devices are told apart by number and uuid, and found by no name: names are for people, and to see that a link is none
+of an old device (`lvm.name_of_device`).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def parse_dm_uuid(uuid: str) -> tuple[str, str] | None:
 
 
 def name_of_device(device: Mapped) -> str | None:
-    """Return ``VG/LV`` of a device that LVM has made, by the kernel's name for it: for messages; None of another's.
+    """Return ``VG/LV`` of a device that LVM has made, by the kernel's name for it; None of another's.
 
     Source: LVM2 v2.03.16, libdm/libdm-string.c, dm_build_dm_name(): hyphens are doubled, and one joins two parts; none
     begins with one, so of an odd number of them the last is the joint.
