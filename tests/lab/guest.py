@@ -39,6 +39,7 @@ from typing import Self
 LAB = Path(__file__).resolve().parent
 ROOT = LAB.parent.parent
 UML_MODULES = Path("/usr/lib/uml/modules")
+XSAVE = ROOT / ".venv/lib/lab-xsave.so"  # xsave.c, as scripts/setup compiles it
 BASE_MODULES = ("overlay", "loop", "dm-mod", "dm-snapshot", "dm-thin-pool", "dm-era", "veth")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_DISKS = 16  # MAX_DEV in ubd_kern.c
@@ -176,6 +177,7 @@ class Guest:
         control = self._control
         (control / "stage1.sh").symlink_to(LAB / "stage1.sh")
         (control / "share").symlink_to(self.share)
+        (control / "xsave.so").symlink_to(XSAVE)
         text = script if isinstance(script, str) else script.read_text()
         (control / "script").write_text(text)
         (control / "modules").write_text("".join(f"{path}\n" for path in insmods))
@@ -204,6 +206,7 @@ class Guest:
     def _launch(self, disk_count: int, memory: str) -> subprocess.Popen[bytes]:
         control = self._control
         command = ["taskset", "--cpu-list", str(_processor())]
+        command += ["env", f"LD_PRELOAD={control}/xsave.so"]
         command += ["linux.uml", f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "loglevel=3"]
         command += [f"init={control}/stage1.sh", "con=null", "con0=null,fd:1", f"uml_dir={control}/uml/"]
         command += [f"LAB_CONTROL={control}"]
@@ -280,6 +283,8 @@ def missing() -> str | None:
     lacking = [program for program in programs if shutil.which(program, path=SYSTEM_PATH) is None]
     if lacking:
         return f"programs are missing: {' '.join(lacking)}; scripts/setup installs them"
+    if not XSAVE.exists():
+        return f"there is no {XSAVE}; scripts/setup compiles it"
     if not (UML_MODULES / _release()).is_dir():
         return f"no modules of the guest's kernel in {UML_MODULES / _release()}"
     return None
