@@ -9,10 +9,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lvmsync.system import dm_control
 from lvmsync.transport import pipe
 from tests.forked import Processes
+
+# No test is about time, and machines are slow at times.
+settings.register_profile("lvmsync", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lvmsync")
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices; threads cost each start
 

@@ -16,7 +16,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from lvmsync.errors import LvmsyncError, UsageError
 
@@ -67,8 +69,27 @@ def _ignore_signals() -> None:
 
 def run(words: Sequence[str]) -> int:
     """Carry the command line out and return the exit status."""
-    # Each of these brings a half-changed target back before the program ends.
-    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+    try:
+        with _interrupted_by_signals():
+            return _answer(words)
+    except _Interrupted as error:  # one at the most, wherever it comes: also while another error is about to be told
+        return _complain(error, str(error), 130, words)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let each of them bring a half-changed target back before the program ends."""
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in _SIGNALS:
+            before[number] = signal.signal(number, _interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _answer(words: Sequence[str]) -> int:
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -76,8 +97,6 @@ def run(words: Sequence[str]) -> int:
         return _run(words)
     except LvmsyncError as error:
         return _complain(error, str(error), error.exit_code, words)
-    except _Interrupted as error:
-        return _complain(error, str(error), 130, words)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit finds no broken pipe
         return _complain(error, "the reader of the output is gone", 7, words)
@@ -86,9 +105,6 @@ def run(words: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and where to get more
         message = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with -d and report it"
         return _complain(error, message, 1, words)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _run(words: Sequence[str]) -> int:
