@@ -57,6 +57,8 @@ _UNITS = " KMGTPE"
 _UUID = re.compile(r"[0-9A-Fa-f]{32}")
 _GENERATION = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _SECTOR = 512
+_MAPPED = re.compile(r"/dev/mapper/((?:[^-/]|--)+)-((?:[^-/]|--)+)")
+_LINKED = re.compile(r"/dev/((?!mapper/|disk/)[^/]+/[^/]+)")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,19 @@ class Volume:
     def is_lvm_name(self) -> bool:
         """Whether the word is VG/LV, not a path."""
         return not self.word.startswith(("/", "./", "../"))
+
+    @property
+    def lvm_name(self) -> str | None:
+        """VG/LV, where the word is that or one of the paths that LVM makes of it; else None.
+
+        Source: LVM2 v2.03.16, libdm/libdm-string.c, dm_build_dm_name(): hyphens are doubled, and one joins the parts.
+        """
+        if self.is_lvm_name:
+            return self.word
+        if match := _MAPPED.fullmatch(self.word):
+            return "/".join(part.replace("--", "-") for part in match.groups())
+        match = _LINKED.fullmatch(self.word)
+        return match[1] if match else None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,26 @@ def test_one_slash_is_a_volume_group_and_a_volume(word: str) -> None:
     assert volume.path == f"/dev/{word}"
 
 
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("vg/lv", "vg/lv"),
+        ("/dev/vg/lv", "vg/lv"),
+        ("/dev/mapper/vg-lv", "vg/lv"),
+        ("/dev/mapper/my--vg-a--b-", None),
+        ("/dev/mapper/my--vg-a----b", "my-vg/a--b"),
+        ("/dev/mapper/control", None),
+        ("/dev/mapper/vg-lv-real", None),
+        ("/dev/disk/by-id", None),
+        ("/dev/disk/by-id/dm-name-vg-lv", None),
+        ("/dev/vda", None),
+        ("./vg/lv", None),
+    ],
+)
+def test_a_volume_is_known_by_each_name_that_lvm_gives_it(word: str, name: str | None) -> None:
+    assert Volume(word).lvm_name == name
+
+
 @pytest.mark.parametrize("word", ["/dev/vg/snap", "./image", "../image", "/", "./a/b", "/a b\n", "./vg/lv:0"])
 def test_a_path_is_taken_as_it_is(word: str) -> None:
     volume = parse_volume(word)

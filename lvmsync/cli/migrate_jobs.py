@@ -184,7 +184,7 @@ def go(
         job.users.ready()  # what is not there is told before anything is sent
         move = stack.enter_context(open_move(job))
         if snapshots.full and delivery.agent.standing(place.name).fenced:
-            _unfence_there(shells, shlex.quote(place.name.removeprefix("/dev/")), asked.commands.timeout)
+            _unfence_there(shells, place, asked.commands.timeout)
             say(f"note: {place} was read-only since 'migrate --back', and is writable again: all is copied anew")
         return migrate(move, options, journal, tell)
 
@@ -199,16 +199,15 @@ def go_back(asked: Asked, options: Options, tell: Tell) -> Outcome:
         delivery = stack.enter_context(asked.deliver())
         place = delivery.place
         volume = find_source(asked.source)
-        name = place.name.removeprefix("/dev/")
-        if not Volume(name).is_lvm_name or name.count("/") != 1:
+        name = Volume(place.name).lvm_name
+        if name is None:
             raise UsageError(
                 f"{place} is no volume of LVM (VG/LV), so no snapshot of it can be taken: stop what uses it, and run"
                 f" 'lvmsync sync compare:{place.name} HOST:{volume.full_name}' there"
             )
         shells = Shells(stack, place, asked.way, str(place), volume.full_name)
         timeout = asked.commands.timeout
-        quoted = shlex.quote(name)
-        fencing = shells.there(FENCE.format(name=quoted)) if asked.fence != "none" else None
+        fencing = shells.there(FENCE.format(name=shlex.quote(name))) if asked.fence != "none" else None
         job = WayBack(
             volume=volume,
             source=name,
@@ -220,7 +219,7 @@ def go_back(asked: Asked, options: Options, tell: Tell) -> Outcome:
             users=shells.users_there(asked.commands),
             ready=fencing.make_ready if fencing else None,
             fence=(lambda: require_success(fencing, timeout)) if fencing else None,
-            unfence=(lambda: _unfence_there(shells, quoted, timeout)) if fencing else None,
+            unfence=(lambda: _unfence_there(shells, place, timeout)) if fencing else None,
             remove=lambda snapshot: require_success(shells.there(REMOVE.format(name=shlex.quote(snapshot))), timeout),
         )
         journal = _open(stack, asked.folder, job.note)
@@ -246,8 +245,9 @@ REMOVE = "lvremove -q -y -S 'lv_tags={{lvmsync}}' {name}"
 """Removes a snapshot of another machine, if it carries our tag."""
 
 
-def _unfence_there(shells: Shells, quoted: str, timeout: float) -> None:
-    require_success(shells.there(UNFENCE.format(name=quoted)), timeout)
+def _unfence_there(shells: Shells, place: TargetName, timeout: float) -> None:
+    name = shlex.quote(Volume(place.name).lvm_name or place.name)
+    require_success(shells.there(UNFENCE.format(name=name)), timeout)
 
 
 def settle(asked: Asked, *, is_abort: bool, is_back: bool, is_forced: bool) -> str:
@@ -277,11 +277,10 @@ def settle(asked: Asked, *, is_abort: bool, is_back: bool, is_forced: bool) -> s
             each=commands.each,
         )
         users = shells.users_there(wanted) if is_back else shells.users(wanted)
-        name = shlex.quote(place.name.removeprefix("/dev/"))
         is_volume = Volume(place.name).is_lvm_name or place.name.startswith("/dev/")
         return abort(
             journal,
-            (lambda: _unfence_there(shells, name, commands.timeout)) if is_back else lambda: unfence(volume),
+            (lambda: _unfence_there(shells, place, commands.timeout)) if is_back else lambda: unfence(volume),
             users,
             (lambda: _drop_way_back(asked, volume, str(place))) if is_volume else None,
             is_forced=is_forced,

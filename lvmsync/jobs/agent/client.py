@@ -172,9 +172,19 @@ class Agent:
         """Return "name" and "id" of the snapshot that `snapshot` has made last."""
         return self.ask("snapshot", target=target, replica=replica, find=True)
 
-    def drop_snapshot(self, target: str, replica: str) -> None:
-        """Remove the snapshots that `snapshot` has made of a target for a replica, if there are any."""
-        self.ask("snapshot", target=target, replica=replica, drop=True)
+    def drop_snapshot(self, target: str, replica: str, *, room: bool = False) -> None:
+        """Remove the snapshots that `snapshot` has made of a target for a replica, if there are any.
+
+        Args:
+            target: that they are of.
+            replica: its id.
+            room: whether to refuse, as `require_snapshot_room` does, what leaves too little for another one.
+        """
+        self.ask("snapshot", target=target, replica=replica, drop=True, room=room or None)
+
+    def require_snapshot_room(self, target: str, replica: str) -> None:
+        """Refuse a target that `snapshot` could not be done of, as far as LVM tells, and make nothing."""
+        self.ask("snapshot", target=target, replica=replica, room=True)
 
     def distrust(self, target: str) -> None:
         """Let it be known there that a target does not hold what it should: no delta is taken until it is mended."""

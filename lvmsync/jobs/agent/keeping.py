@@ -39,17 +39,30 @@ class Keeper:
             raise ConflictError("; ".join(left), device=volume.full_name)
         self._told = name, _look(name)[1] if old else told  # with what was removed its name and room came back
 
+    def require_room(self, name: str, replica: str) -> None:
+        """Refuse a volume that no snapshot could be taken of now, by what LVM tells; arguments and errors as of `keep`.
+
+        One that is kept already takes its place: what it has is room for the next one.
+        """
+        volume, told = _look(name)
+        if not _list(volume, replica, told):
+            lvm_commands.snapshot_command(volume, _name(volume, replica), tags=(), group=volume.room)
+
     def keep(self, name: str, replica: str) -> dict[str, Any]:
         """Take a snapshot of a volume; return its "name" and, where the kernel tells it, its "id".
 
-        Arguments and errors as of `drop`.
+        Arguments as of `drop`.
+
+        Raises:
+            DeviceError: the volume group has too little room, or the volume is suspended.
+            LvmsyncError: the volume has no snapshots, or LVM takes none.
         """
         told_of, told = self._told or ("", None)
         self._told = None
         volume = snapshots.find_source(name, told) if told_of == name else None
         if volume is None or not is_as_told(volume):  # it was renamed meanwhile, say
             volume, told = _look(name)
-        short = f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{replica[:8]}"
+        short = _name(volume, replica)
         tags = [lvm_commands.replica_tag(replica), lvm_commands.role_tag(BACK)]
         made = lvm_commands.leave_snapshot(volume, short, tags=tags, told=told)
         return {"name": f"{volume.group}/{short}", "id": made.id if made else None}
@@ -70,6 +83,10 @@ class Keeper:
 def _look(name: str) -> tuple[LogicalVolume, list[LogicalVolume]]:
     told = lvm.list_volumes(name.split("/")[0])
     return snapshots.find_source(name, told), told
+
+
+def _name(volume: LogicalVolume, replica: str) -> str:
+    return f"{volume.name[:_LONGEST_PREFIX]}-lvmsync-back-{replica[:8]}"
 
 
 def _list(volume: LogicalVolume, replica: str, told: list[LogicalVolume]) -> list[LogicalVolume]:

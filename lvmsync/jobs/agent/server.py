@@ -258,7 +258,7 @@ class Session:
         return asdict(receipt)
 
     def _snapshot(self, request: Request) -> dict[str, Any]:
-        asked = take(request, target=is_word, replica=is_group, drop=is_flag, find=is_flag)
+        asked = take(request, target=is_word, replica=is_group, drop=is_flag, find=is_flag, room=is_flag)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_snapshot, "makes no snapshots", "--allow-snapshot")
         if not place.is_volume:
@@ -273,6 +273,9 @@ class Session:
             return self._keeper.find(place.name, asked["replica"])
         if asked["drop"]:
             self._keeper.drop(place.name, asked["replica"])
+        if asked["room"]:
+            self._keeper.require_room(place.name, asked["replica"])
+        if asked["drop"] or asked["room"]:
             return {}
         return self._keeper.keep(place.name, asked["replica"])
 

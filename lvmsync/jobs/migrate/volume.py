@@ -99,7 +99,19 @@ def open_move(job: Job) -> Iterator[Move]:
         )
     agent = job.connect()
     with open_replica(agent, job.volume, job.target, job.place, job.state) as replica, ExitStack() as hold:
-        yield _Steps(job, replica, hold).move()
+        steps = _Steps(job, replica, hold)
+        steps.require_room()
+        yield steps.move()
+
+
+@contextmanager
+def _about_way_back() -> Iterator[None]:
+    """Say of an error what the snapshot is for, and how to do without."""
+    try:
+        yield
+    except LvmsyncError as error:
+        error.add_note("that snapshot is for the way back; --no-way-back moves the volume without one")
+        raise
 
 
 class _Steps:
@@ -149,6 +161,13 @@ class _Steps:
             fill=self._look_at_fill,
         )
 
+    def require_room(self) -> None:
+        """Refuse a target, if it is there already, that no snapshot for the way back could be taken of."""
+        agent, target = self._connect(), self._job.target
+        if self._job.way_back and self._is_volume() and agent.standing(target).kind == "thick":
+            with _about_way_back():
+                agent.require_snapshot_room(target, self._replica.id)
+
     def _run_pass(self, report: Report) -> Carried:
         tries = 0
         kept = 0
@@ -188,7 +207,8 @@ class _Steps:
         self._job.users.ready()
         self._connect()
         if self._job.way_back and self._is_volume():
-            self._drop_way_back()  # of an earlier migration, which would be in the way in the downtime
+            with _about_way_back():  # that of an earlier migration would be in the way in the downtime
+                self._connect().drop_snapshot(self._job.target, self._replica.id, room=True)
         self._told = lvm.list_volumes()
         took = self._last.seconds.get("snapshot", 0.0) if self._last else 0.0
         return took if self._job.way_back and self._is_volume() else 0.0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from lvmsync.errors import DeviceError, PeerError
 from lvmsync.jobs.agent import keeping
 from lvmsync.jobs.agent.client import open_agent
 from lvmsync.jobs.replica import snapshots
-from lvmsync.system import lvm_commands
+from lvmsync.system import lvm, lvm_commands
 from lvmsync.system.lvm import LogicalVolume
 from tests.agent_line import agent_peer
 from tests.replica_machine import Machine, install
@@ -63,3 +66,31 @@ def test_a_snapshot_is_kept_with_what_lvm_told_after_the_old_one_was_dropped(
             machine.path(one).write_bytes(b"")
     assert told_of == [["copy"], ["copy"]]
     assert [one.name for one in machine.ours()] == [name]
+
+
+def test_a_volume_without_room_for_a_snapshot_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volumes").mkdir()
+    machine = Machine(tmp_path / "volumes")
+    install(machine, monkeypatch)
+    target = replace(machine.add("copy"), layout=frozenset({"linear"}), size=4 << 30, number=None, thin_id=None)
+    machine.volumes[target.id] = target
+    machine.path(target).write_bytes(b"")
+    monkeypatch.setattr(snapshots, "find_source", lambda *_: target)
+    free = 4 << 20
+    monkeypatch.setattr(lvm, "read_group", lambda name: lvm.Group(name, free, 4 << 20))
+    with agent_peer(tmp_path / "state", "far:vg/copy") as (_, peer):
+        agent = open_agent(peer)
+        for ask in (agent.require_snapshot_room, partial(agent.drop_snapshot, room=True)):
+            with pytest.raises(PeerError, match=r"'vg' has 4\.0 MiB free, and a snapshot of vg/copy") as caught:
+                ask("vg/copy", ID)
+            assert caught.value.exit_code == DeviceError.exit_code
+        agent.drop_snapshot("vg/copy", ID)
+        free = 1 << 30
+        agent.require_snapshot_room("vg/copy", ID)
+        free = 4 << 20  # what is kept makes room for the next one
+        kept = machine.add("kept", target, ["lvmsync", f"lvmsync.replica={ID}", "lvmsync.role=back"])
+        machine.path(kept).write_bytes(b"")
+        agent.require_snapshot_room("vg/copy", ID)
+    assert [one.name for one in machine.ours()] == ["kept"]
