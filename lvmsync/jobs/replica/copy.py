@@ -8,7 +8,7 @@ leaves, the tags of the snapshots and the target's ledger tell the next run wher
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +22,7 @@ from lvmsync.jobs.replica.choose import Kind, Plan, Wish, choose
 from lvmsync.jobs.replica.opening import Activity, open_delta, open_first, prepare_delta
 from lvmsync.jobs.replica.proof import prove_unchanged
 from lvmsync.jobs.replica.replica import Replica
-from lvmsync.jobs.replica.watch import looked_at, watch_fill, watching
+from lvmsync.jobs.replica.watch import looked_at, once_each, watch_fill, watching
 from lvmsync.jobs.send import Resume, StreamOptions
 from lvmsync.jobs.standing import Standing
 from lvmsync.sources.source import Source
@@ -304,11 +304,12 @@ class Pass:
         self._seconds["snapshot"] = taken - began
         return head, taken
 
-    def carry(self, head: LogicalVolume, **orders: Any) -> Receipt:
+    def carry(self, head: LogicalVolume, *, beside: Iterable[FillWatch] = (), **orders: Any) -> Receipt:
         """Send a head as the plan says, and return the receipt.
 
         Args:
             head: the snapshot.
+            beside: what watches more than what this volume's snapshots fill.
             orders: more options of the receive.
 
         Raises:
@@ -318,7 +319,8 @@ class Pass:
         base = self.kept[plan.base.id] if plan.base else None
         needed = [one for one in (base, head) if one]
         watch = watch_fill(self.volume, [] if options.is_still else needed, options.limits)
-        report = watching(watch, self._report)
+        watches = once_each([watch, *beside])
+        report = watching(self._report, *watches)
         self._watch = watch
         began = time.monotonic()
         report(Progress("reading the map", 0, None))
@@ -328,7 +330,7 @@ class Pass:
             if base
             else open_first(self.volume, head, activity)
         )
-        with looked_at(watch), watch.explaining(), opened as source:
+        with looked_at(*watches), watch.explaining(), opened as source:
             samples: list[Sample] = []
             if base:
                 base_look = self.replica.notebook.record.base_look

@@ -64,7 +64,6 @@ class Run:
         self._stillness = stillness
         self._report = report
         self._notes: dict[str, list[str]] = {}
-        self._watches: list[FillWatch] = []  # of the members that are not being sent just now
         self._step = ""
         self._still_seconds = 0.0
 
@@ -281,14 +280,14 @@ class Run:
         try:
             for number, (one, head) in enumerate(pairs, 1):
                 self._step = f" {one.volume.full_name} ({number} of {len(pairs)})"
-                self._watches = [watch for replica, watch in watches.items() if replica != one.replica.id]
-                receipts.append(one.tell(self._send(cut, one, head), head))
+                others = [watch for replica, watch in watches.items() if replica != one.replica.id]
+                receipts.append(one.tell(self._send(cut, one, head, others), head))
             self._require_untouched(pairs)
         except LvmsyncError as error:
             if not is_of_line(error):
                 self._give_up(cut, pairs, error)
             raise
-        self._watches, self._step = [], ""
+        self._step = ""
         self._tell(Progress("committing", 0, None))
         try:
             # One rename there is the commit point of all.
@@ -298,12 +297,16 @@ class Run:
             raise
         for one, head in pairs:
             one.promote(head)
-        return [replace(receipt, notes=[*dict.fromkeys(receipt.notes)]) for receipt in receipts]
+        seen = [watches[one.replica.id].notes for one, _ in pairs]
+        return [
+            replace(receipt, notes=[*dict.fromkeys([*receipt.notes, *notes])])
+            for receipt, notes in zip(receipts, seen, strict=True)
+        ]
 
-    def _send(self, cut: str, one: Pass, head: LogicalVolume) -> Receipt:
+    def _send(self, cut: str, one: Pass, head: LogicalVolume, others: Sequence[FillWatch]) -> Receipt:
         """Send one head, unless its target has it already, and leave it prepared."""
         if one.plan.kind is not Kind.PREPARED:
-            return one.carry(head, prepare=True, group=cut)
+            return one.carry(head, beside=others, prepare=True, group=cut)
         return Receipt(
             "sync",
             target=one.replica.notebook.record.target,
@@ -344,8 +347,6 @@ class Run:
         return watch_fill(one.volume, [*base, head], self._options.limits)
 
     def _tell(self, progress: Progress) -> None:
-        for watch in self._watches:
-            watch.check()
         self._report(replace(progress, phase=f"{progress.phase}{self._step}"))
 
 

@@ -45,22 +45,34 @@ def watch_fill(volume: LogicalVolume, kept: Iterable[LogicalVolume], limits: Lim
     return limits.watch(gauges, limit=limit)
 
 
-def watching(watch: FillWatch, report: Report) -> Report:
+def once_each(watches: Iterable[FillWatch]) -> list[FillWatch]:
+    """Return those that look at something that none before them does: two would make room in one pool at once."""
+    kept, seen = [], set[str]()
+    for watch in watches:
+        volumes = {gauge.volume for gauge in watch.gauges}
+        if not volumes <= seen:
+            kept.append(watch)
+            seen |= volumes
+    return kept
+
+
+def watching(report: Report, *watches: FillWatch) -> Report:
     """Return a report that looks at the fill each time something is told."""
 
     def tell(progress: Progress) -> None:
-        try:
-            watch.check()
-        except LvmsyncError:
-            watch.is_known = True
-            raise
+        for watch in watches:
+            try:
+                watch.check()
+            except LvmsyncError:
+                watch.is_known = True
+                raise
         report(progress)
 
     return tell
 
 
 @contextmanager
-def looked_at(watch: FillWatch) -> Iterator[None]:
+def looked_at(*watches: FillWatch) -> Iterator[None]:
     """Look in the background, too, while the block works: it may wait for a line, and is broken off then, if need be.
 
     It is not if it has learned by itself what is too full: then it waits until the target is as it was before.
@@ -68,19 +80,21 @@ def looked_at(watch: FillWatch) -> Iterator[None]:
     Raises:
         LvmsyncError: what `FillWatch.check` raises.
     """
-    if not watch.gauges:
+    watches = tuple(watch for watch in watches if watch.gauges)
+    if not watches:
         yield
         return
     is_over, is_done = threading.Event(), False
 
     def look() -> None:
-        while not is_over.wait(watch.every):
-            try:
-                watch.check()
-            except LvmsyncError:
-                if not is_over.wait(_GRACE) and not watch.is_known:
-                    break_off()
-                return
+        while not is_over.wait(min(watch.every for watch in watches)):
+            for watch in watches:
+                try:
+                    watch.check()
+                except LvmsyncError:
+                    if not is_over.wait(_GRACE) and not watch.is_known:
+                        break_off()
+                    return
 
     with breaking_off() as break_off:
         thread = threading.Thread(target=look, name="fill", daemon=True)
@@ -91,8 +105,9 @@ def looked_at(watch: FillWatch) -> Iterator[None]:
         finally:
             is_over.set()
             thread.join()
-    if watch.failure and not is_done:
-        raise watch.failure
+    for watch in watches:
+        if watch.failure and not is_done:
+            raise watch.failure
 
 
 def _whole(volume: LogicalVolume, snapshot: LogicalVolume) -> int:

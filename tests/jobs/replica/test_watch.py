@@ -13,7 +13,7 @@ import pytest
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.jobs.progress import Progress
 from lvmsync.jobs.replica import watch
-from lvmsync.jobs.replica.watch import looked_at, watch_fill, watching
+from lvmsync.jobs.replica.watch import looked_at, once_each, watch_fill, watching
 from lvmsync.system import dm
 from lvmsync.system.fill import Fill
 from lvmsync.system.fill_watch import FillWatch, Gauge, Limits, until_whole
@@ -48,7 +48,7 @@ def percents(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def looking(found: FillWatch) -> Callable[[], None]:
     found.every = 0.0
-    tell = watching(found, lambda _: None)
+    tell = watching(lambda _: None, found)
     return lambda: tell(Progress("sending", 0, None))
 
 
@@ -83,7 +83,7 @@ def test_a_command_that_is_none_is_refused(percents: list[float]) -> None:
 def test_what_is_told_is_passed_on(percents: list[float]) -> None:
     told: list[Progress] = []
     progress = Progress("sending", 1, 2)
-    watching(watch_fill(volume(SIZE), [], Limits()), told.append)(progress)
+    watching(told.append, watch_fill(volume(SIZE), [], Limits()))(progress)
     assert told == [progress]
 
 
@@ -107,6 +107,20 @@ def test_what_fills_while_a_line_is_waited_for_breaks_that_off(monkeypatch: pyte
     assert signal.getsignal(BREAK_OFF) is before
 
 
+def test_what_others_of_a_group_fill_meanwhile_breaks_it_off_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_GRACE", 0.01)
+    others = a_watch(50), a_watch(50, 60, 96)
+    with pytest.raises(DeviceError, match=r"96.0% full"), looked_at(FillWatch([]), *others):
+        assert not threading.Event().wait(60)
+    assert others[0].failure is None
+
+
+def test_a_pool_that_several_members_share_is_looked_at_once() -> None:
+    first, second = a_watch(50), a_watch(50)
+    store = FillWatch([Gauge("vg/store", lambda: ("the store", Fill(1, 2)), "lvextend vg/store")])
+    assert once_each([FillWatch([]), first, store, second]) == [first, store]
+
+
 def test_what_comes_by_in_time_is_not_broken_off() -> None:
     found = a_watch(50, 96)
 
@@ -124,7 +138,7 @@ def test_what_has_come_by_may_bring_back_what_it_did_for_as_long_as_that_takes(m
     found, steps = a_watch(50, 96), []
 
     def work() -> None:
-        tell = watching(found, lambda _: None)
+        tell = watching(lambda _: None, found)
         with looked_at(found):
             try:
                 while True:
