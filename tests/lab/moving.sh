@@ -27,11 +27,14 @@ moving_sites() {
 
 # --- The writers
 
+# some_files: the writer has written so many that a copy that is begun now must have some.
+some_files() { [[ -s /run/writer.log ]] && (($(wc -l </run/writer.log) > 5)); }
+
 # write_files FOLDER: files with their checksums as names, all the time; see migrate_writer.py.
 write_files() {
     run "$LAB/migrate_writer.py" "$1" /run/writer.log 32768 "${2:-0.1}" </dev/null >/run/writer.out 2>&1 &
     FILES_WRITER=$!
-    until_true test -s /run/writer.log
+    until_true some_files
 }
 
 # write_blocks DEVICE [SECONDS [BLOCKS]]: 4 KiB of noise at random places of the first BLOCKS, all the time.

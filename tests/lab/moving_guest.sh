@@ -64,6 +64,7 @@ a_guest() {
     fi
     mkfs.ext4 -q /dev/vg/guest
     $RESTART
+    until_true some_files
     head -c 4M /dev/urandom >/run/here/noise
 }
 
