@@ -233,6 +233,22 @@ END
     nothing_left
 fi
 
+if [[ $KIND == classic ]]; then
+    it "refuses a target without room for the snapshot of the way back before anything is sent"
+    again
+    lvcreate -q -y -W n -L 24m -n copy vg
+    lvcreate -q -y -W n -L "$(vgs --noheadings --units k --nosuffix -o vg_free vg | awk '{ print int($1) - 8192 }')k" -n fill vg
+    migrate --max-downtime 200s
+    ended 3 "has 8.0 MiB free, and a snapshot of vg/copy .* needs .* for the way back; --no-way-back"
+    cat "$ERR"
+    is "$(lvs --noheadings -o full_name @lvmsync)" '' 'the snapshots of lvmsync'
+    runs
+    lvremove -q -y vg/fill vg/copy >/dev/null
+    migrate --max-downtime 200s "${CREATE[@]}"
+    ended 0 ''
+    home
+fi
+
 it "moves the guest after all that, and --finish closes a migration that was killed when the guest ran on the other site"
 again
 # shellcheck disable=SC2016
