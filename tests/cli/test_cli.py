@@ -323,6 +323,15 @@ def test_a_source_that_the_user_may_not_read_gets_one_line_and_status_3(place: P
     assert not (place.folder / "out").exists()
 
 
+def test_a_target_that_may_not_be_written_is_refused(place: Place) -> None:
+    assert place.run("send", STORE, "-o", "stream").returncode == 0
+    (place.folder / "target").chmod(0o444)
+    done = place.run("apply", "./stream", "./target", before=as_anybody())
+    assert "cannot open ./target: permission denied" in complaint(done)
+    assert done.returncode == 3
+    assert place.read("target") == place.old
+
+
 def as_anybody() -> list[str]:
     """Return words that take root's right to open every file away from a command."""
     if os.geteuid() != 0:
