@@ -28,7 +28,8 @@ go_down() { ip link set vetha down; }
 storm() {
     local whole=$1 total=0 number how used step
     for ((number = 1; number <= COUNT; number++)); do
-        step=$((whole * 2 / (COUNT + 1) * (RANDOM % 1000) / 1000 + 20000))
+        # up to twice the share of one of the cuts that are left: the last one comes in time
+        step=$(((whole - total) * 2 / (COUNT - number + 2) * (RANDOM % 1000) / 1000 + 20000))
         how=$((RANDOM % 4))
         begin lvmsync sync vg/guest siteb:vg/copy --retries 0 --stall-timeout 10
         if ! is_on_line "$step"; then
