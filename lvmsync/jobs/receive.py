@@ -20,7 +20,7 @@ from lvmsync.stream.session import Receiver
 from lvmsync.system import seen
 from lvmsync.system.fill_watch import LIMIT, Limits
 from lvmsync.system.ledger import Ledger, open_ledger
-from lvmsync.targets.block import BlockTarget, open_target
+from lvmsync.targets.block import BlockTarget, open_target, refuse_among_devices
 
 _AHEAD = 6  # frames that are read and checked while others are written
 _RESUMABLE_AHEAD = 1  # the same where a killed receiver would have to be sent them again
@@ -171,7 +171,7 @@ class _Job:
         written = seen.was_written(self._ledger.record.seen, self._look)
         undo = Undo(options.undo and not self._holds_nothing(written), options.snapback)
         record = self._ledger.record
-        target.is_blank = record.made and written == "no" and record.transaction is None
+        target.is_blank = record.made and not record.dirty and written == "no" and record.transaction is None
         terms = Terms(self._is_resumable, options.group, written, options.window)
         transaction = Transaction(target, self._ledger, header, self._session.version, undo, terms)
         try:
@@ -372,6 +372,7 @@ def _dry_run_create(
         raise DeviceError(f"{options.target} is there already; leave --create away to change it")
     if not Path(options.target).absolute().parent.is_dir():
         raise DeviceError(f"cannot create {options.target}: there is no such folder")
+    refuse_among_devices(options.target)
     on_ready()
     for frame in frames:
         if isinstance(frame, Abort):

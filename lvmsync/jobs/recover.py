@@ -7,9 +7,10 @@ from pathlib import Path
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, VerifyError
 from lvmsync.jobs.prepared import list_members, settle, was_written
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
+from lvmsync.jobs.samples import find_different
 from lvmsync.jobs.transaction import Transaction, Undo, open_spool, read_spool
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, prove_undo, restore
-from lvmsync.stream.frames import Header
+from lvmsync.stream.frames import FULL, Header
 from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.ledger import Ledger, open_ledger
@@ -69,7 +70,7 @@ def recover(
             said = "rolled forward: the staged stream is applied, the target is wholly new"
         else:
             _roll_back(target, ledger, note, written, report)
-            said = _BACK
+            said = f"{_BACK}, and that was no whole copy: repair it, or copy it anew" if ledger.record.dirty else _BACK
         point, size = ledger.record.point, target.size
     others = _recover_others(group, state, report) if group and not alone else []
     return Receipt(
@@ -157,17 +158,34 @@ def _recover_removed(path: str, state: Path) -> Receipt:
     return Receipt(job="recover", target=path, durable=True, notes=["rolled back: the file was not made"])
 
 
+def _is_for_another_state(target: BlockTarget, note: records.Transaction) -> ConflictError:
+    return ConflictError(
+        f"{target.name} was written to since the stream of {note.began} was staged for it, and does not hold what"
+        f" that starts from any more: 'lvmsync recover --back {target.name}' drops it; then bring the target up to"
+        " date with 'lvmsync repair' or 'compare:'",
+        device=target.name,
+    )
+
+
+def _require_base(target: BlockTarget, ledger: Ledger, note: records.Transaction, header: Header) -> None:
+    """Refuse to apply what is staged to a target that does not hold what it starts from, as far as that can be told.
+
+    Raises:
+        ConflictError: it does not.
+    """
+    point = ledger.record.point
+    is_at_base = point is not None and note.base is not None and point.id == note.base.id and note.intent != FULL
+    known = [*header.samples, *(ledger.record.traces if is_at_base else ())]
+    if find_different(target, [one for one in known if one.offset + one.length <= target.size]):
+        raise _is_for_another_state(target, note)
+
+
 def _go_forward(target: BlockTarget, ledger: Ledger, look: dict[str, str] | None, report: Report) -> None:
     """Apply a staged stream whose transaction was cut off: back to the start, so that a new undo is true, then on."""
     note = ledger.record.transaction
     assert note is not None
     if note.phase == "staged" and note.is_proved and seen.was_written(note.seen, look) == "yes":
-        raise ConflictError(
-            f"{target.name} was written to since the stream of {note.began} was staged for it, and does not hold what"
-            f" that starts from any more: 'lvmsync recover --back {target.name}' drops it; then bring the target up to"
-            " date with 'lvmsync repair' or 'compare:'",
-            device=target.name,
-        )
+        raise _is_for_another_state(target, note)
     wanted = note.phase == "staged" or note.undo is not None
     undo = Undo(wanted, Path(note.snapback) if note.snapback else None)
     if note.undo:
@@ -179,7 +197,9 @@ def _go_forward(target: BlockTarget, ledger: Ledger, look: dict[str, str] | None
     version = 3 if header.size is None else 4
     if note.created and header.size is not None:
         target.resize(header.size)  # which was not made durable
-    transaction = Transaction(target, ledger, header, version, undo)
+    if wanted:  # what is staged is for the base, which is there now if nobody brought another state back
+        _require_base(target, ledger, note, header)
+    transaction = Transaction(target, ledger, header, version, undo, is_open=True)
     transaction.start()
     transaction.apply(read_spool(ledger), report)
     transaction.commit()

@@ -89,11 +89,16 @@ class Transaction:
         version: int,
         undo: Undo,
         terms: Terms = Terms(),  # frozen
+        *,
+        is_open: bool = False,
     ) -> None:
         """Prepare in memory; nothing is written before `stage`, `start` or `go_on`.
 
-        One that is open in the ledger is taken up again, unless ``header`` does not go on with it: then its place
-        is taken.
+        Args:
+            is_open: it is the one that is open in the ledger, as it also is if ``header`` goes on with that. Any other
+                takes the place of what is open, once it begins.
+
+        The others are as their types have it.
         """
         self._target = target
         self._ledger = ledger
@@ -111,8 +116,7 @@ class Transaction:
         self.is_running = False
         self.is_ending = False
         note = ledger.record.transaction
-        is_staged = note is not None and note.spool is not None
-        self._replaces = None if is_staged or header.resume is not None else note
+        self._replaces = None if is_open or header.resume is not None else note
         self._note_before = None if self._replaces else note  # that is taken up again
         self.id = self._note_before.id if self._note_before else uuid.uuid4().hex
         self.before = ledger.record.point or header.base or Point(f"{UNNAMED}{uuid.uuid4().hex}")
@@ -400,6 +404,8 @@ class Transaction:
             self._ledger.write_ahead(transaction=replace(note, **changes))
             return
         record, header, terms = self._ledger.record, self._header, self._terms
+        # What cannot be undone leaves what nobody knows, and this one's way back leads there.
+        is_spoilt = self._replaces is not None and not can_go_back(self._replaces)
         first = records.Transaction(
             self.id,
             snapback=str(self._undo.snapback.absolute()) if self._undo.snapback else None,
@@ -412,10 +418,11 @@ class Transaction:
             resumable=terms.resumable,
             group=terms.group,
             is_proved=terms.written == "no",
-            was_dirty=record.dirty,
+            was_dirty=record.dirty or is_spoilt,
             seen=None if terms.written == "unknown" else record.seen,
         )
-        self._ledger.write_ahead(transaction=replace(first, **changes), seen=None)
+        made = record.made and not is_spoilt
+        self._ledger.write_ahead(transaction=replace(first, **changes), seen=None, made=made)
 
     def _way_back(self) -> Header:
         return Header(

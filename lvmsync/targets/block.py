@@ -269,6 +269,7 @@ def open_target(path: str, *, create: bool = False) -> Iterator[BlockTarget]:
 def _open_for_writing(path: str, *, create: bool) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC
     if create:
+        refuse_among_devices(path)
         try:
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
@@ -277,8 +278,26 @@ def _open_for_writing(path: str, *, create: bool) -> int:
         return fd
     state = Path(path).stat()
     require_storage(path, state)
+    if stat.S_ISREG(state.st_mode):
+        refuse_among_devices(path)
     # O_EXCL on a block device: refused while it is mounted, in use as swap, or held by another device.
     return os.open(path, flags | (os.O_EXCL if stat.S_ISBLK(state.st_mode) else 0))
+
+
+def refuse_among_devices(path: str) -> None:
+    """Refuse a plain file where device nodes are: it lies in memory, and takes the place of a device.
+
+    Raises:
+        DeviceError: it would be one.
+    """
+    folder = Path(path).resolve().parent
+    if folder.is_relative_to("/dev") and not folder.is_relative_to("/dev/shm"):
+        raise DeviceError(
+            f"there is no device {path}, and a file there would be gone after the next boot: make the volume first"
+            " ('lvcreate -n LV -L SIZE VG'; --create makes volumes only in a 'sync VG/LV' or 'migrate'), or plug the"
+            " disk in",
+            device=path,
+        )
 
 
 def _claim_device(path: str, fd: int) -> None:

@@ -111,7 +111,9 @@ class WayBack:
             self.volume.id,
             self.volume.full_name,
             stop=users.how_to_stop,
-            restart=users.how_to_restart,
+            restart="" if users.domain else users.how_to_restart,
+            domain=users.domain,
+            uri=users.uri,
             start=users.how_to_start,
             is_back=True,
         )

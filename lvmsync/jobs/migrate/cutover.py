@@ -17,6 +17,7 @@ not got as far as to use the target: a mount that worked before a service that d
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -99,6 +100,7 @@ class CutOver:
         self.parts: dict[str, float] = {}
         """How long each part took, as far as it got."""
         self._since = budget.began
+        self._may_be_stopped = False
         self._may_be_fenced = False
         self._has_way_back = False
 
@@ -129,6 +131,7 @@ class CutOver:
         move, journal = self._move, self._journal
         self._tick("stopping the source", None)
         journal.enter(state.STOPPING, predicted=round(self._budget.prediction.downtime, 3))
+        self._may_be_stopped = True
         move.stop()
         self._mark("stop")
         self._budget.check_before_pass()
@@ -241,6 +244,10 @@ class CutOver:
 
     def _bring_back(self, error: BaseException) -> None:
         """Make the source writable and start its user, and say in a note of ``error`` what is how now."""
+        if not self._may_be_stopped:
+            self._enter(state.PASSES, error)
+            error.add_note(f"{self._move.source} was never stopped, and runs on")
+            return
         if self._journal.note.may_run_there:  # it does not, so nobody need look if this is cut off, or fails
             self._enter(state.SENT, error)
         if bring_back(self._move, error, is_fenced=self._may_be_fenced):
@@ -265,14 +272,10 @@ def bring_back(move: Move, error: BaseException, *, is_fenced: bool) -> bool:
     Returns:
         Whether the source is writable, and nothing is left for a later ``migrate --abort`` to do.
     """
-    is_back = True
-    if is_fenced and move.unfence:
-        try:
-            with signals_deferred():
-                move.unfence()
-        except LvmsyncError as failed:
-            is_back = False
-            error.add_note(f"{move.source} could not be made writable again: {failed}")
+    failure = _unfence(move.unfence) if is_fenced and move.unfence else None
+    is_back = failure is None
+    if failure:
+        error.add_note(f"{move.source} could not be made writable again: {failure}")
     if move.restart is None:
         error.add_note(
             f"the source's user was stopped, and there is no command to start it again: start it yourself,"
@@ -286,14 +289,33 @@ def bring_back(move: Move, error: BaseException, *, is_fenced: bool) -> bool:
         move.restart()
     except BaseException as failed:  # not shielded from signals: a guest that is started would inherit the shield
         error.add_note(
-            f"THE SOURCE MAY BE STOPPED: '{move.how_to_restart}' failed ({failed or type(failed).__name__}); run it"
+            f"THE SOURCE MAY BE STOPPED: '{move.how_to_restart}' failed ({str(failed) or type(failed).__name__}); run it"
             " yourself"
         )
         if not isinstance(failed, LvmsyncError):
+            for told in (str(error), *error.__notes__):  # it is this one that people will see
+                failed.add_note(told)
             raise failed from error
         return False
     error.add_note(f"the source was started again ({move.how_to_restart}), and has lost nothing")
     return True
+
+
+def _unfence(unfence: Callable[[], None]) -> LvmsyncError | None:
+    """Make the source writable, and return why that failed, if it did.
+
+    A signal to end that comes meanwhile changes nothing: it is the end already, and the source is still to be started.
+    """
+    failure: LvmsyncError | None = None
+    with suppress(BaseException), signals_deferred():
+        try:
+            unfence()
+        except LvmsyncError as failed:
+            failure = failed
+        except BaseException as failed:
+            failure = DeviceError(f"it was called off: {str(failed) or type(failed).__name__}")
+            raise
+    return failure
 
 
 def refuse(error: LvmsyncError, *, was_stopped: bool) -> NoReturn:

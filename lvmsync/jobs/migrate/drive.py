@@ -30,13 +30,20 @@ def migrate(move: Move, options: Options, journal: state.Journal, tell: Tell) ->
     journal.enter(state.PASSES)
     try:
         cut = migration.run()
-        journal.enter(state.STARTED, downtime=round(cut.downtime, 3))
+        try:
+            journal.enter(state.STARTED, downtime=round(cut.downtime, 3))
+        except LvmsyncError as error:
+            migration.add_note(f"the target runs, but: {error}")
         outcome = migration.finish(cut)
     except BaseException:
         if journal.note.step == state.PASSES:
             journal.close()  # the source runs: there is nothing to tell
         raise
-    journal.close()
+    try:
+        journal.close()
+    except LvmsyncError as error:
+        words = f"lvmsync migrate --finish {journal.note.words}"
+        outcome.notes.append(f"all is done, but the journal is left ({error}); when that is mended, run '{words}'")
     return outcome
 
 
@@ -64,6 +71,10 @@ class _Migration:
         self._size = 0
         self._point: str | None = None
         self._notes: list[str] = []
+
+    def add_note(self, note: str) -> None:
+        """Take down something that the user should know when all is over."""
+        self._notes.append(note)
 
     def run(self) -> Cut:
         """Make passes until the source can be stopped, and stop it; again if that would take too long."""

@@ -71,7 +71,7 @@ class Move:
         stop: stops the source's user; returns when it has stopped.
         restart: starts it again on this side.
         find_user: says who has the source open, or None.
-        count_writes: returns what changes with every write to the source; None where it is fenced.
+        count_writes: returns what changes with every write to the source.
         fence: makes sure that nothing can write to the source.
         unfence: undoes that; harmless where it was not done.
         verify_whole: compares the whole target with the last pass's snapshot.

@@ -25,7 +25,7 @@ from lvmsync.jobs.replica.replica import Replica, open_replica
 from lvmsync.jobs.replica.watch import chunk_size
 from lvmsync.jobs.verify import distrust, verify_whole
 from lvmsync.names import Volume
-from lvmsync.system import dm, lvm
+from lvmsync.system import dm, lvm, seen
 from lvmsync.system.device import open_device
 from lvmsync.system.fill import store_fill
 from lvmsync.system.lvm import LogicalVolume
@@ -143,7 +143,7 @@ class _Steps:
             stop=self._stop,
             find_user=self._find_user,
             restart=None if users.restart is None else self._restart,
-            count_writes=self._count_writes if job.fence == "none" else lambda: None,
+            count_writes=self._count_writes,  # what had it open before the fence may write behind it
             fence=None if job.fence == "none" else self._fence,
             unfence=None if job.fence == "none" else lambda: unfence(job.volume),
             verify_whole=self._verify_whole if job.verify else None,
@@ -317,10 +317,10 @@ class _Steps:
         return None if dm.wait_until_closed((os.major(number), os.minor(number))) else "the kernel counts it as open"
 
     def _count_writes(self) -> object:
-        """Return the kernel's count of writes to the source, once all that was buffered is written."""
+        """Return the sectors of the source that were written so far, once all that was buffered is written."""
         with open_device(f"/dev/{self._job.volume.full_name}") as device:
             os.fsync(device.fd)
-            return dm.count_writes(device.number) if device.number else None
+            return seen.look(device.fd)
 
     def _find_dirty(self) -> int | None:
         """Return how many bytes a pass would send now: a classic snapshot counts what it keeps.

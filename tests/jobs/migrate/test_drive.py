@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from lvmsync.jobs.migrate.move import Carried, Ended, Move, Options, Outcome, St
 from lvmsync.jobs.migrate.state import Journal, Note, list_cut_off, open_journal
 from lvmsync.jobs.progress import Report
 from lvmsync.jobs.standing import Standing
+from lvmsync.system import ledger
 from tests.jobs.migrate.world import World, broken
 
 NOTE = Note("vg/lv", "x" * 64, "far:vg/lv", restart="restart-it")
@@ -355,3 +359,61 @@ def test_what_is_left_on_the_source_is_a_note_when_the_target_runs(journal: Jour
     world = World(fails={"finish": broken("a snapshot is in use")})
     outcome = run(world.move(), journal)
     assert "something is left: a snapshot is in use" in outcome.notes[-1]
+
+
+def test_an_interrupt_while_the_source_is_made_writable_leaves_it_running(journal: Journal) -> None:
+    world = World(fails={"back": broken()})
+
+    def unfence() -> None:
+        signal.raise_signal(signal.SIGINT)
+        world.unfence()
+
+    with pytest.raises(DeviceError, match="it broke") as caught:
+        run(replace(world.move(), unfence=unfence), journal)
+    assert "the source was started again" in notes(caught.value)
+    assert world.runs_here
+    assert world.is_writable
+
+
+def test_an_interrupt_while_the_source_is_started_again_tells_why_it_was(journal: Journal) -> None:
+    world = World(fails={"back": broken(), "restart": KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(world.move(), journal)
+    assert notes(caught.value).startswith("it broke")
+    assert "THE SOURCE MAY BE STOPPED: 'restart-it' failed (KeyboardInterrupt)" in notes(caught.value)
+
+
+class FullDisk:
+    """Fails to write the journal when that says one step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+        self._step, self._write = step, ledger.replace_file
+        monkeypatch.setattr(state, "replace_file", self.write)
+
+    def write(self, path: Path, text: str) -> None:
+        if f'"step": "{self._step}"' in text:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._write(path, text)
+
+
+def test_what_was_never_stopped_is_not_started_again(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    FullDisk(monkeypatch, state.STOPPING)
+    with pytest.raises(DeviceError, match="No space left") as caught:
+        run(world.move(), journal)
+    assert "vg/lv was never stopped, and runs on" in notes(caught.value)
+    assert not {"stop", "restart"} & set(world.done)
+    assert list_cut_off(tmp_path) == []
+
+
+def test_a_journal_that_cannot_be_written_any_more_is_a_note_when_the_target_runs(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    FullDisk(monkeypatch, state.STARTED)
+    outcome = run(world.move(), journal)
+    assert world.runs_there
+    assert "finish" in world.done
+    assert any("the target runs, but: cannot write the migration's journal" in note for note in outcome.notes)
