@@ -16,12 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_ASKING = threading.Lock()
 START = [sys.executable, "-P", "-m", "lvmsync"]
 """How the words of a command line begin that a fork stands for."""
 
@@ -36,9 +38,10 @@ class Forked:
         (their_in, our_in), (our_out, their_out), (our_err, their_err), (self._status, their_status) = pipes
         call = {"argv": list(argv[len(START) :]), "cwd": str(cwd or Path.cwd()), "env": env or dict(os.environ)}
         theirs = [their_in, their_out, their_err, their_status]
-        asked = _server()
-        socket.send_fds(asked, [json.dumps(call).encode(errors="surrogateescape")], theirs)
-        self.pid = int(asked.recv(64))
+        with _ASKING:  # one answer belongs to one question, and there is one server
+            asked = _server()
+            socket.send_fds(asked, [json.dumps(call).encode(errors="surrogateescape")], theirs)
+            self.pid = int(asked.recv(64))
         for fd in theirs:
             os.close(fd)
         self.stdin = io.FileIO(our_in, "wb")

@@ -112,9 +112,8 @@ def pull(source: str, target: str, asked: Asked, report: Report) -> Receipt:
             files=[orders.snapback] if orders.snapback else [],
             pool_limit=orders.pool_limit or POOL_LIMIT,
         )
-        policy = replace(policy, extend_cmd=asked.way.target_extend_cmd)
-        if options.thin_pool:
-            policy = replace(policy, words=policy.words | {options.thin_pool})
+        pools = frozenset([options.thin_pool] if options.thin_pool else [])
+        policy = replace(policy, extend_cmd=asked.way.target_extend_cmd, pools=pools)
         return retried(
             lambda: delivery.agent,
             lambda agent: agent.pull(delivery.place.name, to.name, wanted, policy, state_folder(orders.state), report),

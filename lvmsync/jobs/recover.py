@@ -13,6 +13,7 @@ from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, prove_un
 from lvmsync.stream.frames import FULL, Header
 from lvmsync.system import record as records
 from lvmsync.system import seen
+from lvmsync.system.identity import is_weak
 from lvmsync.system.ledger import Ledger, open_ledger
 from lvmsync.targets.block import BlockTarget, open_target
 
@@ -42,7 +43,7 @@ def recover(
 
     Raises:
         VerifyError: there is no way back, or its file is damaged; or somebody else wrote to the target, too.
-        ConflictError: somebody wrote to the target after the stream for it was staged.
+        ConflictError: somebody wrote to the target after the stream for it was staged; or it may be another device.
     """
     watch = Stopwatch()
     if not Path(target_path).exists():
@@ -63,11 +64,18 @@ def recover(
         elif ledger.record.transaction is None:  # prepared, and its group was not committed
             _require_alone(target, note, written)
             said = _BACK
-        elif (accept or give_up) and _is_stuck(target, ledger):
+        elif (accept or give_up) and (_is_stuck(target, ledger) or _may_be_another(target, ledger, look)):
             said = _end(ledger, accept=accept)
         elif note.spool and note.phase in ("staged", "applying") and not back:
             _go_forward(target, ledger, look, report)
             said = "rolled forward: the staged stream is applied, the target is wholly new"
+        elif _may_be_another(target, ledger, look):
+            raise ConflictError(
+                f"{target.name} is known by no more than its number or name, and does not hold what was written to it"
+                f" in the transaction of {note.began}: it may be another device, so nothing was brought back. Name the"
+                f" right one; if it is this one, 'lvmsync recover --accept {target.name}' takes it as it is",
+                device=target.name,
+            )
         else:
             _roll_back(target, ledger, note, written, report)
             said = f"{_BACK}, and that was no whole copy: repair it, or copy it anew" if ledger.record.dirty else _BACK
@@ -107,6 +115,17 @@ def _is_stuck(target: BlockTarget, ledger: Ledger) -> bool:
     except (DeviceError, VerifyError):
         return True
     return False
+
+
+def _may_be_another(target: BlockTarget, ledger: Ledger, look: dict[str, str] | None) -> bool:
+    """Tell whether a target in the middle of a transaction may be another device than that was begun for.
+
+    What the kernel has counted since is of this one; without that, it should hold what the transaction has written.
+    """
+    record = ledger.record
+    if record.transaction is None or not is_weak(target.identity) or seen.was_written(record.seen, look) != "unknown":
+        return False
+    return was_written(target, ledger, look) == "yes"
 
 
 def _require_alone(target: BlockTarget, note: records.Transaction, written: seen.Written) -> None:

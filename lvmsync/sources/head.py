@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from lvmsync.errors import DeviceError, UsageError
 from lvmsync.history import UNNAMED, Point
 from lvmsync.names import Volume
 from lvmsync.sources.source import Reading
-from lvmsync.system import dm, ioctl
+from lvmsync.system import dm, ioctl, seen
 from lvmsync.system.device import Device, open_device
 
 _WAY_OUT = "unmount it or stop what uses it, name a snapshot of it, or say --frozen if nothing writes to it"
@@ -24,7 +23,8 @@ class Watch:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._state = self._look()
+        # Of a file whose clock has not ticked since its last write another one would not show.
+        self._state = self._look() if device.number else seen.look_when_settled(device.fd) or seen.look(device.fd)
 
     def confirm(self) -> None:
         """Raise DeviceError if it was written to, so that what was read is no one state of it."""
@@ -35,11 +35,10 @@ class Watch:
                 device=self._device.name,
             )
 
-    def _look(self) -> tuple[int, ...] | None:
+    def _look(self) -> object:
         device = self._device
         if not device.number:
-            state = os.fstat(device.fd)
-            return state.st_mtime_ns, state.st_size
+            return seen.look(device.fd)
         with suppress(OSError):  # not root
             ioctl.flush_buffers(device.fd)  # what is in the page cache only has not been counted yet
         return dm.count_writes(device.number)

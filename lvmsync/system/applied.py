@@ -56,7 +56,7 @@ def read_applied(path: Path, life: str) -> Place:
     """Return what was noted in this life of the target; the very beginning where there is nothing."""
     nothing = Place(0, 0)
     try:
-        line = path.read_bytes()
+        line = path.read_bytes().partition(b"\n")[0] + b"\n"  # behind it may be the end of an earlier life's
         place = Place(int(line[:20]), int(line[21:41]))
     except (OSError, ValueError):
         return nothing
@@ -64,6 +64,6 @@ def read_applied(path: Path, life: str) -> Place:
 
 
 def _line(place: Place, life: str) -> bytes:
-    # Of one length, so that each write covers the one before.
+    # In one life of one length, so that each write covers the one before.
     text = f"{place.offset:020d} {place.undo_size:020d} {life}"
     return f"{text} {xxhash.xxh3_64_hexdigest(text.encode())}\n".encode()

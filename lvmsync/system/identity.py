@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from lvmsync.errors import DeviceError
@@ -41,6 +42,11 @@ def identify(fd: int) -> dict[str, str]:
             partition = _device_fact(fd, "partition")
             return {key: value, "partition": partition} if partition else {key: value}
     return {"device number": f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"}
+
+
+def is_weak(identity: Mapping[str, str]) -> bool:
+    """Tell whether another device may come to have the same identity: numbers and names are given anew at boot."""
+    return not identity.keys() - {"device number", "dm name", "partition"}
 
 
 def find_dm_uuid(path: str) -> str:

@@ -55,16 +55,18 @@ def breaking_off() -> Iterator[Callable[[], None]]:
 def signals_deferred() -> Iterator[None]:
     """Let a few steps be done whole: signals to end come after them. Programs that are run inherit this."""
     came: list[int] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        # A mask is one thread's: a signal that another thread gets would run its handler here all the same.
-        handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
-    try:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:  # a handler of before may still raise until ours are there
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        if threading.current_thread() is threading.main_thread():
+            # A mask is one thread's: a signal that another thread gets would run its handler here all the same.
+            for number in _SIGNALS:
+                handlers[number] = signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if came:
-            signal.raise_signal(came[0])
+        if came:  # one that ends us before one that only breaks something off
+            signal.raise_signal(next((number for number in came if number != BREAK_OFF), came[0]))

@@ -251,9 +251,12 @@ def read_tables(path: Path) -> Iterator[Offsets]:
             while skimmer.position < size:
                 count, _ = skimmer.look(os.pread(fd, v4.HEAD_SIZE, skimmer.position))
                 if count:
-                    yield _read_table(fd, skimmer.position, count)
+                    table = _read_table(fd, skimmer.position, count)
+                    if len(table) < count:
+                        raise VerifyError(f"{path} is damaged: it ends in a table at byte {size}", device=str(path))
+                    yield table
                 skimmer.skip()
-    except (StreamError, ValueError) as error:
+    except StreamError as error:
         raise VerifyError(f"{path} is damaged: {error}", device=str(path)) from error
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", device=str(path)) from error
@@ -261,7 +264,8 @@ def read_tables(path: Path) -> Iterator[Offsets]:
 
 def _read_table(fd: int, at: int, count: int) -> Offsets:
     """Return the table of the frame at byte ``at``, as far as the file has it."""
-    return np.frombuffer(os.pread(fd, count * 16, at + v4.HEAD_SIZE), "<u8").reshape(-1, 2)
+    data = os.pread(fd, count * 16, at + v4.HEAD_SIZE)
+    return np.frombuffer(data[: len(data) // 16 * 16], "<u8").reshape(-1, 2)
 
 
 def _read_behind(fd: int, decoder: v4.Decoder, size: int) -> Iterator[Changes]:

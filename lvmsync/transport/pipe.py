@@ -12,8 +12,8 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from types import TracebackType
 from typing import IO, Self
@@ -71,11 +71,15 @@ class Flow:
     Attributes:
         stall_timeout: see `interfaces.Transport`.
         failure: how the patience ended; None: it has not.
+        writing: held by whoever writes to a descriptor, or closes it: its number may be another file's right after.
+        reading: the same of reading.
     """
 
     def __init__(self, name: str, stall_timeout: float | None = None) -> None:
         self.stall_timeout = stall_timeout
         self.failure: TransportError | None = None
+        self.writing = threading.Lock()
+        self.reading = threading.Lock()
         self._name = name
         self._moved = 0
 
@@ -134,6 +138,18 @@ def _waiting(fd: int) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
+@contextmanager
+def unused(*locks: threading.Lock) -> Iterator[bool]:
+    """Yield whether nobody uses what is under locks of a `Flow`, or does no more in a moment: else it stays open."""
+    with ExitStack() as stack:
+        held = True
+        for lock in locks:
+            held = held and lock.acquire(timeout=_LAST_WORDS_TIMEOUT)
+            if held:
+                stack.callback(lock.release)
+        yield held
+
+
 class Flowing:
     """What carries its bytes in a `Flow`, and is as patient as that."""
 
@@ -186,7 +202,8 @@ class Stdio(Flowing):
             DeviceError: stdout is a file, and it cannot be written.
         """
         try:
-            self._flow.write_all(self._out, buffers, self._in)
+            with self._flow.writing:
+                self._flow.write_all(self._out, buffers, self._in)
         except (BrokenPipeError, ConnectionError) as error:
             raise TransportError("stdout: the reader of the stream is gone; see what it says") from error
         except OSError as error:
@@ -209,16 +226,19 @@ class Stdio(Flowing):
         try:
             if stat.S_ISREG(os.fstat(out).st_mode):
                 os.fsync(out)
-            os.close(out)
+            with unused(self._flow.writing) as is_unused:
+                if is_unused:
+                    os.close(out)
         except OSError as error:
             raise DeviceError(f"stdout: {error.strerror}; the stream may not be complete") from error
 
     def aclose(self) -> int:
         """Close both ends; a pipe has no status, so it is 0."""
-        for end in self._in, self._out:
-            if end >= 0:
-                os.close(end)
+        ends = [end for end in (self._in, self._out) if end >= 0]
         self._in = self._out = -1
+        with unused(self._flow.writing) as is_unused:
+            for end in ends if is_unused else ():
+                os.close(end)
         return 0
 
 
@@ -247,7 +267,6 @@ class Command(Flowing):
         self._name = name or argv[0]
         self._lines = Lines(on_stderr)
         self._flow = Flow(self._name, stall_timeout)
-        self._reading = threading.Lock()
 
     def __enter__(self) -> Self:
         try:
@@ -279,13 +298,14 @@ class Command(Flowing):
             TransportError: the child stopped reading; ``aclose`` has its status.
         """
         try:
-            self._flow.write_all(self._in.fileno(), buffers, self._out.fileno())
+            with self._flow.writing:
+                self._flow.write_all(self._in.fileno(), buffers, self._out.fileno())
         except OSError as error:
             raise TransportError(f"{self._name}: stopped reading before the end: {error.strerror}") from error
 
     def receive_some(self, buffer: memoryview) -> int:
         """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
-        with self._reading:
+        with self._flow.reading:
             if self._out.closed:
                 raise TransportError(f"{self._name}: the line is gone: it was closed")
             try:
@@ -295,7 +315,9 @@ class Command(Flowing):
 
     def send_eof(self) -> None:
         """Close the child's stdin."""
-        self._in.close()
+        with unused(self._flow.writing) as is_unused:
+            if is_unused:
+                self._in.close()
 
     def aclose(self) -> int:
         """Close the line and return the child's exit status, 128+n where a signal ended it.
@@ -315,7 +337,7 @@ class Command(Flowing):
         if self._child.returncode is None:
             deadline = time.monotonic() + patience
             if patience:
-                self._in.close()
+                self.send_eof()
                 self._discard(deadline)
             if not self._ends(max(0.0, deadline - time.monotonic())):
                 self._child.terminate()
@@ -324,11 +346,11 @@ class Command(Flowing):
                     self._child.wait()
             # A master that ssh leaves behind (ControlPersist) keeps our stderr open: do not wait for its end.
             self._listener.join(_LAST_WORDS_TIMEOUT)
-        self._in.close()  # only now where the line is cut: a thread that sends has got its EPIPE
+        self.send_eof()  # only now where the line is cut: a thread that sends has got its EPIPE
         # A thread that still receives finds the end now, and must not find another file behind this descriptor.
-        if self._reading.acquire(timeout=_LAST_WORDS_TIMEOUT):
-            self._out.close()
-            self._reading.release()
+        with unused(self._flow.reading) as is_unused:
+            if is_unused:
+                self._out.close()
         status = self._child.wait()
         return status if status >= 0 else 128 - status
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from lvmsync.errors import LvmsyncError, TransportError
 from lvmsync.interfaces import Transport
-from lvmsync.transport.pipe import Flow, Flowing, Watch
+from lvmsync.transport.pipe import Flow, Flowing, Watch, unused
 
 PIECE = 256 << 10
 """Bytes of a piece, at the most."""
@@ -246,14 +246,16 @@ class Socket(Flowing):
     def send_all(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         """Send every byte of ``buffers``, in order."""
         try:
-            self._flow.write_all(self._socket.fileno(), buffers, self._socket.fileno())
+            with self._flow.writing:
+                self._flow.write_all(self._socket.fileno(), buffers, self._socket.fileno())
         except OSError as error:
             raise TransportError(f"{self._name}: {error.strerror}") from error
 
     def receive_some(self, buffer: memoryview) -> int:
         """Receive at least one byte into ``buffer`` and return how many; 0 at the end."""
         try:
-            return self._flow.read_some(self._socket.fileno(), buffer)
+            with self._flow.reading:
+                return self._flow.read_some(self._socket.fileno(), buffer)
         except OSError as error:
             raise TransportError(f"{self._name}: {error.strerror}") from error
 
@@ -266,5 +268,7 @@ class Socket(Flowing):
         """Close the socket, and wake who waits for it; it has no status, so it is 0."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        with unused(self._flow.writing, self._flow.reading) as is_unused:
+            if is_unused:
+                self._socket.close()
         return 0

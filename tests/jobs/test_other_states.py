@@ -19,6 +19,7 @@ from lvmsync.jobs.recover import recover
 from lvmsync.jobs.standing import Standing, standing
 from lvmsync.jobs.transaction import Transaction
 from lvmsync.stream.frames import FULL, Header, Sample
+from lvmsync.system import identity
 from tests.fakes import data, encode, reader
 
 MIB = 1 << 20
@@ -157,3 +158,29 @@ def test_no_file_is_made_where_devices_are(tmp_path: Path, path: str) -> None:
     with pytest.raises(DeviceError, match="there is no device"):
         create_file(path, 4096, tmp_path)
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize("names", [{"device number": "254:16"}, {"dm name": "disk", "partition": "1"}])
+def test_nothing_is_brought_back_to_a_disk_that_has_the_number_of_another(
+    place: Place, monkeypatch: pytest.MonkeyPatch, names: dict[str, str]
+) -> None:
+    monkeypatch.setattr(identity, "identify", lambda _: names)
+    with pytest.raises(LvmsyncError):
+        place.copy(b"B", ONE, 4, is_whole=False, resumable=True)
+    place.overwrite(b"Z")
+    with pytest.raises(ConflictError, match="it may be another device, so nothing was brought back"):
+        recover(str(place.target), place.state, ignore)
+    assert place.target.read_bytes() == b"Z" * SIZE
+    place.overwrite(b"B")  # and what lies behind 4 MiB was A, which is not in the undo: nobody knows
+    assert "rolled back" in recover(str(place.target), place.state, ignore).notes[0]
+
+
+def test_on_the_word_of_the_user_a_disk_of_a_weak_name_is_taken_as_it_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "identify", lambda _: {"device number": "254:16"})
+    with pytest.raises(LvmsyncError):
+        place.copy(b"B", ONE, 4, is_whole=False, resumable=True)
+    place.overwrite(b"Z")
+    assert recover(str(place.target), place.state, ignore, accept=True).notes == ["taken as good, on your word"]
+    assert place.target.read_bytes() == b"Z" * SIZE

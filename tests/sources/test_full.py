@@ -51,3 +51,14 @@ def test_a_device_tells_no_holes_and_is_ours_unless_it_is_frozen(tmp_path: Path)
                 file.write(b"x")
             with pytest.raises(DeviceError, match="was written to"):
                 source.confirm()
+
+
+def test_a_file_that_was_written_to_and_given_its_time_back_is_no_one_state(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "file", MIB)
+    with open_source(WholeDevice(Volume(str(path)))) as source:
+        times = path.stat()
+        with path.open("r+b", buffering=0) as file:
+            file.write(b"x")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(DeviceError, match="was written to"):
+            source.confirm()

@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from lvmsync.system.signals import signals_deferred
+from lvmsync.system.signals import BREAK_OFF, signals_deferred
 
 
 @pytest.fixture
@@ -60,3 +60,28 @@ def test_a_thread_of_its_own_can_defer_signals(came: list[str]) -> None:
     thread.start()
     thread.join()
     assert came == ["done"]
+
+
+def test_what_ends_us_comes_before_what_breaks_something_off(came: list[str]) -> None:
+    before = signal.signal(BREAK_OFF, lambda *_: came.append("broken off"))
+    try:
+        with signals_deferred():
+            for number in (BREAK_OFF, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # as another thread would get it
+    finally:
+        signal.signal(BREAK_OFF, before)
+    assert came == ["SIGTERM"]
+
+
+def test_a_signal_that_comes_as_they_are_about_to_be_deferred_leaves_nothing_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    monkeypatch.setattr(signal, "signal", interrupt)
+    with pytest.raises(InterruptedError), signals_deferred():
+        raise AssertionError
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

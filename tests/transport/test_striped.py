@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +165,28 @@ def test_what_is_no_piece_is_refused(rubbish: bytes) -> None:
         while line.receive_some(buffer):
             pass
         pytest.fail("taken for an end")
+
+
+def test_nothing_is_written_into_a_file_that_gets_the_number_of_a_socket_that_was_closed(tmp_path: Path) -> None:
+    for _ in range(20):
+        ours, theirs = socket.socketpair()
+        line = Socket(ours, "far")
+        failures: list[TransportError] = []
+
+        def send(line: Socket = line, failures: list[TransportError] = failures) -> None:
+            try:
+                line.send_all([b"Z" * (8 << 20)])
+            except TransportError as error:
+                failures.append(error)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        while not theirs.recv(1, socket.MSG_PEEK):
+            pass
+        line.aclose()
+        with (tmp_path / "file").open("wb") as file:
+            sender.join(30)
+            assert not sender.is_alive()
+            assert os.fstat(file.fileno()).st_size == 0
+        assert len(failures) == 1
+        theirs.close()

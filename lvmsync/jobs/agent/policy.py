@@ -60,6 +60,7 @@ class Policy:
         sources: patterns of what may be read, by a side that pulls; None: everything.
         words: words that targets may be called by, whatever they lead to: of the one who waits for a push.
         may_create: targets may be made.
+        pools: thin pools, as the request may call them, that they may be made in; None: any of their own group.
         may_snapshot: snapshots may be made.
         may_compare: digests of targets may be asked for.
         files: where a request may want a file (a snapback) to be put; None: anywhere.
@@ -74,6 +75,7 @@ class Policy:
     sources: tuple[str, ...] | None = None
     words: frozenset[str] = frozenset()
     may_create: bool = True
+    pools: frozenset[str] | None = None
     may_snapshot: bool = True
     may_compare: bool = True
     files: frozenset[str] | None = None

@@ -51,7 +51,7 @@ from lvmsync.jobs.agent.requests import (
 from lvmsync.jobs.agent.streams import accept, finish, join
 from lvmsync.jobs.agent.voice import Voice
 from lvmsync.jobs.progress import Report
-from lvmsync.names import parse_volume
+from lvmsync.names import Volume, parse_volume
 from lvmsync.transport import STALL_TIMEOUT
 
 if TYPE_CHECKING:
@@ -232,9 +232,10 @@ class Session:
         asked = take(request, target=is_word, size=is_size, pool=is_word)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_create, "makes no targets", "--allow-create")
-        pool = _find_pool(place, asked["pool"]) if asked["pool"] else None
-        if place.is_volume:
-            create_volume(place.name, asked["size"], pool, self._state)
+        name = Volume(place.name).lvm_name
+        pool = _find_pool(place, name, asked["pool"], self._policy) if asked["pool"] else None
+        if name:
+            create_volume(name, asked["size"], pool, self._state)
         else:
             create_file(place.path, asked["size"], self._state)
         return {}
@@ -369,11 +370,13 @@ _STREAMS = ("receive", "leaves", "push")
 """Verbs that more than an answer belongs to: when they fail, some of it may still be on the line."""
 
 
-def _find_pool(place: Place, word: str) -> str:
+def _find_pool(place: Place, name: str | None, word: str, policy: Policy) -> str:
     """Return the name of the pool that a target is to be made in: VG/POOL, of the target's own group."""
-    if not place.is_volume:
+    if policy.pools is not None and word not in policy.pools:
+        raise UsageError(f"this server makes no volumes in '{word}'")
+    if name is None:
         raise UsageError(f"{place.path} is a file, and a thin pool is for volumes")
-    group = place.name.split("/")[0]
+    group = name.split("/")[0]
     pool = parse_volume(word if "/" in word else f"{group}/{word}")
     if not pool.is_lvm_name or pool.word.split("/")[0] != group:
         raise UsageError(f"'{word}' is no pool of volume group {group}, which {place.name} is to be in")

@@ -288,10 +288,8 @@ def bring_back(move: Move, error: BaseException, *, is_fenced: bool) -> bool:
     try:
         move.restart()
     except BaseException as failed:  # not shielded from signals: a guest that is started would inherit the shield
-        error.add_note(
-            f"THE SOURCE MAY BE STOPPED: '{move.how_to_restart}' failed ({str(failed) or type(failed).__name__}); run it"
-            " yourself"
-        )
+        why = str(failed) or type(failed).__name__
+        error.add_note(f"THE SOURCE MAY BE STOPPED: '{move.how_to_restart}' failed ({why}); run it yourself")
         if not isinstance(failed, LvmsyncError):
             for told in (str(error), *error.__notes__):  # it is this one that people will see
                 failed.add_note(told)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lvmsync.errors import LvmsyncError, PeerError, StreamError, TransportError, UsageError, VerifyError
-from lvmsync.jobs import standing
+from lvmsync.jobs import create, standing
 from lvmsync.jobs.agent import server
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
@@ -440,3 +440,20 @@ def test_an_agent_of_another_protocol_is_told_to_be_updated() -> None:
         peer.connect(Socket(ours, "the agent"))
         with pytest.raises(TransportError, match=r"lvmsync 7\.0 there speaks protocol 1, and this one speaks 2"):
             open_agent(peer)
+
+
+def test_a_pool_is_one_that_the_policy_names_and_no_target(folder: Path) -> None:
+    policy = replace(Policy.of_word("vg/new", may_create=True), pools=frozenset(["vg/pool"]))
+    with greeted(folder / "state", policy) as agent, pytest.raises(PeerError, match="makes no volumes in 'vg/other'"):
+        agent.create("vg/new", MIB, pool="vg/other")
+    with greeted(folder / "state", policy) as agent, pytest.raises(PeerError, match="no target that this server"):
+        agent.create("vg/pool", MIB)
+
+
+def test_a_volume_is_made_as_one_by_its_path_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int, str | None]] = []
+    monkeypatch.setattr(create, "create_volume", lambda name, size, pool, _: made.append((name, size, pool)))
+    with greeted(folder / "state") as agent:
+        agent.create("/dev/vg/new", MIB, pool="pool")
+        agent.create("/dev/mapper/my--vg-new", MIB)
+    assert made == [("vg/new", MIB, "vg/pool"), ("my-vg/new", MIB, None)]

@@ -109,3 +109,13 @@ def test_one_that_was_writable_stays_so(world: World) -> None:
     with pytest.raises(DeviceError), open_way_back(world.job()) as move:
         move.run_pass(ignore)
     assert "read-only" not in world.done
+
+
+def test_the_journal_of_a_way_back_tells_of_the_guest_as_that_of_the_way_there_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = World(tmp_path, monkeypatch).job()
+    assert (job.note.domain, job.note.restart) == ("", "")
+    guest = replace(job.users, domain="web1", uri="qemu+ssh://far/system", how_to_restart="virsh start web1")
+    note = replace(job, users=guest).note
+    assert (note.domain, note.uri, note.restart, note.is_back) == ("web1", "qemu+ssh://far/system", "", True)
