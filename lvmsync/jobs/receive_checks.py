@@ -110,6 +110,7 @@ class Checks:
             "kind": (note.intent, header.intent),
             "size": (note.size, header.size),
             "place": (self._find_offset(), header.resume),
+            "group": (note.group, self.options.group),
             "snapback": (note.snapback, str(snapback.absolute()) if snapback else note.snapback),
         }
         for what, (ours, theirs) in pairs.items():
