@@ -277,7 +277,7 @@ def settle(asked: Asked, *, is_abort: bool, is_back: bool, is_forced: bool) -> s
             each=commands.each,
         )
         users = shells.users_there(wanted) if is_back else shells.users(wanted)
-        is_volume = Volume(place.name).is_lvm_name or place.name.startswith("/dev/")
+        is_volume = Volume(place.name).lvm_name is not None
         return abort(
             journal,
             (lambda: _unfence_there(shells, place, commands.timeout)) if is_back else lambda: unfence(volume),

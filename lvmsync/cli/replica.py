@@ -181,11 +181,18 @@ def pass_options(place: TargetName, asked: Asked) -> PassOptions:
         full=managing.full,
         freeze=managing.freeze,
         minimal=True if asked.minimal else None,
-        store=parse_size(managing.store) if managing.store else None,
+        store=_store_size(managing.store) if managing.store else None,
         chunk=parse_size(managing.chunk) if managing.chunk else None,
         limits=limits,
         orders={key: value for key, value in wanted.items() if value},
     )
+
+
+def _store_size(text: str) -> int:
+    size = parse_size(text)
+    if not size:
+        raise UsageError("--cow-size 0: a store of nothing keeps nothing; leave it out, and its size is chosen")
+    return size
 
 
 def require_simple(orders: Orders) -> None:

@@ -137,7 +137,7 @@ def plan_volume(
         elif known:
             # LVM may have forgotten what a thin base was taken of.
             newer = volume.full_name if volume.is_thin else None
-            reading = Reading(data_source=newer, with_data=False, frozen=True, volumes=tuple(here))
+            reading = Reading(data_source=newer, with_data=False, frozen=True, volumes=tuple(here), is_later=True)
             with open_source(Volume(known.name), reading) as source:
                 _count(found, source.changes, source.granularity)
             if plan.kind is Kind.COMMITTED:

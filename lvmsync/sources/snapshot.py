@@ -283,7 +283,8 @@ def _later_snapshot(base: _Base, device: Device, reading: Reading) -> _Data:
     if later.table.origin != base.kept.table.origin:
         raise UsageError(f"-r {word} is a snapshot of another origin than {base.name}; name one of the same")
     # Of the same second, or of unknown age: taken as later.
-    if volume and base.volume and (volume.created or 1 << 63) < (base.volume.created or 0):
+    is_older = volume and base.volume and (volume.created or 1 << 63) < (base.volume.created or 0)
+    if volume and base.volume and is_older and not reading.is_later:
         raise UsageError(
             f"-r {word} was made at {volume.time}, before {base.name} ({base.volume.time}); name a later snapshot"
         )

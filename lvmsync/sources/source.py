@@ -23,6 +23,7 @@ class Reading:
         base_source: VG/LV or path where the base's data is read; None: where the mechanism says.
         with_base: whether the base's data will be read as well.
         volumes: what LVM told just now of the volumes of the source's group, as they are still; None: it is asked.
+        is_later: the data source is known to be the newer one, whatever a clock said when it was made.
     """
 
     data_source: str | None = None
@@ -31,6 +32,7 @@ class Reading:
     base_source: str | None = None
     with_base: bool = False
     volumes: Sequence[LogicalVolume] | None = None
+    is_later: bool = False
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def _choose(
             f"{head.full_name} has nothing to do with {base.full_name}: neither is it what that is a snapshot of, nor"
             " another snapshot of the same; name a later snapshot with -r"
         )
-    is_older = None not in (head.created, base.created) and _age(head) < _age(base)
+    is_older = None not in (head.created, base.created) and _age(head) < _age(base) and not reading.is_later
     # The live state of what the base is a snapshot of is newer than it, whenever that volume was made.
     if data_source is not None and head.id != base.origin_id and _is_snapshot(head, pool) and is_older:
         raise UsageError(

@@ -409,6 +409,14 @@ def test_an_older_snapshot_is_no_place_to_read(two: Machine) -> None:
         open_source(parse_source("vg/snap"), Reading(data_source=two.node("vg-snapb"))).__enter__()
 
 
+def test_a_snapshot_that_is_known_to_be_later_is_read_though_the_clock_was_set_back(two: Machine) -> None:
+    two.report["report"][0]["lv"][2]["lv_time"] = "1795254315"
+    two.answer_lvs()
+    reading = Reading(data_source=two.node("vg-snapb"), is_later=True)
+    with open_source(parse_source("vg/snap"), reading) as source:
+        assert source.head
+
+
 def test_a_snapshot_of_another_origin_is_no_place_to_read(two: Machine) -> None:
     two.set_table("snapshot 254:1 254:4", "snapshot 254:77 254:4")
     with pytest.raises(UsageError, match="a snapshot of another origin"):

@@ -262,7 +262,8 @@ class Session:
         asked = take(request, target=is_word, replica=is_group, drop=is_flag, find=is_flag, room=is_flag)
         place = self._policy.find_target(asked["target"])
         self._policy.require(self._policy.may_snapshot, "makes no snapshots", "--allow-snapshot")
-        if not place.is_volume:
+        name = Volume(place.name).lvm_name
+        if name is None:
             raise UsageError(f"{place.name} is no volume of LVM: there are no snapshots of it")
         if not asked["replica"]:
             raise UsageError("request 'snapshot' lacks 'replica'")
@@ -271,14 +272,14 @@ class Session:
 
             self._keeper = Keeper()
         if asked["find"]:
-            return self._keeper.find(place.name, asked["replica"])
+            return self._keeper.find(name, asked["replica"])
         if asked["drop"]:
-            self._keeper.drop(place.name, asked["replica"])
+            self._keeper.drop(name, asked["replica"])
         if asked["room"]:
-            self._keeper.require_room(place.name, asked["replica"])
+            self._keeper.require_room(name, asked["replica"])
         if asked["drop"] or asked["room"]:
             return {}
-        return self._keeper.keep(place.name, asked["replica"])
+        return self._keeper.keep(name, asked["replica"])
 
     def _commit_group(self, request: Request) -> dict[str, Any]:
         from lvmsync.jobs.prepared import commit_group

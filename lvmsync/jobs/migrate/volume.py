@@ -241,7 +241,7 @@ class _Steps:
 
     def _is_volume(self) -> bool:
         """Tell whether the target is a volume of LVM, of which a snapshot can be kept."""
-        return Volume(self._job.target).is_lvm_name or self._job.target.startswith("/dev/")
+        return Volume(self._job.target).lvm_name is not None
 
     def _verify_whole(self, report: Report) -> None:
         """Compare the target with the snapshot that it was brought to."""

@@ -109,7 +109,7 @@ def open_delta(
         active_base, active_head = stack.enter_context(activity.of(base, head))
         now = {base.id: active_base, head.id: active_head}
         volumes = None if told is None else tuple(now.get(one.id, one) for one in told)
-        reading = Reading(data_source=head.full_name, with_base=True, volumes=volumes)
+        reading = Reading(data_source=head.full_name, with_base=True, volumes=volumes, is_later=True)
         source = stack.enter_context(open_source(Volume(active_base.full_name), reading))
         points = source.base and source.base.id, source.head and source.head.id
         if points != (f"{POINT}{base.id}", f"{POINT}{head.id}"):
