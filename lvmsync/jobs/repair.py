@@ -118,7 +118,9 @@ def repair_volume(
                 receipt = repair(agent, target, live, options.stream, report, dry_run=True)
             receipt.notes.append(f"{volume.full_name} itself was read: what is being written to it counts as differing")
             return receipt
-        identity = agent.standing(target).identity
+        standing = agent.standing(target)
+        _require_fit(standing, volume.size, agent.place)  # before anything is made
+        identity = standing.identity
         is_read = Event()
         with _new_head(replica, volume, options, is_read) as head, open_first(volume, head) as whole:
 
