@@ -219,9 +219,20 @@ if [[ $KIND == classic ]]; then
     block=$(($(debugfs -R 'bmap fixed 8' /dev/vg/guest 2>/dev/null) * size / 4096))
     expect 0 '' lvmsync sync vg/guest siteb:vg/copy "${CREATE[@]}"
     echo 'dd if=/dev/urandom of=/run/here/fixed bs=1k count=64 conv=notrunc,fsync status=none' >/run/guest/flush
-    cat >/run/guest/accident <<END
-(while sleep 0.01; do dd if=/dev/urandom of=/dev/ubda bs=4k seek=$(below "$block") count=1 oflag=direct status=none; done) </dev/null >/dev/null 2>&1 &
-echo \$! >/run/guest/spoiler
+    cat >/run/guest/spoil.py <<END
+import mmap, os, pathlib, time
+disk, block = os.open("/dev/ubda", os.O_RDWR | os.O_DIRECT), mmap.mmap(-1, 4096)
+block.write(os.urandom(4096))
+while True:
+    os.pwrite(disk, block, $(below "$block") * 4096)
+    pathlib.Path("/run/guest/spoiling").touch()
+    time.sleep(0.001)
+END
+    cat >/run/guest/accident <<'END'
+rm -f /run/guest/spoiling
+python3 /run/guest/spoil.py </dev/null >/dev/null 2>&1 &
+echo $! >/run/guest/spoiler
+until [[ -e /run/guest/spoiling ]]; do sleep 0.02; done
 END
     migrate --max-downtime 200s --verify
     found=0

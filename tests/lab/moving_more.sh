@@ -127,7 +127,7 @@ tidy guest copy
 it "stops when something else fills the pool of the copy meanwhile"
 filled() { lvs --noheadings -o data_percent vg/pool | tr -d ' ' | cut -d. -f1; }
 lvremove -q -y vg/copy
-expect 0 '' lvmsync cleanup --replica "$(basename /var/lib/lvmsync/replicas/????????????????)"
+for one in /var/lib/lvmsync/replicas/????????????????; do expect 0 '' lvmsync cleanup --replica "${one##*/}"; done
 lvcreate -q -y -L 40m --poolmetadatasize 4m --poolmetadataspare n -c 64k -T vg/pool
 expect 0 '' lvmsync sync vg/guest siteb:vg/thin --create --thin-pool vg/pool
 lvcreate -q -y -V 40m -T vg/pool -n greedy
