@@ -118,6 +118,7 @@ def repair_volume(
                 receipt = repair(agent, target, live, options.stream, report, dry_run=True)
             receipt.notes.append(f"{volume.full_name} itself was read: what is being written to it counts as differing")
             return receipt
+        replica.require_alone()
         standing = agent.standing(target)
         _require_fit(standing, volume.size, agent.place)  # before anything is made
         identity = standing.identity

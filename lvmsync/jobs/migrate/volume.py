@@ -99,6 +99,7 @@ def open_move(job: Job) -> Iterator[Move]:
         )
     agent = job.connect()
     with open_replica(agent, job.volume, job.target, job.place, job.state) as replica, ExitStack() as hold:
+        replica.require_alone()
         steps = _Steps(job, replica, hold)
         steps.require_room()
         yield steps.move()

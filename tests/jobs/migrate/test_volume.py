@@ -164,3 +164,14 @@ def test_a_source_that_is_read_only_was_migrated_already(world: World) -> None:
         world.run()
     assert world.done == []
     assert world.machine.ours() == []
+
+
+def test_a_volume_that_is_kept_at_one_moment_with_others_is_not_moved_alone(world: World) -> None:
+    with pytest.raises(TransportError):
+        world.run(cuts=[None, None, 2000])
+    world.done.clear()
+    for base in world.machine.ours("base"):
+        world.machine.change_tags(base, ["lvmsync.group=shop"], [])
+    with pytest.raises(ConflictError, match="is kept at one moment with other volumes, as group 'shop'"):
+        world.run()
+    assert world.done == []
