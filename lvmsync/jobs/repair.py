@@ -118,7 +118,7 @@ def repair_volume(
                 receipt = repair(agent, target, live, options.stream, report, dry_run=True)
             receipt.notes.append(f"{volume.full_name} itself was read: what is being written to it counts as differing")
             return receipt
-        replica.require_alone()
+        groups = replica.find_groups()
         standing = agent.standing(target)
         _require_fit(standing, volume.size, agent.place)  # before anything is made
         identity = standing.identity
@@ -131,7 +131,12 @@ def repair_volume(
 
             wanted = replace(whole, confirm=confirm)
             receipt = repair(agent, target, wanted, options.stream, report, orders=options.orders)
-        notes = replica.promote(head, replica.list_snapshots(), identity)
+        notes = [
+            f"{place} is at another moment now than the other copies of group '{group}': run 'lvmsync sync --group"
+            f" {group}' with all of its volumes before they are used together"
+            for group in groups
+        ]
+        notes += replica.promote(head, replica.list_snapshots(), identity)
     return replace(receipt, kind="repair", snapshot=head.full_name, notes=[*receipt.notes, *notes])
 
 

@@ -74,16 +74,23 @@ class Replica:
         Raises:
             ConflictError: it is.
         """
-        for one in self.list_snapshots(told):
-            group = snapshots.group_of(one)
-            if group and snapshots.role_of(one) == snapshots.BASE:
-                record = self.notebook.record
-                raise ConflictError(
-                    f"{record.target} is kept at one moment with other volumes, as group '{group}': run 'lvmsync sync"
-                    f" --group {group}' with all of them, or take it out of the group with 'lvchange --deltag"
-                    f" {snapshots.GROUP_TAG}{group} {one.full_name}'",
-                    device=record.source,
-                )
+        for one, group in self._list_grouped(told):
+            record = self.notebook.record
+            raise ConflictError(
+                f"{record.target} is kept at one moment with other volumes, as group '{group}': run 'lvmsync sync"
+                f" --group {group}' with all of them, or take it out of the group with 'lvchange --deltag"
+                f" {snapshots.GROUP_TAG}{group} {one.full_name}'",
+                device=record.source,
+            )
+
+    def find_groups(self) -> list[str]:
+        """Return the names of the groups with which the target is kept at one moment: one, or none."""
+        return [group for _, group in self._list_grouped(None)]
+
+    def _list_grouped(self, told: Iterable[LogicalVolume] | None) -> list[tuple[LogicalVolume, str]]:
+        """Return the bases that belong to a group, and its name."""
+        bases = [one for one in self.list_snapshots(told) if snapshots.role_of(one) == snapshots.BASE]
+        return [(one, group) for one in bases if (group := snapshots.group_of(one))]
 
     def promote(self, head: LogicalVolume, kept: Iterable[LogicalVolume], identity: dict[str, str] | None) -> list[str]:
         """Make a head that the target holds the base, and remove what was there before.
