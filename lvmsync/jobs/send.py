@@ -102,7 +102,7 @@ class Sender:
             options: how the stream is written.
             report: takes the progress.
             resume: send only what an unfinished transaction lacks.
-            samples: what the base holds at some places; see `jobs.samples`.
+            samples: what the base holds at some places, besides the source's own; see `jobs.samples`.
             group: id of the group that the stream belongs to.
             window: is told what was sent, and waited for.
 
@@ -118,7 +118,7 @@ class Sender:
         self._options = options
         self._report = report
         self._resume = resume
-        self._samples = tuple(samples)
+        self._samples = (*samples, *source.samples)
         self._group = group
         self._window = window
         self._watch = Stopwatch()
@@ -194,6 +194,7 @@ class Sender:
             batch = batch_for(total, is_resumed=self._resume is not None)
         distance = mark_distance(total) if is_resumable else MARK_EVERY
         done = since_mark = 0
+        self._report(Progress("sending", 0, total))
         for frame, packed in read_frames(self._source, self._options.level, batch):
             self._put_changes(frame, packed)
             # Holes are soon sent again, however large they are: a mark, which costs a sync there, is for data.

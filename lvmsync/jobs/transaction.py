@@ -215,6 +215,7 @@ class Transaction:
         Returns the END; nothing is committed yet.
         """
         size = done = flushed = 0
+        report(Progress("receiving", 0, self._header.changed_bytes))
         limit = self._window_bytes()
         for frame in frames:
             if isinstance(frame, (Data, Zero, Hole)):

@@ -9,6 +9,7 @@ from lvmsync.errors import UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.interfaces import Readable
+from lvmsync.stream.frames import Sample
 from lvmsync.system.lvm import LogicalVolume
 
 
@@ -56,6 +57,7 @@ class Source:
         origin: path of the device whose changes these are, where the data is read elsewhere; it can be no target.
         is_minimal: whether the map was held against the base, so that it leads from that very state only.
         is_full: whether it is the whole device, whatever the other side holds: a first copy.
+        samples: what the base holds where something changed that is not in the map: a target has to hold it.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Source:
     is_full: bool = False
     is_minimal: bool = False
     origin: str | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SNAPBACK = "snapback"
 
 MAX_SAMPLES = 1024
 """Most samples in a header."""
-MAX_SAMPLE = 64 << 10
+MAX_SAMPLE = 1 << 20
 """Bytes that a sample is about, at the most."""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lvmsync.errors import StreamError
 from lvmsync.stream import v4
-from lvmsync.stream.frames import MAX_SAMPLES, Data, End, Frame, Header, Hole, Mark, Sample, Zero
+from lvmsync.stream.frames import MAX_SAMPLE, MAX_SAMPLES, Data, End, Frame, Header, Hole, Mark, Sample, Zero
 from tests.strategies import build_changes, describe
 from tests.stream.feeding import Forge, admitted, encode, feed
 
@@ -45,7 +45,7 @@ def test_what_a_resumed_stream_says_arrives() -> None:
         ("samples", [[0, True, DIGEST]], "'samples' has one"),
         ("samples", [[0.0, 1, DIGEST]], "'samples' has one"),
         ("samples", [[0, 0, DIGEST]], "'samples' has one"),
-        ("samples", [[0, 65537, DIGEST]], "'samples' has one"),
+        ("samples", [[0, MAX_SAMPLE + 1, DIGEST]], "'samples' has one"),
         ("samples", [[-1, 1, DIGEST]], "'samples' has one"),
         ("samples", [[(1 << 20) - 4095, 4096, DIGEST]], "'samples' has one"),
         ("samples", [[0, 1, 7]], "'samples' has one"),

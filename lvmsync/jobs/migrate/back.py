@@ -18,7 +18,7 @@ from lvmsync.jobs.migrate.move import Carried, Cut, Ended, Move
 from lvmsync.jobs.migrate.state import Note
 from lvmsync.jobs.migrate.unused import find_use
 from lvmsync.jobs.migrate.users import Users
-from lvmsync.jobs.progress import Report
+from lvmsync.jobs.progress import Progress, Report
 from lvmsync.jobs.replica.choose import POINT
 from lvmsync.jobs.standing import standing
 from lvmsync.system import lvm, seen
@@ -171,10 +171,17 @@ class _Steps:
         while True:
             # The head is taken later than that, so less is counted as changed since than there may be: by a moment.
             began = time.monotonic()
+            times: list[float] = []  # of what is told while data come
+
+            def watch(progress: Progress, times: list[float] = times) -> None:
+                if progress.phase == "receiving":
+                    times.append(time.monotonic())
+                report(progress)
+
             try:
                 agent = job.connect()
                 self._make_writable()
-                receipt = agent.pull(job.source, job.volume.full_name, options, policy, job.state, report)
+                receipt = agent.pull(job.source, job.volume.full_name, options, policy, job.state, watch)
                 taken = time.monotonic()
                 if not self._has_stopped:
                     agent.settle()
@@ -185,7 +192,13 @@ class _Steps:
                     raise
         self._snapshot = receipt.snapshot
         kind = receipt.kind or "delta"
-        seconds = {"send": taken - began, "promote": time.monotonic() - taken}
+        first, last = (times[0], times[-1]) if times else (taken, taken)
+        seconds = {
+            "open": first - began,
+            "send": last - first,
+            "commit": taken - last,
+            "promote": time.monotonic() - taken,
+        }
         return Carried(receipt, kind, seconds, None if kind == "resume" else began)
 
     def prepare(self) -> float:

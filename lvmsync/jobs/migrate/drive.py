@@ -147,7 +147,7 @@ class _Migration:
             interval = carried.head_time - self._head_time
         seconds = dict(carried.seconds)
         seconds["other"] = max(0.0, wall - sum(seconds.values()))
-        measured = Pass(carried.receipt.bytes, seconds, interval)
+        measured = Pass(carried.receipt.bytes, seconds, interval, carried.receipt.wire_bytes)
         self._head_time = carried.head_time
         self._taken.append(Taken(measured))
         self._bytes += carried.receipt.bytes

@@ -21,6 +21,11 @@ _RECENT = 4
 """Passes that the model is fitted to: the rates of an hour ago tell little."""
 _DECAY = 0.5  # weight of a pass, against the one after it
 _LEAST = 0.02  # seconds; times below that are noise
+_ERROR = 0.1  # of a time that was measured
+_FIXED_ERROR = 0.25  # seconds of sending that are none of its bytes': what is known to be fixed is a phase of its own
+_SLOWER, _SPREAD = 1.5, 7.0  # of the time for a byte, against that in the largest pass, and how wrong that may be
+_USUAL = 1 / 32  # seconds for each MiB, where no pass was large enough to tell
+_MIB = 1 << 20
 _ROUNDS = 100  # of looking for the length of pass that passes tend to
 
 
@@ -33,11 +38,13 @@ class Pass:
         seconds: how long each phase took; "send" is the one that grows with the bytes.
         interval: seconds between its snapshot and that of the pass before; None of a first copy, or where the pass
             before is not known: its bytes then tell nothing about how fast changes come.
+        wire_bytes: bytes of its stream; None where they are not known.
     """
 
     changed_bytes: int
     seconds: Mapping[str, float]
     interval: float | None = None
+    wire_bytes: int | None = None
 
     @property
     def total_seconds(self) -> float:
@@ -135,34 +142,40 @@ class Prediction:
 def fit_cost(passes: Sequence[Pass]) -> Cost:
     """Return what sending costs, by the last passes: deltas where there are any, else the first copy.
 
-    A first copy reads in long runs and skips what is empty, so its rate is better than a delta's: it counts only
-    until there is a delta. Relative errors are made small, not absolute ones: small passes are what is predicted.
+    A few small passes tell nothing about a rate, and yet they are what is known when a stop command flushes a
+    thousand times as much. So what is usual counts as if it had been measured, too, with a wide error each: nearly
+    nothing is fixed, and a byte costs half as much again as it did in the largest pass (a first copy reads in long
+    runs and skips what is empty). What the passes tell weighs more as soon as they are large enough to tell it.
     """
-    points = [(float(one.changed_bytes), max(one.seconds.get(SEND, 0.0), 0.0)) for one in _recent(passes)]
-    weights = [_DECAY**age / max(seconds, _LEAST) ** 2 for age, (_, seconds) in enumerate(reversed(points))][::-1]
-    total = sum(weights)
-    if not total:
-        return Cost(0.0, 0.0)
-    mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
-    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
-    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
-    if spread <= 1e-9 * total * mean_x**2:  # all of one size: it cannot be told apart what is fixed
-        return Cost(0.0, mean_y / mean_x) if mean_x else Cost(mean_y, _rate_before(passes))
-    slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / spread
-    if slope <= 0:
-        # Larger passes were not slower. By bytes alone: that is too long for a small pass rather than too short.
-        return Cost(0.0, mean_y / mean_x)
-    fixed = mean_y - slope * mean_x
-    if fixed >= 0:
-        return Cost(fixed, slope)
-    squares = sum(w * x * x for w, (x, _) in zip(weights, points, strict=True))
-    return Cost(0.0, sum(w * x * y for w, (x, y) in zip(weights, points, strict=True)) / squares)
+    recent = _recent(passes)
+    usual = _SLOWER * _usual_seconds(passes)
+    fixed_weight, byte_weight = 1 / _FIXED_ERROR**2, 1 / (_SPREAD * usual) ** 2
+    # The sums of a fit by least squares, in seconds and MiB
+    w, wx, wxx, wy, wxy = fixed_weight, 0.0, byte_weight, 0.0, byte_weight * usual
+    for age, one in enumerate(reversed(recent)):
+        seconds, count = max(one.seconds.get(SEND, 0.0), 0.0), one.changed_bytes / _MIB
+        weight = _DECAY**age / max(_ERROR * seconds, _LEAST) ** 2
+        w, wx, wxx = w + weight, wx + weight * count, wxx + weight * count * count
+        wy, wxy = wy + weight * seconds, wxy + weight * count * seconds
+    slope = (w * wxy - wx * wy) / (w * wxx - wx * wx)
+    fixed = (wy - slope * wx) / w
+    if fixed < 0:
+        fixed, slope = 0.0, wxy / wxx
+    if slope <= 0:  # larger passes were faster
+        slope = usual / _SLOWER
+        fixed = max(0.0, (wy - slope * wx) / w)
+    return Cost(fixed, slope / _MIB)
 
 
-def _rate_before(passes: Sequence[Pass]) -> float:
-    """Return the seconds for each byte in the last pass that had any: better than none, where deltas were empty."""
-    some = [one for one in passes if one.changed_bytes]
-    return some[-1].seconds.get(SEND, 0.0) / some[-1].changed_bytes if some else 0.0
+def _usual_seconds(passes: Sequence[Pass]) -> float:
+    """Return the seconds for each MiB in the pass that sent most, if that was much; zeros sent as such are none."""
+    sizes = [
+        (one.changed_bytes if one.wire_bytes is None else min(one.changed_bytes, one.wire_bytes)) for one in passes
+    ]
+    largest = max(range(len(passes)), key=sizes.__getitem__, default=None)
+    if largest is None or sizes[largest] < _MIB:
+        return _USUAL
+    return max(passes[largest].seconds.get(SEND, 0.0), _LEAST) / (sizes[largest] / _MIB)
 
 
 def estimate_dirty(passes: Sequence[Pass], seconds: float) -> float:

@@ -85,7 +85,8 @@ class PassResult:
         kind: "first", "delta", "resume" or "nothing".
         changed_bytes: bytes of changes that were sent.
         wire_bytes: bytes of the stream.
-        seconds: of each phase: "look" (at what LVM tells), "snapshot", "map", "send", "commit", "promote".
+        seconds: of each phase: "look" (at what LVM tells), "snapshot", "map", "open" (until the target's side takes
+            data), "send", "confirm" (that it was one state of the source), "commit", "promote".
         head_time: when the snapshot that was sent had been taken, on the clock of `time.monotonic`; None of one
             that an earlier run has taken.
         snapshot: that snapshot, VG/LV: the base now.
@@ -192,6 +193,7 @@ class Pass:
         )
         self._changes = ChangeMap.empty()
         self._fresh: set[str] = set()  # ids of snapshots that were made active here
+        self._since = time.monotonic()  # when the phase began that is going on
         self._is_begun = False
         self._is_read = False
         self._is_asked = False
@@ -322,7 +324,7 @@ class Pass:
         watches = once_each([watch, *beside])
         report = watching(self._report, *watches)
         self._watch = watch
-        began = time.monotonic()
+        began = self._since = time.monotonic()
         report(Progress("reading the map", 0, None))
         activity = Activity(self._fresh, options.hold)
         opened = (
@@ -341,8 +343,7 @@ class Pass:
                 self.notes.extend(notes)
             source = replace(source, confirm=self._confirming(source))
             self._changes = source.changes
-            sending = time.monotonic()
-            self._seconds["map"] = sending - began
+            self._mark("map")
             self._is_asked = True
             receipt = self._agent.receive(
                 self.replica.target,
@@ -359,11 +360,10 @@ class Pass:
                 resume=self._resume(),
                 samples=samples,
             )
-        ended = time.monotonic()
-        read = self._seconds.pop("read", ended)
-        self._seconds["send"], self._seconds["commit"] = read - sending, ended - read
+        self._mark("commit")
         if receipt.bytes >= _RATE_WORTH:
-            self.replica.notebook.write(rate=round(receipt.bytes / max(ended - sending, 1e-3)))
+            sending = self._since - began - self._seconds["map"]
+            self.replica.notebook.write(rate=round(receipt.bytes / max(sending, 1e-3)))
         self.notes.extend(watch.notes)
         return receipt
 
@@ -377,16 +377,25 @@ class Pass:
 
     def _confirming(self, source: Source) -> Any:
         def confirm() -> None:
+            self._mark("send")
             source.confirm()
+            self._mark("confirm")
             self._is_read = True  # the end of the stream is sent next
             self._report(Progress("committing", source.changes.total_bytes, source.changes.total_bytes))
-            self._seconds["read"] = time.monotonic()
 
         return confirm
 
     def _note_progress(self, progress: Progress, report: Report) -> None:
-        self._is_begun |= progress.phase == "sending"
+        if progress.phase == "sending" and not self._is_begun:
+            self._is_begun = True
+            self._mark("open")
         report(progress)
+
+    def _mark(self, phase: str) -> None:
+        """Note how long a phase took, which ends now."""
+        now = time.monotonic()
+        self._seconds[phase] = now - self._since
+        self._since = now
 
     def promote(self, head: LogicalVolume) -> None:
         """Make a head that the target holds the base."""

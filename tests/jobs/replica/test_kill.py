@@ -75,7 +75,7 @@ def test_the_first_run_copies_all_and_the_next_what_changed_and_the_next_nothing
     delta = world.run()
     world.require_whole(delta)
     assert (delta.kind, delta.changed_bytes) == ("delta", 3 * 4096)
-    assert set(delta.seconds) == {"look", "snapshot", "map", "send", "commit", "promote"}
+    assert set(delta.seconds) == {"look", "snapshot", "map", "open", "send", "confirm", "commit", "promote"}
 
     before = world.far.sent
     nothing = world.run()

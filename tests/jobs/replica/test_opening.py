@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from lvmsync.extents import ChangeMap
 from lvmsync.jobs import samples
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.replica.opening import prepare_delta
@@ -52,3 +53,29 @@ def test_few_blocks_are_sent_without_what_is_the_same() -> None:
         found, held, _ = prepare_delta(source, minimal, "no", ignore, is_new=is_new)
         assert found.changes.total_bytes == sent
         assert held
+
+
+def test_what_was_written_and_is_the_same_is_held_against_the_target() -> None:
+    """Somebody who writes the same into the base and the volume would empty the map, and not the target."""
+    source = a_delta()
+    found, _, _ = prepare_delta(source, None, "no", ignore, is_new=True)
+    looked = ChangeMap.from_extents([(one.offset, one.length) for one in found.samples])
+    assert not len(source.changes - found.changes - looked)
+
+
+def test_what_is_the_same_is_sent_where_that_takes_fewer_bytes_than_its_samples() -> None:
+    base = os.urandom(3 * SIZE)
+    scattered = [(at, 4 * K) for at in range(0, 3 * SIZE, 16 * K)]
+    source = replace(make_source(base, scattered), base_data=Memory(base))
+    found, _, _ = prepare_delta(source, None, "no", ignore, is_new=True)
+    assert not len(found.changes)
+    assert len(found.samples) == 192
+    few = [(at, 4 * K) for at in range(0, 64 * SIZE, 64 * K)]  # 1024 of them, and nothing between them is to be read
+    sparse = replace(make_source(bytes(64 * SIZE), few), base_data=Memory(bytes(64 * SIZE)))
+    found, _, _ = prepare_delta(sparse, None, "no", ignore, is_new=True)
+    assert len(found.samples) == 384
+    assert found.changes.total_bytes == (1024 - 384) * 4 * K
+    asked, _, _ = prepare_delta(sparse, True, "no", ignore, is_new=True)
+    assert not len(asked.changes)
+    assert len(asked.samples) == 700
+    assert "to 1327104 it is not" in asked.notes[-1]
