@@ -108,11 +108,14 @@ expect 0 '' lvmsync apply /run/frozen.back vg/copy
 is "$(sum /dev/vg/copy)" "$copy" 'the sum of the copy'
 same /dev/vg/snap /dev/vg/copy
 
+is_begun() { (($(open_transactions) == 1)); }
+
 # with_gate BYTES ORIGIN OPTIONS OF SEND...: a send to a copy of ORIGIN that is held up behind so many bytes.
 with_gate() {
     sender=(lvmsync send "${@:3}")
     receiver=(lvmsync receive "vg/$2copy" --snapback /run/gated.back)
     start_gated "$1"
+    until_true is_begun # what has passed the gate may still be on its way
     is "$(open_transactions)" 1 'number of open transactions'
 }
 
