@@ -67,9 +67,11 @@ def cleanup(
 
 
 def _find_snapshots(state: Path) -> tuple[list[Found], list[Bare]]:
-    if shutil.which("lvs") is None:
-        return [], []  # no LVM, no snapshots of its
     from lvmsync.jobs.replica.cleanup import find_bare, find_snapshots
+    from lvmsync.jobs.replica.record import list_records
+
+    if shutil.which("lvs") is None and not list_records(state):
+        return [], []  # no LVM, no snapshots of its; with records there was one, and it cannot be looked
 
     return find_snapshots(state), find_bare(state)
 

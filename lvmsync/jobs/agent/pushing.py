@@ -43,6 +43,7 @@ class Push:
         report: Report,
         *,
         most_copies: int | None = None,
+        stall: float | None = None,
     ) -> None:
         """Prepare; nothing is asked yet.
 
@@ -55,6 +56,7 @@ class Push:
             options: of the copy, as they came with the request.
             report: takes the progress.
             most_copies: how many targets of one volume may be kept up to date; None: any number.
+            stall: seconds that the other side is to wait for a byte of ours; None: as usual.
         """
         self._source, self._target, self._place = source, target, tame(options.get("place") or target)
         self._state, self._options, self._report = state, options, report
@@ -63,6 +65,8 @@ class Push:
         peer = Peer(self._place, talking=talking)
         peer.connect(line)
         self._agent = Agent(peer, "", "")
+        if stall is not None:
+            self._agent.stall = stall
 
     def run(self) -> Receipt:
         """Make the copy, and return its receipt.

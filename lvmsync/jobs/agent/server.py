@@ -114,6 +114,7 @@ class Session:
         """
         self._line = line if isinstance(line, Line) else Line(line)
         self._voice = Voice(self._line, beat, on_lost, patience)
+        self._patience = patience
         self._policy = policy
         self._state = state
         self._report = report
@@ -160,7 +161,9 @@ class Session:
     def _serve(self, request: Request) -> None:
         """Carry out one request, and answer it."""
         verb = request["verb"]
-        with self._voice.working(bound_stall(request.get("stall", STALL_TIMEOUT))):
+        stall = bound_stall(request.get("stall", STALL_TIMEOUT))
+        # Where the other side serves us by our own request, it is our user who says how long to wait.
+        with self._voice.working(stall if self._patience is None else min(stall, self._patience)):
             try:
                 answer = _find_verb(verb)(self, request)
             except TransportError:
@@ -314,7 +317,7 @@ class Session:
         self._voice.say(TURN)
         push = Push(
             self._line, self._voice.lock, source.name, asked["target"], self._state, options, self._report,
-            most_copies=self._policy.most_copies,
+            most_copies=self._policy.most_copies, stall=bound_stall(request.get("stall", STALL_TIMEOUT)),
         )  # fmt: skip
         if options["passes"] and not options["dry_run"]:
             self._passes = self._passes or Passes()

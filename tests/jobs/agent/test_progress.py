@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lvmsync.errors import LvmsyncError, PeerError, TransportError
+from lvmsync.errors import DeviceError, LvmsyncError, PeerError, TransportError
 from lvmsync.history import Point
 from lvmsync.jobs.agent.client import Agent, open_agent
 from lvmsync.jobs.agent.peer import Peer
@@ -28,6 +28,7 @@ from lvmsync.jobs.window import Window
 from lvmsync.sources.source import Source
 from lvmsync.targets.block import BlockTarget
 from lvmsync.transport.striped import Socket
+from tests.agent_line import agent_peer
 from tests.fakes import make_source
 
 MIB = 1 << 20
@@ -222,3 +223,29 @@ def test_who_is_pulled_from_says_that_it_works_unless_it_talks(tmp_path: Path, m
         while (text := far.read_line()) == WAIT:
             pass
         assert parse(text or "", DONE) is not None
+
+
+def test_in_a_pull_it_is_our_user_who_says_how_long_to_wait_in_a_stream(tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(bytes(MIB))
+    with line() as (agent, far):
+        agent.stall = agent.peer.line.transport.stall_timeout = 0.2
+        far.say(TURN)
+        far.say(REQUEST, {"verb": "receive", "target": str(tmp_path / "copy"), "options": {}, "stall": 120})
+        with pytest.raises(TransportError, match=r"no byte moved for 0\.2 s"):
+            agent.pull("vg/lv", "x", {}, Policy.of_word(str(tmp_path / "copy")), tmp_path, ignore)
+
+
+@pytest.mark.parametrize(("asked", "told"), [(4, 4.0), (7.5, 7.5), (None, 3600.0)])
+def test_who_is_pulled_from_asks_for_the_patience_of_who_pulls(
+    asked: float | None, told: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(connect: Callable[[], Agent], *_: Any, **__: Any) -> Receipt:
+        raise DeviceError(f"it is {connect().stall} s")
+
+    monkeypatch.setattr("lvmsync.jobs.agent.pushing.sync_volume", sync)
+    monkeypatch.setattr("lvmsync.jobs.agent.pushing.Push._find", lambda _: (None, []))
+    with agent_peer(tmp_path / "state", "far") as (_, peer):
+        agent = open_agent(peer)
+        agent.stall = asked
+        with pytest.raises(PeerError, match=rf"it is {told} s"):
+            pull(agent, tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvmsync.cli.classic import run
-from lvmsync.errors import ConflictError, UsageError
+from lvmsync.errors import CommandError, ConflictError, UsageError
 from lvmsync.jobs.doctor.examine import _check_lvm
 from lvmsync.jobs.replica.cleanup import (
     Found,
@@ -257,6 +257,26 @@ def test_the_command_shows_offers_and_removes(
     assert run(["cleanup", "--replica", ID, *state]) == 0
     assert world.machine.ours() == []
     assert run(["cleanup", "--replica", ID, "--remove", *state]) == 2
+
+
+def test_where_lvm_is_not_found_nothing_is_said_of_what_there_is(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PATH without /sbin, as cron's: nothing was looked at, so nothing is known."""
+    monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr(holds, "list_holds", list)
+    state = ["--state", str(world.state)]
+    assert run(["cleanup", *state]) == 0  # nor is anything known of a copy
+
+    world.remember(world.snapshot("base"))
+
+    def list_volumes(_: str | None = None) -> list[LogicalVolume]:
+        raise CommandError("cannot run 'lvs': No such file or directory; is it installed, and in PATH?")
+
+    monkeypatch.setattr(lvm, "list_volumes", list_volumes)
+    assert run(["cleanup", *state]) == 3
+    assert "cannot run 'lvs'" in capsys.readouterr().err
 
 
 def test_a_replica_without_a_snapshot_is_forgotten_only_if_nothing_has_come_of_it(
