@@ -107,6 +107,12 @@ fi
 mkfs.ext4 -q /dev/vg/guest
 $RESTART
 
+it "refuses a larger target, unless nobody wants a way back"
+lvcreate -qq -y -W n -L 36m -n copy vg
+go 3 'what is changed behind that could not be brought back.*--no-way-back' --start-cmd "$START"
+lvremove -qq -y vg/copy
+only guest
+
 it "says that the source is in use after a stop command that stops nothing, and starts it again"
 STOP=true RESTART='touch /run/guest/restarted' \
     go 3 'still in use .the kernel counts it as open.*started again .touch /run/guest/restarted.' "${CREATE[@]}"

@@ -163,11 +163,26 @@ class _Steps:
         )
 
     def require_room(self) -> None:
-        """Refuse a target, if it is there already, that no snapshot for the way back could be taken of."""
+        """Refuse a target, if it is there already, that would have no way back."""
         agent, target = self._connect(), self._job.target
-        if self._job.way_back and self._is_volume() and agent.standing(target).kind == "thick":
+        if not self._job.way_back or not self._is_volume():
+            return
+        standing = agent.standing(target)
+        self._require_size(standing.size)
+        if standing.kind == "thick":
             with _about_way_back():
                 agent.require_snapshot_room(target, self._replica.id)
+
+    def _require_size(self, size: int | None) -> None:
+        """Refuse a target that is larger: what lies behind the source's end could not be brought back."""
+        volume = self._job.volume
+        if size is not None and size > volume.size:
+            raise DeviceError(
+                f"{self._job.place} has {size} bytes and {volume.full_name} has {volume.size}: what is changed behind"
+                f" that could not be brought back. Make it as large with 'lvextend -L {size}b {volume.full_name}', or"
+                " give --no-way-back",
+                device=self._job.place,
+            )
 
     def _run_pass(self, report: Report) -> Carried:
         tries = 0
@@ -208,6 +223,7 @@ class _Steps:
         self._job.users.ready()
         self._connect()
         if self._job.way_back and self._is_volume():
+            self._require_size(self._connect().standing(self._job.target).size)  # one that was made may be larger, too
             with _about_way_back():  # that of an earlier migration would be in the way in the downtime
                 self._connect().drop_snapshot(self._job.target, self._replica.id, room=True)
         self._told = lvm.list_volumes()
