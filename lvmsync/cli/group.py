@@ -105,7 +105,9 @@ def _find_members(
     targets: dict[str, str] = {}
     told: dict[str, list[LogicalVolume]] = {}  # by volume group; each is asked for once
     for word in words:
-        source, _, other = word.partition("=")
+        source, equals, other = word.partition("=")
+        if equals and not other:
+            raise UsageError(f"{word}: a name is missing behind '='; write {source}=NAME, or {source} alone")
         named = parse_volume(source)
         around = told.get(source.partition("/")[0]) if named.is_lvm_name else None
         around = lvm.list_around(named) if around is None else around

@@ -123,7 +123,8 @@ def print_group(receipt: GroupReceipt, *, as_json: bool, quiet: bool) -> None:
     for note in receipt.notes:
         print(f"note: {note}", file=sys.stderr)
     if not quiet:
-        done = "would be committed" if receipt.dry_run else "were committed"
+        was = "was" if len(receipt.members) == 1 else "were"
+        done = "would be committed" if receipt.dry_run else f"{was} committed"
         still = f"; writes stood still for {receipt.still_seconds:.1f} s at the most" if receipt.still_seconds else ""
         count = f"{len(receipt.members)} volume{'' if len(receipt.members) == 1 else 's'}"
         print(f"group {receipt.group}: {count} {done} together{still}", file=sys.stderr)

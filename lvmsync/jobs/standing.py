@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lvmsync import __version__
-from lvmsync.errors import DeviceError, TransportError
+from lvmsync.errors import DeviceError, LvmsyncError, TransportError
 from lvmsync.history import Point
 from lvmsync.jobs.create import find_left
 from lvmsync.jobs.precious import find_merge, find_other_use, find_own_snapshot
@@ -161,12 +161,14 @@ def standing(target: str, state: Path, *, is_first: bool = False) -> Standing:
 
     Raises:
         UsageError: it is no name of a target of this machine.
+        DeviceError: it is a volume that is not active.
         FormatError, ConflictError: its ledger entry cannot be read, or has an unfinished transaction of another device
             of the same name.
     """
     path = Volume(parse_target(target).name).path
     found = Standing(target, __version__, datetime.now(UTC).isoformat(timespec="seconds"), undo_free=_free(state))
     if not Path(path).exists():
+        _require_not_inactive(Volume(path))
         record, folder, _ = ledger.peek_record(state, str(Path(path).resolve()), None, 0)
         return replace(found, **_known_of(record, folder, "")) if record.transaction else found
     try:
@@ -178,6 +180,22 @@ def standing(target: str, state: Path, *, is_first: bool = False) -> Standing:
             # What helps with others is no advice there.
             found = replace(found, in_use=find_own_snapshot(path) or str(refused), fenced=_is_fenced(path, device))
             return _stand(found, device, state)
+
+
+def _require_not_inactive(name: Volume) -> None:
+    """Refuse a volume that is there, and only has no device."""
+    lvm_name = name.lvm_name
+    if lvm_name is None:
+        return
+    try:
+        volume = lvm.find_volume(lvm_name)
+    except LvmsyncError:  # no such volume, or no LVM
+        return
+    if volume.number is None:
+        skips = "-K " if volume.attr[9:10] == "k" else ""
+        raise DeviceError(
+            f"{lvm_name} is not active: activate it with 'lvchange -ay {skips}{lvm_name}'", device=lvm_name
+        )
 
 
 def _stand(found: Standing, device: BlockTarget | Device, state: Path) -> Standing:

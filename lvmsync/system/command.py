@@ -10,7 +10,7 @@ from typing import BinaryIO
 from lvmsync.errors import CommandError
 from lvmsync.system.signals import signals_deferred
 
-_SAYS_NOTHING = ("Command failed", "Command failed.")
+_SAYS_NOTHING = ("Command failed", "Run `lv", "Run `vg")
 
 
 def run(argv: Sequence[str], *, timeout: float = 60) -> str:
@@ -97,5 +97,5 @@ def _require_success(argv: Sequence[str], status: int, stderr: bytes) -> None:
     if not status:
         return
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line not in _SAYS_NOTHING] or lines or ["it gave no reason"]
+    told = [line for line in lines if not line.startswith(_SAYS_NOTHING)] or lines or ["it gave no reason"]
     raise CommandError(f"'{_called(argv)}' failed with status {status}: {told[-1]}")

@@ -82,6 +82,7 @@ def test_its_receipt_is_one_object(members: list[Any], capsys: pytest.CaptureFix
         ("--group db vg/a host:vg/b=c vg2", "host:vg/b=c: the volumes of a group are pushed"),
         ("--group db vg/a vg/a vg2", "vg/a is named twice"),
         ("--group db vg/a vg3/a vg2", "vg/a and vg3/a would both be copied to vg2/a: write vg3/a=NAME for one of them"),
+        ("--group db vg/a= vg2", "vg/a=: a name is missing behind '='"),
         ("--group db vg/a vg2 --freeze-cmd x", "give both, or what was frozen would stay so"),
         ("--group db vg/a vg2 --freeze-limit 0", "--freeze-limit 0 is out of range"),
         ("--group db vg/a vg2 --no-undo", "--no-undo: the copies of a group are brought back together"),

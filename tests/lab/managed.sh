@@ -83,6 +83,11 @@ lvremove -qq -y "$(base_of my-vg/thin-vol)"
 expect 8 'the snapshot that held this state was removed' lvmsync sync my-vg/thin-vol siteb:my-vg/thin-copy
 is "$(ours tags=lvmsync.role=head)" 0 'the number of heads'
 
+it "says of a target that is not active how it becomes so"
+lvchange -qq -an my-vg/near
+expect 3 "my-vg/near is not active: activate it with 'lvchange -ay my-vg/near'" lvmsync sync my-vg/thin-vol siteb:my-vg/near --create
+lvchange -qq -ay my-vg/near
+
 it "pulls"
 lvcreate -qq -y -W n -L 16m -n pulled my-vg
 for kind in first delta; do

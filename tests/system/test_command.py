@@ -27,7 +27,8 @@ def test_a_missing_program_is_named() -> None:
 
 def test_a_failure_gives_the_programs_own_last_words(tmp_path: Path) -> None:
     program = script(
-        tmp_path, 'echo "first" >&2; echo "  Device nope not found" >&2; echo "Command failed." >&2; exit 3'
+        tmp_path,
+        'echo "first\n  Device nope not found\nCommand failed.\n  Run \\`lvcreate --help\' for more" >&2; exit 3',
     )
     with pytest.raises(CommandError, match=r"program info' failed with status 3: Device nope not found$"):
         run([program, "info", "nope"])
