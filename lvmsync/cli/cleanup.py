@@ -154,6 +154,8 @@ def _say(
             if removed
             else "nothing is left behind: no thin pool and no era device has a metadata snapshot taken, no volume has a"
             " snapshot of lvmsync's, and nothing is frozen\n"
+            if shutil.which("lvs")
+            else "nothing was found; LVM's commands are not in PATH, so snapshots of volumes were not looked for\n"
         )
 
 

@@ -88,12 +88,22 @@ def test_a_minimal_map_is_the_difference_within_the_map(
 
 
 def test_a_hole_that_is_zeros_in_the_base_is_dropped_without_reading_it_where_it_is_a_hole(tmp_path: Path) -> None:
-    path = sparse(tmp_path / "base", 1 << 42, (MIB, b"data"), (4 * MIB, bytes(MIB)))
-    source = make_source(Memory(b""), [(0, 1 << 42)])
+    path = sparse(tmp_path / "base", 384 * MIB, (MIB, b"data"), (4 * MIB, bytes(MIB)))
+    source = make_source(Memory(b""), [(0, 384 * MIB)])
     with open_device(str(path)) as base:
-        wide = replace(source, size=1 << 42, holes=source.changes, base_data=base)
+        wide = replace(source, size=384 * MIB, holes=source.changes, base_data=base)
         found = minimize(wide, ignore)
     assert extents(found.changes) == extents(found.holes) == [(MIB, BLOCK)]
+
+
+def test_of_holes_that_are_more_than_can_be_proved_the_rest_stays(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "base", 1 << 42, (MIB, b"data"))
+    source = make_source(Memory(b""), [(0, 1 << 42)])
+    with open_device(str(path)) as base:
+        found = minimize(replace(source, size=1 << 42, holes=source.changes, base_data=base), ignore)
+    assert 383 * MIB < (1 << 42) - found.changes.total_bytes <= 384 * MIB
+    assert found.holes == found.changes
+    assert "too scattered to be proved" in found.notes[-1]
 
 
 def test_without_a_readable_base_the_next_step_is_told() -> None:

@@ -26,8 +26,6 @@ from lvmsync.units import size_words
 MINIMAL_UP_TO = 64 << 20
 """Bytes of changes that are compared with the base before they are sent, as long as nobody says otherwise."""
 
-_MOST_SAMPLES = 384  # of those that need not be sent: 22 KiB on the line; the rest is sent all the same
-
 _FEW = 8  # every so many of the samples, when an unfinished delta is gone on with
 
 
@@ -145,11 +143,8 @@ def prepare_delta(
     size = min(source.size, base.size)
     if is_new:
         is_quick = 0 < source.changes.total_bytes <= MINIMAL_UP_TO
-        if minimal:
-            source = minimize(source, report)
-        elif minimal is None and is_quick:
-            less = minimize(source, report, most_samples=_MOST_SAMPLES, must_prove=True)
-            source = replace(less, notes=source.notes)
+        if minimal or (minimal is None and is_quick):
+            source = replace(minimize(source, report), notes=source.notes)
     is_unwatched = is_new and written == "unknown"
     changes = source.changes.clip(size)
     samples = take_samples(base, changes, size, is_unwatched=is_unwatched)

@@ -268,6 +268,7 @@ def test_where_lvm_is_not_found_nothing_is_said_of_what_there_is(
     monkeypatch.setattr(holds, "list_holds", list)
     state = ["--state", str(world.state)]
     assert run(["cleanup", *state]) == 0  # nor is anything known of a copy
+    assert "snapshots of volumes were not looked for" in capsys.readouterr().out
 
     world.remember(world.snapshot("base"))
 
