@@ -73,7 +73,9 @@ class Budget:
         per_byte = 1 / self.prediction.rate if self.prediction.rate else 0.0
         spent = now - self._sending_since
         if spent > 0.5 and progress.done > progress.total // 20:
-            per_byte = spent / progress.done  # as this very pass has it
+            # As this very pass has it; but it may have begun slowly, so what was predicted counts as a fifth of it.
+            before = progress.total // 5 if per_byte else 0
+            per_byte = (spent + per_byte * before) / (progress.done + before)
         commit = 0.25 * self.prediction.pass_fixed
         self._check(now - self.began + per_byte * (progress.total - progress.done) + commit + self.prediction.tail)
 
