@@ -21,6 +21,7 @@ LAYERS = {
     "sources": 3,
     "targets": 3,
     "transport": 3,
+    "stores": 3,
     "system": 2,
     "errors": 1,
     "interfaces": 1,
@@ -28,6 +29,8 @@ LAYERS = {
     "extents": 1,
     "history": 1,
     "units": 1,
+    "fields": 1,
+    "chain": 1,
     "formats": 1,
     "stream": 1,
     "": 0,  # lvmsync itself: only the version
@@ -35,12 +38,13 @@ LAYERS = {
 """Every part of the package. 1 is P; parts of 3 never import each other."""
 
 PURE = {
-    "__future__", "abc", "array", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools",
-    "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "struct", "typing", "zlib",
-    "crc32c", "numpy", "xxhash", "zstandard",
+    "__future__", "abc", "array", "bisect", "collections", "contextlib", "copy", "dataclasses", "datetime", "enum",
+    "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "struct", "typing",
+    "zlib", "crc32c", "numpy", "xxhash", "zstandard",
 }  # fmt: skip
 """All that P may import besides P: no file, clock, process, thread, log."""
 
+CLOCKS = {"now", "utcnow", "today"}  # of datetime
 IMPURE_CALLS = {"open", "print", "input", "exit", "quit", "breakpoint", "exec", "eval", "__import__"}
 NUMPY_FILES = {"fromfile", "tofile", "memmap", "load", "save", "savez", "loadtxt", "savetxt", "genfromtxt"}
 
@@ -111,6 +115,10 @@ def broken_calls(name: str, tree: ast.Module) -> list[str]:
         match node:
             case ast.Call(func=ast.Name(id=called)) if LAYERS[part] <= 1 and called in IMPURE_CALLS:
                 wrong.append(f"{name}:{node.lineno} calls {called}(), and P is pure")
+            case ast.Attribute(value=ast.Name(id="datetime" | "date"), attr=called) if (
+                LAYERS[part] <= 1 and called in CLOCKS
+            ):
+                wrong.append(f"{name}:{node.lineno} asks {called}(), and P has no clock")
             case ast.Attribute(attr=called) if LAYERS[part] <= 1 and called in NUMPY_FILES and is_numpy(node):
                 wrong.append(f"{name}:{node.lineno} uses {called}, and P is pure")
             case ast.Call(func=ast.Name(id="print" | "exit" | "quit" | "input" as called)) if LAYERS[part] < 5:

@@ -314,10 +314,13 @@ def _can_take(point: Point, header: Header, base: Point) -> bool:
 def _is_unknown(point: Point, header: Header, base: Point) -> bool:
     """Tell whether nothing says that a target at ``point`` does *not* hold ``base``.
 
-    A full copy and a comparison leave a point that only says that nobody named it. Between two snapshots of LVM the
+    A full copy and a comparison leave a point that only says that nobody named it; what starts from such a point starts
+    from that one and no other. Between two snapshots of LVM the
     changes of a classic one hold all that is needed if it is the older one, and if they do not lead back: what lies
     between the target's point and a later base would be missing.
     """
+    if base.id.startswith(UNNAMED):
+        return False
     if point.id.startswith(UNNAMED):
         return True
     if header.source == "era":

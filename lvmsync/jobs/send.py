@@ -93,6 +93,7 @@ class Sender:
         samples: Sequence[Sample] = (),
         group: str | None = None,
         window: Window | None = None,
+        intent: str | None = None,
     ) -> None:
         """Prepare; nothing is sent before `begin`.
 
@@ -105,6 +106,7 @@ class Sender:
             samples: what the base holds at some places, besides the source's own; see `jobs.samples`.
             group: id of the group that the stream belongs to.
             window: is told what was sent, and waited for.
+            intent: what the header says of it; None: whether it is a full copy, or a delta.
 
         Raises:
             UsageError: PROTO[3] cannot go on with a transaction.
@@ -121,6 +123,7 @@ class Sender:
         self._samples = (*samples, *source.samples)
         self._group = group
         self._window = window
+        self._intent = intent or (FULL if source.is_full else DELTA)
         self._watch = Stopwatch()
         self._encoder = v4.Encoder() if options.format == 4 else v3.Encoder()
         self._extents = 0
@@ -144,7 +147,7 @@ class Sender:
                     host=os.uname().nodename,
                     time=datetime.now(UTC).isoformat(timespec="seconds"),
                     version=__version__,
-                    intent=FULL if source.is_full else DELTA,
+                    intent=self._intent,
                     stream=uuid.uuid4().hex,
                     minimal=source.is_minimal,
                     data_bytes=source.changes.total_bytes - (source.changes & source.holes).total_bytes,

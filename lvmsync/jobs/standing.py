@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from lvmsync import __version__
 from lvmsync.errors import DeviceError, LvmsyncError, TransportError
+from lvmsync.fields import read_fields
 from lvmsync.history import Point
 from lvmsync.jobs.create import find_left
 from lvmsync.jobs.precious import find_merge, find_other_use, find_own_snapshot
@@ -19,7 +20,6 @@ from lvmsync.names import Volume, parse_target
 from lvmsync.system import dm, fill, identity, ioctl, ledger, lvm, seen
 from lvmsync.system import record as records
 from lvmsync.system.device import Device, open_device
-from lvmsync.system.fields import read_fields
 from lvmsync.targets.block import BlockTarget, open_target
 
 FENCED_TAG = "lvmsync.fenced"

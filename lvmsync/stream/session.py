@@ -73,6 +73,11 @@ class Receiver:
         """Byte of the stream up to which all frames are whole, in a format that has frames."""
         return self._decoder.position if isinstance(self._decoder, v4.Decoder) else 0
 
+    @property
+    def last(self) -> v4.FrameHead | None:
+        """Where the frame is that was found last, in a format that has frames."""
+        return self._decoder.last if isinstance(self._decoder, v4.Decoder) else None
+
     def get_buffer(self) -> memoryview:
         """Return where the next bytes are to be put; never empty."""
         return self._decoder.get_buffer() if self._decoder else self._line[self._line_filled :]

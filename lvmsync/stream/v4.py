@@ -22,7 +22,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import xxhash
@@ -66,6 +66,15 @@ _HEADER, _DATA, _ZERO, _HOLE, _MARK_TYPE, _END_TYPE, _ABORT = range(1, 8)
 _NAMES = {1: "HEADER", 2: "DATA", 3: "ZERO", 4: "HOLE", 5: "MARK", 6: "END", 7: "ABORT"}
 _RAW, _ZSTD = 0, 1
 _TRY_EVERY = 16  # after a frame that does not shrink, how many go as they are before the next try
+
+
+class FrameHead(NamedTuple):
+    """Where a frame of a stream is, and what its header says of it."""
+
+    position: int  # byte of the stream where it begins
+    stored: int  # bytes of its body
+    extents: int  # in its table
+    checksum: int
 
 
 class Compressor:
@@ -147,7 +156,11 @@ class Encoder:
 
 
 class Decoder:
-    """Bytes to frames. No byte of a frame is believed before its checksum has been found right."""
+    """Bytes to frames. No byte of a frame is believed before its checksum has been found right.
+
+    Attributes:
+        last: where the frame is that was found last; None before the first.
+    """
 
     version = 4
 
@@ -161,6 +174,7 @@ class Decoder:
         self._digest = xxhash.xxh3_128()
         self._ended = False
         self._ready: list[Frame] = []
+        self.last: FrameHead | None = None
 
     @property
     def position(self) -> int:
@@ -230,7 +244,7 @@ class Decoder:
         return np.empty(stored, np.uint8).data
 
     def _close_frame(self, body: memoryview) -> Frame:
-        kind, codec, _, count, sequence, _, unpacked, checksum = _FRAME.unpack(self._head)
+        kind, codec, _, count, sequence, stored, unpacked, checksum = _FRAME.unpack(self._head)
         if _checksum(self._seed, self._head[:_CHECKED], [body]) != checksum:
             self._fail(f"checksum of a {_NAMES[kind]} frame does not match: the stream is damaged")
         if codec == _ZSTD:
@@ -238,6 +252,7 @@ class Decoder:
         if len(body) != unpacked:
             self._fail(f"body of {len(body)} bytes where {unpacked} were announced")
         frame = self._parse(kind, count, body)
+        self.last = FrameHead(self._position, stored, count, checksum)
         if sequence == 0:
             self._seed = checksum
         if kind in (_END_TYPE, _ABORT):
@@ -355,6 +370,35 @@ class Skimmer:
         decoder._sequence, decoder._seed, decoder._digest = self._sequence, self._seed, self._digest.copy()
         decoder._position = self._position
         return decoder
+
+
+def open_data(frame: memoryview, seed: int, known: FrameHead) -> memoryview:
+    """Return the data of one DATA frame that was read by itself, as it is once its checksum was found right.
+
+    Args:
+        frame: its header and body.
+        seed: the checksum of frame 0.
+        known: what an index says of it.
+
+    Raises:
+        StreamError: it is not that frame, or is damaged.
+    """
+    if len(frame) == _FRAME.size + known.stored:
+        kind, codec, _, count, _, stored, unpacked, checksum = _FRAME.unpack(frame[: _FRAME.size])
+        body = frame[_FRAME.size :]
+        is_known = (kind, count, stored, checksum) == (_DATA, known.extents, known.stored, known.checksum)
+        if is_known and unpacked <= MAX_BODY and _checksum(seed, frame[:_CHECKED], [body]) == checksum:
+            try:
+                if codec == _ZSTD:
+                    body = memoryview(zstandard.ZstdDecompressor().decompress(body, max_output_size=unpacked))
+            except zstandard.ZstdError as error:
+                raise StreamError(f"stream byte {known.position}: cannot be decompressed: {error}") from error
+            if len(body) == unpacked:
+                return body[count * 16 :]
+    raise StreamError(
+        f"stream byte {known.position}: the frame there is not the one that was written, or is damaged",
+        offset=known.position,
+    )
 
 
 def _checksum(seed: int, head: Buffer, body: list[Buffer]) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 from lvmsync.errors import FormatError
 from lvmsync.extents import MAX_SIZE
+from lvmsync.fields import read_fields
 from lvmsync.history import Point
 from lvmsync.stream.frames import DELTA, FULL, MAX_SAMPLE, SNAPBACK, Sample
-from lvmsync.system.fields import read_fields
 
 VERSION = 1
 PHASES = ("staging", "staged", "applying", "prepared", "undoing", "undone")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
-from lvmsync.system.fields import read_fields
+from lvmsync.fields import read_fields
 from lvmsync.system.ledger import file_name, is_locked, open_lock, remove_file, replace_file
 
 VERSION = 1

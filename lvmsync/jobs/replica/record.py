@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
-from lvmsync.system.fields import read_fields
+from lvmsync.fields import read_fields
 from lvmsync.system.ledger import is_locked, open_lock, replace_file
 
 VERSION = 1
