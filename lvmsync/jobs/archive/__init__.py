@@ -1,0 +1,1 @@
+"""Archives: past states of a device, kept as streams."""

@@ -1,0 +1,226 @@
+"""Members of an archive: writing one with its index, and reading any part of one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import xxhash
+
+from lvmsync.chain.catalogue import FORWARD, FULL, REVERSE, ArchivedPoint, Catalogue, Member
+from lvmsync.chain.index import Index, IndexBuilder
+from lvmsync.errors import DeviceError, FormatError, StreamError
+from lvmsync.stores.folder import Blob, FolderStore, NewBlob
+from lvmsync.stream import frames, v4
+from lvmsync.stream.frames import Buffer, Header
+
+_PIECE = 1 << 20  # bytes that are read at a time where all is read
+
+STREAM, INDEX = ".stream", ".index"
+"""What the names of the objects end with."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A member that is in the store, and not in a catalogue yet.
+
+    Attributes:
+        member: the member; which way it leads is known when its points are.
+        header: of its stream.
+    """
+
+    member: Member
+    header: Header
+
+    @property
+    def head(self) -> ArchivedPoint:
+        """The point that it leads to, without a number."""
+        header = self.header
+        assert header.head is not None
+        assert header.size is not None
+        return ArchivedPoint(header.head.id, 0, header.size, header.head.time or header.time, header.name, header.host)
+
+
+class MemberWriter:
+    """Takes the bytes of a stream, and makes the index of them as they pass."""
+
+    def __init__(self, blob: NewBlob) -> None:
+        self._blob = blob
+        self.builder = IndexBuilder()
+
+    def send_all(self, buffers: Sequence[Buffer]) -> None:
+        """Append every byte of ``buffers``.
+
+        Raises:
+            DeviceError: it cannot be written.
+            StreamError: it is not what an archive takes.
+        """
+        for buffer in buffers:
+            self.builder.feed(buffer)
+        self._blob.write(buffers)
+
+
+def write_member(store: FolderStore, fill: Callable[[MemberWriter], object]) -> Written:
+    """Write a stream and its index, each whole and durable, and return what a catalogue says of them.
+
+    Args:
+        store: of the archive.
+        fill: sends the stream.
+
+    Raises:
+        StreamError: it is no whole stream, or says not from where to where it leads.
+        LvmsyncError: what ``fill`` raises; nothing is left.
+    """
+    stem = uuid.uuid4().hex
+    name, index_name = stem + STREAM, stem + INDEX
+    with store.create(name) as blob:
+        writer = MemberWriter(blob)
+        fill(writer)
+        index = writer.builder.finish()
+        header = writer.builder.header
+        assert header is not None
+        require_points(header)
+        stored = blob.stored
+    # Behind the stream: an index without one was left by a removal that was cut off, and is nobody's work.
+    data = index.dump()
+    store.put_new(index_name, data)
+    return Written(_describe(name, stored, header, writer.builder, index_name, data), header)
+
+
+def read_whole(store: FolderStore, name: str) -> tuple[Header, Index, Written]:
+    """Read a stream that is in the store from its first byte to its last, and return what it is.
+
+    Raises:
+        StreamError: it is damaged, or no whole stream.
+        DeviceError: it cannot be read.
+    """
+    builder = IndexBuilder()
+    with store.open(name) as blob:
+        at = 0
+        while len(piece := blob.read_at(at, _PIECE)):
+            blob.prefetch(at + len(piece), 4 * _PIECE)
+            builder.feed(piece)
+            at += len(piece)
+    index = builder.finish()
+    header = builder.header
+    assert header is not None
+    data = index.dump()
+    index_name = name.removesuffix(STREAM) + INDEX
+    return header, index, Written(_describe(name, at, header, builder, index_name, data), header)
+
+
+def require_points(header: Header) -> None:
+    """Refuse a stream that an archive could not put into its place.
+
+    Raises:
+        StreamError: it names no head, a delta names no base, or it is only a part of one.
+    """
+    if header.head is None or header.size is None:
+        raise StreamError("the stream does not say which state it leads to, so it has no place in an archive")
+    if header.intent != frames.FULL and header.base is None:
+        raise StreamError("the stream does not say which state it starts from, so it has no place in an archive")
+    if header.resume is not None:
+        raise StreamError(
+            "the stream goes on with an unfinished one: it is only a part, and has no place in an archive"
+        )
+
+
+def _describe(name: str, stored: int, header: Header, builder: IndexBuilder, index_name: str, index: bytes) -> Member:
+    end = builder.end
+    assert end is not None
+    is_full = header.intent == frames.FULL
+    way = FULL if is_full else REVERSE if header.intent == frames.SNAPBACK else FORWARD
+    return Member(
+        name=name,
+        way=way,
+        base=None if is_full or header.base is None else header.base.id,
+        head=header.head.id if header.head else "",
+        stored=stored,
+        extents=end.extents,
+        changed_bytes=end.changed_bytes,
+        digest=end.digest.hex(),
+        index=index_name,
+        index_stored=len(index),
+        index_digest=xxhash.xxh3_128_hexdigest(index),
+    )
+
+
+class OpenMember:
+    """A member whose parts can be read.
+
+    Attributes:
+        member: which.
+        index: where everything is in it.
+        frame_ends: of each frame, up to which byte of the device it has something.
+    """
+
+    def __init__(self, member: Member, index: Index, blob: Blob) -> None:
+        self.member = member
+        self.index = index
+        self.frame_ends = index.frame_ends()
+        self._blob = blob
+        self._seed = index.seed
+
+    def read_frame(self, frame: int) -> memoryview:
+        """Return the data of a DATA frame, which was found to be what was written.
+
+        Raises:
+            StreamError: it is damaged, or the object is another one.
+            DeviceError: it cannot be read.
+        """
+        head = self.index.head(frame)
+        raw = self._blob.read_at(head.position, v4.HEAD_SIZE + head.stored)
+        try:
+            return v4.open_data(raw, self._seed, head)
+        except StreamError as error:
+            raise StreamError(f"{self._blob.name}: {error}", device=self._blob.name, offset=head.position) from error
+
+    def prefetch(self, frame: int) -> None:
+        """Tell the store that a frame will be read soon."""
+        head = self.index.head(frame)
+        self._blob.prefetch(head.position, v4.HEAD_SIZE + head.stored)
+
+
+@contextmanager
+def open_member(store: FolderStore, member: Member) -> Iterator[OpenMember]:
+    """Open a member of a catalogue.
+
+    Raises:
+        DeviceError: one of its objects is missing.
+        FormatError: its index is damaged, or another one's.
+    """
+    data = store.read(member.index)
+    if data is None and member.name not in store.list_objects():
+        raise DeviceError(
+            f"{store.name}/{member.name} is gone: was it pruned just now? Run it again",
+            device=store.name,
+        )
+    if data is None or xxhash.xxh3_128_hexdigest(data) != member.index_digest:
+        found = "missing" if data is None else "damaged, or another one's"
+        raise FormatError(
+            f"{store.name}/{member.index}: the index of {member.name} is {found}: 'lvmsync archive verify {store.name}"
+            " --repair' makes it anew from the member itself",
+            device=store.name,
+        )
+    index = Index.parse(data, f"{store.name}/{member.index}")
+    with store.open(member.name) as blob:
+        if blob.size != member.stored:
+            raise StreamError(
+                f"{blob.name} has {blob.size} bytes, and {member.stored} were written: it is damaged, or another file",
+                device=blob.name,
+            )
+        yield OpenMember(member, index, blob)
+
+
+def add_written(catalogue: Catalogue, written: Written, *points: ArchivedPoint) -> dict[str, object]:
+    """Return what a catalogue becomes with a new member and the points that it leads from and to.
+
+    Args:
+        catalogue: to which it is added.
+        written: the member.
+        points: those that may be new, oldest first.
+    """
+    more = catalogue.with_points(*points)
+    return {"points": more.points, "next_number": more.next_number, "members": (*more.members, written.member)}

@@ -1,0 +1,158 @@
+"""A past state of a device, read from the members of an archive, and the mirror below them (a `Readable`)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from lvmsync.chain.catalogue import Member
+from lvmsync.chain.layers import DATA, Numbers, Segments, stack
+from lvmsync.errors import DeviceError
+from lvmsync.extents import Offsets
+from lvmsync.interfaces import Readable
+from lvmsync.jobs.archive.members import OpenMember, open_member
+from lvmsync.stores.folder import FolderStore
+
+_CACHE = 128 << 20  # bytes of frames that are kept: of a hundred members one each, and more
+_SLACK = 8 << 20  # bytes that reads which go on side by side may be apart
+_SHIFT = 40  # bits of the number of a frame, below that of its member
+_MASK = (1 << _SHIFT) - 1
+
+
+class Past:
+    """What several members make of what lies below them. Any thread may read.
+
+    Attributes:
+        name: what messages call it.
+        size: bytes of the device.
+        segments: which member has what.
+    """
+
+    def __init__(
+        self, name: str, size: int, members: Sequence[OpenMember], segments: Segments, below: Readable | None
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.segments = segments
+        self._members = members
+        self._below = below
+        self._frames: dict[int, memoryview] = {}
+        self._ends: dict[int, int] = {}  # of the device, up to which each of them has something
+        self._cached = 0
+        self._lock = threading.Lock()
+
+    def read(self, offsets: Sequence[int], lengths: Sequence[int], out: memoryview) -> None:
+        """Fill ``out`` with the given ranges, one behind the other; see `Readable`.
+
+        What no member has comes from below; where nothing lies below, it is zeros.
+
+        Raises:
+            StreamError: a member is damaged.
+        """
+        starts, sizes = np.array(offsets, np.uint64), np.array(lengths, np.uint64)
+        ends = starts + sizes
+        if len(ends) and int(ends.max()) > self.size:
+            at = int(ends.argmax())
+            raise DeviceError(
+                f"{self.name} has {self.size} bytes; {lengths[at]} were to be read at {offsets[at]}",
+                device=self.name,
+                offset=offsets[at],
+            )
+        found = self.segments
+        first = np.searchsorted(found.ends, starts, "right")
+        counts = np.maximum(np.searchsorted(found.offsets, ends, "left") - first, 0)
+        which = np.repeat(np.arange(len(starts)), counts)
+        rows = np.repeat(first, counts) + np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        begins = np.maximum(found.offsets[rows], starts[which])
+        stops = np.minimum(found.ends[rows], ends[which])
+        # Where each lies in ``out``, and in the data of its frame
+        shift = np.cumsum(sizes) - sizes - starts  # may wrap around, and does so back
+        places = found.places[rows] + (begins - found.offsets[rows]).astype(np.int64)
+        if int((stops - begins).sum()) != len(out):
+            self._read_gaps(starts, ends, begins, stops, which, out)
+        frames = self._frames
+        for at, end, key, place, kind in zip(
+            (begins + shift[which]).tolist(),
+            (stops + shift[which]).tolist(),
+            ((found.layers[rows].astype(np.int64) << _SHIFT) + found.frames[rows]).tolist(),
+            places.tolist(),
+            found.kinds[rows].tolist(),
+            strict=True,
+        ):
+            if kind == DATA:
+                data = frames.get(key)
+                if data is None:
+                    data = self._load(key, int(starts[0]))
+                out[at:end] = data[place : place + end - at]
+            else:
+                out[at:end] = bytes(end - at)
+
+    def _read_gaps(
+        self, starts: Offsets, ends: Offsets, begins: Offsets, stops: Offsets, which: Numbers, out: memoryview
+    ) -> None:
+        """Fill what no segment has of some ranges with what lies below them."""
+        at = 0
+        for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            done = start
+            mine = which == number if len(starts) > 1 else slice(None)
+            for begin, stop in zip([*begins[mine].tolist(), end], [*stops[mine].tolist(), end], strict=True):
+                if begin > done:
+                    self._read_below(done, out[at + done - start : at + begin - start])
+                done = stop
+            at += end - start
+
+    def _read_below(self, offset: int, out: memoryview) -> None:
+        below = self._below
+        there = max(0, min(len(out), below.size - offset)) if below else 0
+        if below and there:
+            below.read([offset], [there], out[:there])
+        if there < len(out):
+            out[there:] = bytes(len(out) - there)
+
+    def _load(self, key: int, place: int) -> memoryview:
+        """Read a frame, and keep it for a while.
+
+        Mostly a device is read from its start to its end: frames that lie behind the place that is read go first, then
+        those that were read first.
+        """
+        member, frame = self._members[key >> _SHIFT], key & _MASK
+        data = member.read_frame(frame)
+        with self._lock:
+            if key not in self._frames:
+                self._frames[key] = data
+                self._ends[key] = int(member.frame_ends[frame])
+                self._cached += len(data)
+                if self._cached > _CACHE:
+                    for old in [old for old, end in self._ends.items() if end + _SLACK <= place]:
+                        self._drop(old)
+                while self._cached > _CACHE and len(self._frames) > 1:
+                    self._drop(next(iter(self._frames)))
+        return data
+
+    def _drop(self, key: int) -> None:
+        del self._ends[key]
+        self._cached -= len(self._frames.pop(key))
+
+
+@contextmanager
+def open_past(
+    store: FolderStore, members: Sequence[Member], name: str, size: int, below: Readable | None = None
+) -> Iterator[Past]:
+    """Open what members make of what lies below them.
+
+    Args:
+        store: of the archive.
+        members: in the order in which they would be applied; of a full copy, that is the first.
+        name: what messages call it.
+        size: bytes of the device.
+        below: the mirror; None: nothing but zeros.
+
+    Raises:
+        LvmsyncError: a member is missing or damaged.
+    """
+    with ExitStack() as opened:
+        found = [opened.enter_context(open_member(store, one)) for one in members]
+        yield Past(name, size, found, stack([one.index.table() for one in found], size), below)

@@ -1,0 +1,1 @@
+"""Where an archive's objects lie: named, written once, never changed."""

@@ -1,0 +1,146 @@
+"""SIGKILL at every step of what changes an archive: nothing that was listed is lost, and the next run goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lvmsync.chain.pruning import plan_combination, plan_pruning
+from lvmsync.jobs.archive.prune import prune
+from lvmsync.jobs.archive.restore import open_point
+from lvmsync.jobs.archive.shelf import Shelf
+from lvmsync.jobs.archive.take import bring_in, take
+from lvmsync.jobs.archive.verify import verify
+from lvmsync.jobs.progress import ignore
+from lvmsync.jobs.send import StreamOptions
+from lvmsync.stores.folder import FolderStore
+from tests.archive_history import Both, History, require_points
+from tests.fakes import reader, send
+
+STEPS = ("open", "write", "fsync", "link", "unlink", "rename")
+"""Calls to the kernel that change something."""
+
+
+class World:
+    """An archive of both kinds with five points, and a sixth that is not in it yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.history = History.make(11, 5, 64 << 10, may_resize=False)
+        self.archive = Both(folder, self.history)
+        self.history.step(may_resize=False)
+        self.shelf = self.archive.shelf
+        self.stream = send(self.history.delta(5))
+
+    def take(self) -> None:
+        take(Shelf.open(self.shelf.store), self.history.delta(5), StreamOptions(level=1), ignore)
+
+    def bring_in(self) -> None:
+        bring_in(Shelf.open(self.shelf.store), reader(self.stream), name="stream")
+
+    def combine(self) -> None:
+        shelf = Shelf.open(self.shelf.store)
+        ids = [one.id for one in shelf.catalogue.points]
+        prune(shelf, plan_combination(shelf.catalogue, ids[1], ids[-1]), StreamOptions(), ignore)
+
+    def prune(self) -> None:
+        shelf = Shelf.open(self.shelf.store)
+        ids = [one.id for one in shelf.catalogue.points]
+        prune(shelf, plan_pruning(shelf.catalogue, [ids[-2], ids[-1]]), StreamOptions(), ignore)
+
+    def repair(self) -> None:
+        verify(Shelf.open(self.shelf.store), ignore, is_repairing=True)
+
+
+def killed_at(step: int, job: Callable[[], None]) -> bool:
+    """Run a job in a process that is killed right before its nth call that changes something; False: it was over."""
+    pid = os.fork()
+    if pid:
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            return True
+        assert status == 0
+        return False
+    try:
+        left = [step]
+
+        def counting(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any, **others: Any) -> Any:
+                if call is not real_open or args[1] & os.O_CREAT:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **others)
+
+            return counted
+
+        real_open = os.open
+        for name in STEPS:
+            setattr(os, name, counting(getattr(os, name)))
+        job()
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  # what fails in the child must not go on as the test
+        os._exit(1)
+
+
+@pytest.mark.parametrize("job", ["take", "bring_in", "combine", "prune", "repair"])
+def test_a_job_that_is_killed_at_any_step_loses_nothing_and_is_repeated(job: str, tmp_path: Path) -> None:
+    made = World(tmp_path / "made")
+    step = 0
+    while True:
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        shutil.copytree(made.folder / "archive", folder / "archive")
+        world = made
+        world.shelf = Shelf.open(FolderStore(folder / "archive"))
+        before = {one.id for one in world.shelf.catalogue.points}
+        kept = {"combine": {"lv:0", "lv:1", "lv:4"}, "prune": {"lv:3", "lv:4"}}.get(job, before)
+        was_killed = killed_at(step, getattr(world, job))
+
+        after = Shelf.open(world.shelf.store)
+        assert kept <= {one.id for one in after.catalogue.points}
+        require_sound(made, after)
+        if not was_killed:
+            break
+        verify(after, ignore, is_repairing=True)
+        getattr(world, job)()
+        require_sound(made, Shelf.open(world.shelf.store), is_tidy=job != "bring_in")
+        shutil.rmtree(folder)
+        step += 1
+    assert step >= (0 if job == "repair" else 12)
+
+
+def require_sound(made: World, shelf: Shelf, *, is_tidy: bool = False) -> None:
+    """Every point that is listed is what it was, and the archive finds no fault with itself."""
+    made.archive.shelf = shelf
+    require_points(made.archive)
+    verdict = verify(shelf, ignore, is_restoring=True, mirror=made.archive.mirror)
+    assert verdict.faults == []
+    if is_tidy:
+        assert verdict.notes == []
+    for point in shelf.catalogue.points:
+        with open_point(shelf, point, made.archive.mirror):
+            pass
+
+
+def test_an_object_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("fsync", "link"):
+        call = getattr(os, name)
+
+        def noted(*args: Any, call: Callable[..., Any] = call, name: str = name, **others: Any) -> Any:
+            done.append(name)
+            return call(*args, **others)
+
+        monkeypatch.setattr(os, name, noted)
+    store = FolderStore(tmp_path)
+    with store.create("x") as blob:
+        blob.write([b"data"])
+    assert done == ["fsync", "link", "fsync"]

@@ -1,0 +1,106 @@
+"""Objects in a folder: whole or not there, written once, and never in the way of another writer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lvmsync.errors import ConflictError, DeviceError
+from lvmsync.stores.folder import FolderStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    found = FolderStore(tmp_path / "store")
+    found.make()
+    return found
+
+
+def test_what_was_written_is_read_and_listed(store: FolderStore) -> None:
+    with store.create("one") as blob:
+        blob.write([b"abc", memoryview(b"defg")])
+        assert store.list_objects() == {}  # it is not there before it is whole
+        assert blob.stored == 7
+    assert store.list_objects() == {"one": 7}
+    assert store.read("one") == b"abcdefg"
+    assert store.read("two") is None
+    with store.open("one") as found:
+        assert (found.size, bytes(found.read_at(2, 3)), bytes(found.read_at(5, 99)), bytes(found.read_at(99, 1))) == (
+            7, b"cde", b"fg", b"",
+        )  # fmt: skip
+        found.prefetch(0, 7)
+    store.delete("one")
+    store.delete("one")
+    assert store.list_objects() == {}
+    assert (Path(store.name).stat().st_mode & 0o777) == 0o700
+
+
+def test_a_writer_that_fails_leaves_nothing(store: FolderStore) -> None:
+    def fail() -> None:
+        with store.create("one") as blob:
+            blob.write([b"half"])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(Path(store.name).iterdir()) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_writers_of_a_name_the_first_wins(
+    store: FolderStore, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_links:
+
+        def link(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", link)
+    gate, won = threading.Barrier(4), []
+
+    def work(number: int) -> None:
+        gate.wait()
+        if store.put_new("name", bytes([number]) * 1000):
+            won.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("name") == bytes(won) * 1000
+    with pytest.raises(ConflictError, match="is there already"), store.create("name") as blob:
+        blob.write([b"x"])
+    assert store.list_objects() == {"name": 1000}
+    assert store.list_unfinished() == []
+
+
+def test_what_a_dead_writer_left_is_told_from_what_is_being_written(store: FolderStore) -> None:
+    (Path(store.name) / ".new-dead").write_bytes(b"half")
+    with store.create("one") as blob:
+        blob.write([b"x"])
+        assert store.list_unfinished() == [".new-dead"]
+    (Path(store.name) / ".new-link").symlink_to("/dev/null")
+    assert store.list_unfinished() == [".new-dead"]
+
+
+def test_what_cannot_be_read_or_made_is_told(store: FolderStore, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="is not there: was it removed by hand"):
+        store.open("none")
+    folder = Path(store.name)
+    (folder / "folder").mkdir()
+    assert store.list_objects() == {}
+    with pytest.raises(DeviceError, match="cannot read"):
+        store.read("folder")
+    with pytest.raises(DeviceError, match="cannot remove"):
+        store.delete("folder")
+    with pytest.raises(DeviceError, match="cannot make"), FolderStore(tmp_path / "none").create("x"):
+        pass
+    with store.open("folder") as blob, pytest.raises(DeviceError, match="cannot read"):
+        blob.read_at(0, 1)
