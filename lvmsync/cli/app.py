@@ -18,7 +18,7 @@ _HOMES = {
 }
 """The modules of the verbs that have none of their own name."""
 
-_GROUPS = ("era", "blksnap", "dattobd")
+_GROUPS = ("era", "blksnap", "dattobd", "archive")
 """Verbs with verbs of their own."""
 
 

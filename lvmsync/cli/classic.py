@@ -25,7 +25,7 @@ from lvmsync.errors import LvmsyncError, UsageError
 VERBS = (
     "send", "receive", "apply", "sync", "migrate", "changes", "inspect", "recover", "verify",
     "repair", "plan", "doctor", "cleanup", "serve", "era",
-    "blksnap", "dattobd",
+    "blksnap", "dattobd", "archive",
 )  # fmt: skip
 
 HIDDEN = ("agent",)
@@ -41,8 +41,10 @@ VALUED = frozenset(
         "--bwlimit", "--bwlimit-file", "--pool-limit", "--stall-timeout", "--streams",
         "--max-downtime", "--stop-cmd", "--restart-cmd", "--start-cmd", "--libvirt", "--libvirt-uri", "--stop-time",
         "--start-time", "--command-timeout", "--max-passes", "--max-stops", "--on-no-convergence", "--on-overrun",
-        "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries", "--replica",
-        "--target-extend-cmd", "--group", "--freeze-cmd", "--thaw-cmd", "--freeze-limit",
+        "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries",
+        "--replica", "--at", "--to", "--from", "--mirror", "--label", "--keep-last", "--keep-hourly", "--keep-daily",
+        "--keep-weekly", "--keep-monthly", "--keep-yearly", "--keep-within", "--target-extend-cmd", "--group",
+        "--freeze-cmd", "--thaw-cmd", "--freeze-limit",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

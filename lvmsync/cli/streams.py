@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,11 @@ from lvmsync.cli.refinement import Refinement
 from lvmsync.errors import UsageError
 from lvmsync.names import CowFile, parse_source
 
+if TYPE_CHECKING:
+    from lvmsync.jobs.progress import Receipt, Report
+    from lvmsync.jobs.send import StreamOptions
+    from lvmsync.sources import Source
+
 DASH = Path("-")
 """Standard input or output, where a file could be named."""
 
@@ -54,7 +59,6 @@ def send(
     """Write a source's changes as a stream, to standard output or a file."""
     from lvmsync.jobs.send import Sender
     from lvmsync.sources import Reading, open_source
-    from lvmsync.transport.pipe import Stdio
 
     if output == DASH:
         output = None
@@ -83,15 +87,25 @@ def send(
             if output:
                 require_new(output)
             receipt = Sender(found, lambda _: None, options, report).call_off()
-        elif output:
-            file = stack.enter_context(new_file(output))
-            receipt = Sender(found, file.send_all, options, report).deliver()
-            file.keep()
         else:
-            stdio = stack.enter_context(Stdio())
-            receipt = Sender(found, stdio.send_all, options, report).deliver()
-            stdio.send_eof()
+            receipt = write_stream(found, output, options, report)
     view.print_receipt(receipt)
+
+
+def write_stream(source: Source, output: Path | None, options: StreamOptions, report: Report) -> Receipt:
+    """Write a source's changes to a new file, which is removed again if that fails; None: to standard output."""
+    from lvmsync.jobs.send import Sender
+    from lvmsync.transport.pipe import Stdio
+
+    if output:
+        with new_file(output) as file:
+            receipt = Sender(source, file.send_all, options, report).deliver()
+            file.keep()
+        return receipt
+    with Stdio() as stdio:
+        receipt = Sender(source, stdio.send_all, options, report).deliver()
+        stdio.send_eof()
+    return receipt
 
 
 def receive(

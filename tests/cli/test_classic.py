@@ -46,7 +46,10 @@ def test_every_verb_that_goes_to_another_machine_has_all_options_of_the_line() -
         if words & (line - {"--debug"}):
             going.add(name)
             lacking[name] = line - words
-    far = {"sync", "migrate", "verify", "repair", "plan", "doctor", "blksnap sync", "dattobd update", "dattobd cycle"}
+    far = {
+        "sync", "migrate", "verify", "repair", "plan", "doctor", "blksnap sync", "dattobd update", "dattobd cycle",
+        "archive restore",
+    }  # fmt: skip
     assert going == far
     assert not any(lacking.values()), lacking
 

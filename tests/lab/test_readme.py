@@ -40,6 +40,7 @@ for file in cow.1 snapshot.2 vda.map image.2 expected; do cp --sparse=always "$S
 cp --sparse=always "$SHARE/disk.img" "$SHARE/vda.img" /var/copies
 before=$(sha256sum < /dev/vg/snap)
 same_direct() { blockdev --flushbufs "$1" "$2"; cmp "$1" "$2"; }
+write_thin() { dd if=/dev/urandom of=/dev/tvg/data bs=64k count=7 seek=40 oflag=direct status=none; }
 write_era() { dd if=/dev/urandom of=/dev/mapper/big-era bs=64k count=4 seek=99 oflag=direct status=none; }
 is_old() { [ "$(sha256sum < /dev/vg/copy)" = "$before" ] || { echo "copy is not old after: $1"; exit 1; }; }
 is_new() { cmp /dev/vg/data /dev/vg/copy || { echo "copy is not new after: $1"; exit 1; }; }
@@ -53,6 +54,8 @@ _AFTER = {  # what must hold once an example has run
     "lvmsync sync era:": "same_direct /dev/vg/big /dev/vg/bigcopy; write_era",
     "lvmsync dattobd update": "cmp expected /var/copies/disk.img && true",
     "lvmsync sync blksnap:": "cmp image.2 /var/copies/vda.img && true",
+    "lvmsync archive take /var/archives/data full:": "write_thin",
+    "lvmsync archive restore": "cmp /dev/tvg/sunday sunday.img && true",
     "lvmsync sync tvg/": "cmp /dev/tvg/data /dev/vg/thincopy && true",
     "ssh backup lvmsync apply /var/snapbacks/changes.lvmsync /dev/vg/copy\n": "is_new",
 }
