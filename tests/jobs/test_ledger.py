@@ -165,6 +165,16 @@ def test_what_a_full_copy_or_a_comparison_left_is_its_users_word(place: Place, m
     assert any("is your word" in note for note in place.receive(delta("thin", "lv:a", minimal=minimal)).notes)
 
 
+@pytest.mark.parametrize("at", ["state:1234", "lv:a"])
+def test_what_starts_from_a_state_of_its_own_name_is_for_no_other_one(place: Place, at: str) -> None:
+    """An archive exports such deltas: on another state they would make a mixture that is called by the head's name."""
+    place.receive(delta("compare", "old", at))
+    before = place.target.read_bytes()
+    with pytest.raises(ConflictError, match=f"is at point {at}, and the stream starts from state:5678"):
+        place.receive(delta("archive", "state:5678", "state:9", minimal=True))
+    assert place.target.read_bytes() == before
+
+
 @pytest.mark.parametrize("history", ["era:life", "dattobd:" + "ab" * 16, "blksnap:generation"])
 @pytest.mark.parametrize(
     ("base", "head", "minimal", "is_taken"),
