@@ -24,6 +24,7 @@ from lvmsync.system.ledger import make_folders, sync_folder
 
 _NEW, _LOCK = ".new-", ".lock"
 _MODE = 0o600
+_WINDOW = 64 << 20  # bytes of a new object that are left to the kernel's own time
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -95,6 +96,7 @@ class NewBlob:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._flushed = 0
         self.stored = 0
 
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -110,6 +112,10 @@ class NewBlob:
                     count = os.write(self._fd, view)
                     self.stored += count
                     view = view[count:]
+            if self.stored - self._flushed >= _WINDOW:
+                # Begins to write what is dirty, so that the last sync is short, and lets go of what is written.
+                self._flushed = self.stored
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise _failed("write", self._path, error) from error
 
