@@ -224,11 +224,6 @@ def _require_sound(catalogue: Catalogue) -> None:
             raise ValueError(f"{member.name} leads against its way")
 
 
-def is_object_name(word: str) -> bool:
-    """Tell whether a name can be one of an archive's object."""
-    return _NAME.fullmatch(word) is not None
-
-
 def find_point(catalogue: Catalogue, word: str) -> ArchivedPoint:
     """Return the point that a word names.
 

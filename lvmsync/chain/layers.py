@@ -43,33 +43,20 @@ class Table:
 
     def map(self, *kinds: int) -> ChangeMap:
         """Return the bytes that are in it, all or of some kinds."""
-        return _map(self, kinds)
+        chosen = np.isin(self.kinds, kinds) if kinds else np.ones(len(self), bool)
+        offsets = self.offsets[chosen]
+        return ChangeMap.from_arrays(offsets, self.ends[chosen] - offsets)
 
 
 @dataclass(frozen=True, eq=False)
-class Segments:
-    """Disjoint ranges in the order of their offsets, and where the bytes of each are.
+class Segments(Table):
+    """Disjoint ranges in the order of their offsets, each of one of several tables.
 
     Attributes:
-        offsets, ends: in bytes of the device.
-        kinds: ``DATA``, ``ZERO`` or ``HOLE`` of each.
-        layers: number of the table, among those that were stacked.
-        frames, places: as of that table.
+        layers: number of the table, among those that were stacked; frames and places are as of that.
     """
 
-    offsets: Offsets
-    ends: Offsets
-    kinds: npt.NDArray[np.uint8]
     layers: npt.NDArray[np.int32]
-    frames: Numbers
-    places: Numbers
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def map(self, *kinds: int) -> ChangeMap:
-        """Return the bytes that are in them, all or of some kinds."""
-        return _map(self, kinds)
 
 
 def stack(tables: Sequence[Table], size: int) -> Segments:
@@ -90,15 +77,9 @@ def stack(tables: Sequence[Table], size: int) -> Segments:
     return Segments(
         *(
             np.concatenate([getattr(part, name) for part in parts])[order]
-            for name in ("offsets", "ends", "kinds", "layers", "frames", "places")
+            for name in ("offsets", "ends", "kinds", "frames", "places", "layers")
         )
     )
-
-
-def _map(ranges: Table | Segments, kinds: Sequence[int]) -> ChangeMap:
-    chosen = np.isin(ranges.kinds, kinds) if kinds else np.ones(len(ranges), bool)
-    offsets = ranges.offsets[chosen]
-    return ChangeMap.from_arrays(offsets, ranges.ends[chosen] - offsets)
 
 
 def _cut(table: Table, ranges: ChangeMap, layer: int) -> Segments:
@@ -117,9 +98,9 @@ def _cut(table: Table, ranges: ChangeMap, layer: int) -> Segments:
         offsets,
         ends,
         kinds,
-        np.full(len(extents), layer, np.int32),
         table.frames[extents],
         np.where(kinds == DATA, table.places[extents] + skipped, 0),
+        np.full(len(extents), layer, np.int32),
     )
 
 

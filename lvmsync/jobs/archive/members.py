@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import xxhash
 
-from lvmsync.chain.catalogue import FORWARD, FULL, REVERSE, ArchivedPoint, Catalogue, Member
+from lvmsync.chain.catalogue import FORWARD, FULL, REVERSE, ArchivedPoint, Member
 from lvmsync.chain.index import Index, IndexBuilder
 from lvmsync.errors import DeviceError, FormatError, StreamError
 from lvmsync.stores.folder import Blob, FolderStore, NewBlob
@@ -156,10 +156,16 @@ class OpenMember:
         frame_ends: of each frame, up to which byte of the device it has something.
     """
 
-    def __init__(self, member: Member, index: Index, blob: Blob) -> None:
+    def __init__(self, member: Member, index: Index, store: FolderStore, blob: Blob | None) -> None:
+        """Take what is open of it.
+
+        Args:
+            blob: its object; None: that is opened for each frame, where there are more of them than may be open.
+        """
         self.member = member
         self.index = index
         self.frame_ends = index.frame_ends()
+        self._store = store
         self._blob = blob
         self._seed = index.seed
 
@@ -171,21 +177,22 @@ class OpenMember:
             DeviceError: it cannot be read.
         """
         head = self.index.head(frame)
-        raw = self._blob.read_at(head.position, v4.HEAD_SIZE + head.stored)
+        with nullcontext(self._blob) if self._blob else self._store.open(self.member.name) as blob:
+            raw = blob.read_at(head.position, v4.HEAD_SIZE + head.stored)
         try:
             return v4.open_data(raw, self._seed, head)
         except StreamError as error:
-            raise StreamError(f"{self._blob.name}: {error}", device=self._blob.name, offset=head.position) from error
-
-    def prefetch(self, frame: int) -> None:
-        """Tell the store that a frame will be read soon."""
-        head = self.index.head(frame)
-        self._blob.prefetch(head.position, v4.HEAD_SIZE + head.stored)
+            raise StreamError(f"{blob.name}: {error}", device=blob.name, offset=head.position) from error
 
 
 @contextmanager
-def open_member(store: FolderStore, member: Member) -> Iterator[OpenMember]:
+def open_member(store: FolderStore, member: Member, *, is_held: bool = True) -> Iterator[OpenMember]:
     """Open a member of a catalogue.
+
+    Args:
+        store: of the archive.
+        member: which.
+        is_held: its object stays open, so that it can be read though somebody prunes it meanwhile.
 
     Raises:
         DeviceError: one of its objects is missing.
@@ -211,16 +218,7 @@ def open_member(store: FolderStore, member: Member) -> Iterator[OpenMember]:
                 f"{blob.name} has {blob.size} bytes, and {member.stored} were written: it is damaged, or another file",
                 device=blob.name,
             )
-        yield OpenMember(member, index, blob)
-
-
-def add_written(catalogue: Catalogue, written: Written, *points: ArchivedPoint) -> dict[str, object]:
-    """Return what a catalogue becomes with a new member and the points that it leads from and to.
-
-    Args:
-        catalogue: to which it is added.
-        written: the member.
-        points: those that may be new, oldest first.
-    """
-    more = catalogue.with_points(*points)
-    return {"points": more.points, "next_number": more.next_number, "members": (*more.members, written.member)}
+        if is_held:
+            yield OpenMember(member, index, store, blob)
+            return
+    yield OpenMember(member, index, store, None)

@@ -18,6 +18,7 @@ from lvmsync.stores.folder import FolderStore
 
 _CACHE = 128 << 20  # bytes of frames that are kept: of a hundred members one each, and more
 _SLACK = 8 << 20  # bytes that reads which go on side by side may be apart
+_MOST_HELD = 256  # members whose objects stay open: a process may have 1024 files open, mostly
 _SHIFT = 40  # bits of the number of a frame, below that of its member
 _MASK = (1 << _SHIFT) - 1
 
@@ -154,5 +155,8 @@ def open_past(
         LvmsyncError: a member is missing or damaged.
     """
     with ExitStack() as opened:
-        found = [opened.enter_context(open_member(store, one)) for one in members]
+        found = [
+            opened.enter_context(open_member(store, one, is_held=number < _MOST_HELD))
+            for number, one in enumerate(members)
+        ]
         yield Past(name, size, found, stack([one.index.table() for one in found], size), below)

@@ -521,3 +521,11 @@ def test_what_was_pruned_while_it_was_verified_is_no_fault(archive: Forward) -> 
     others = Shelf.open(archive.shelf.store)
     prune(others, plan_pruning(others.catalogue, [others.catalogue.points[-1].id]), OPTIONS, ignore)
     assert verify(mine, ignore).faults == []
+
+
+def test_a_way_of_more_members_than_may_be_open_is_gone(archive: Forward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvmsync.jobs.archive.past._MOST_HELD", 1)
+    require_points(archive)
+    flip(folder(archive) / archive.shelf.catalogue.members[3].name, archive.shelf.catalogue.members[3].stored // 2)
+    with pytest.raises(StreamError, match="is damaged"):
+        require_points(archive)

@@ -98,6 +98,8 @@ def test_a_job_that_is_killed_at_any_step_loses_nothing_and_is_repeated(job: str
         folder = tmp_path / str(step)
         folder.mkdir()
         shutil.copytree(made.folder / "archive", folder / "archive")
+        if job == "repair":  # as if the last run had been killed before its catalogue was there
+            max((folder / "archive").glob("catalogue-*")).unlink()
         world = made
         world.shelf = Shelf.open(FolderStore(folder / "archive"))
         before = {one.id for one in world.shelf.catalogue.points}
@@ -114,7 +116,7 @@ def test_a_job_that_is_killed_at_any_step_loses_nothing_and_is_repeated(job: str
         require_sound(made, Shelf.open(world.shelf.store), is_tidy=job != "bring_in")
         shutil.rmtree(folder)
         step += 1
-    assert step >= (0 if job == "repair" else 12)
+    assert step >= (4 if job == "repair" else 12)
 
 
 def require_sound(made: World, shelf: Shelf, *, is_tidy: bool = False) -> None:
