@@ -28,7 +28,7 @@ _WINDOW = 64 << 20  # bytes of a new object that are left to the kernel's own ti
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-class Blob:
+class FileBlob:
     """An object that is open for reading; a context manager.
 
     Attributes:
@@ -86,7 +86,7 @@ class Blob:
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
 
-class NewBlob:
+class NewFile:
     """An object that is being written.
 
     Attributes:
@@ -162,13 +162,13 @@ class FolderStore:
         except OSError as error:
             raise _failed("read", self._folder, error) from error
 
-    def open(self, name: str) -> Blob:
+    def open(self, name: str) -> FileBlob:
         """Open an object for reading.
 
         Raises:
             DeviceError: it is not there, or cannot be opened.
         """
-        return Blob(self._folder / name)
+        return FileBlob(self._folder / name)
 
     def read(self, name: str) -> bytes | None:
         """Return a small object whole; None if it is not there."""
@@ -180,7 +180,7 @@ class FolderStore:
             raise _failed("read", self._folder / name, error) from error
 
     @contextmanager
-    def create(self, name: str) -> Iterator[NewBlob]:
+    def create(self, name: str) -> Iterator[NewFile]:
         """Yield what an object is written to; it is there, whole and durable, when the ``with`` ends well.
 
         Raises:
@@ -194,7 +194,7 @@ class FolderStore:
         except OSError as error:
             raise _failed("make", new, error) from error
         try:
-            blob = NewBlob(path, fd)
+            blob = NewFile(path, fd)
             yield blob
             try:
                 os.fsync(fd)

@@ -196,9 +196,8 @@ def test_what_it_consists_of_is_shown_and_drawn(site: Site) -> None:
     [
         ("archive list {}/none", 3, "there is no archive at {}/none: 'lvmsync archive init {}/none' makes one"),
         ("archive init {}", 8, "is not empty"),
-        ("archive init ssh://host/x", 2, "an archive is a folder of this machine"),
-        ("archive init s3://bucket/x", 2, "an archive is a folder of this machine"),
-        ("archive init host:x", 2, "write ./host:x if that is its name"),
+        ("archive init ftp://host/x", 2, "ssh://HOST/PATH or s3://BUCKET/PREFIX, not ftp://"),
+        ("archive init host:x", 2, "write ./host:x if that is a folder here"),
         ("archive take {}/archive {}/none", 3, "cannot open"),
         ("archive take {}/archive full:{}/disk --label 7", 2, "no number"),
         ("archive import {}/archive {}/disk", 6, "not an lvmsync stream"),

@@ -12,7 +12,7 @@ import xxhash
 from lvmsync.chain.catalogue import FORWARD, FULL, REVERSE, ArchivedPoint, Member
 from lvmsync.chain.index import Index, IndexBuilder
 from lvmsync.errors import DeviceError, FormatError, StreamError
-from lvmsync.stores.folder import Blob, FolderStore, NewBlob
+from lvmsync.interfaces import Blob, NewBlob, Store
 from lvmsync.stream import frames, v4
 from lvmsync.stream.frames import Buffer, Header
 
@@ -62,7 +62,7 @@ class MemberWriter:
         self._blob.write(buffers)
 
 
-def write_member(store: FolderStore, fill: Callable[[MemberWriter], object]) -> Written:
+def write_member(store: Store, fill: Callable[[MemberWriter], object]) -> Written:
     """Write a stream and its index, each whole and durable, and return what a catalogue says of them.
 
     Args:
@@ -89,7 +89,7 @@ def write_member(store: FolderStore, fill: Callable[[MemberWriter], object]) -> 
     return Written(_describe(name, stored, header, writer.builder, index_name, data), header)
 
 
-def read_whole(store: FolderStore, name: str) -> tuple[Header, Index, Written]:
+def read_whole(store: Store, name: str) -> tuple[Header, Index, Written]:
     """Read a stream that is in the store from its first byte to its last, and return what it is.
 
     Raises:
@@ -156,7 +156,7 @@ class OpenMember:
         frame_ends: of each frame, up to which byte of the device it has something.
     """
 
-    def __init__(self, member: Member, index: Index, store: FolderStore, blob: Blob | None) -> None:
+    def __init__(self, member: Member, index: Index, store: Store, blob: Blob | None) -> None:
         """Take what is open of it.
 
         Args:
@@ -186,7 +186,7 @@ class OpenMember:
 
 
 @contextmanager
-def open_member(store: FolderStore, member: Member, *, is_held: bool = True) -> Iterator[OpenMember]:
+def open_member(store: Store, member: Member, *, is_held: bool = True) -> Iterator[OpenMember]:
     """Open a member of a catalogue.
 
     Args:

@@ -12,9 +12,8 @@ from lvmsync.chain.catalogue import Member
 from lvmsync.chain.layers import DATA, Numbers, Segments, stack
 from lvmsync.errors import DeviceError
 from lvmsync.extents import Offsets
-from lvmsync.interfaces import Readable
+from lvmsync.interfaces import Readable, Store
 from lvmsync.jobs.archive.members import OpenMember, open_member
-from lvmsync.stores.folder import FolderStore
 
 _CACHE = 128 << 20  # bytes of frames that are kept: of a hundred members one each, and more
 _SLACK = 8 << 20  # bytes that reads which go on side by side may be apart
@@ -140,7 +139,7 @@ class Past:
 
 @contextmanager
 def open_past(
-    store: FolderStore, members: Sequence[Member], name: str, size: int, below: Readable | None = None
+    store: Store, members: Sequence[Member], name: str, size: int, below: Readable | None = None
 ) -> Iterator[Past]:
     """Open what members make of what lies below them.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from lvmsync.chain.catalogue import Catalogue
 from lvmsync.errors import ConflictError, DeviceError, FormatError
-from lvmsync.stores.folder import FolderStore
+from lvmsync.interfaces import Store
 
 _CATALOGUE = re.compile(r"catalogue-([0-9]{12})\.json")
 _KEPT = 8  # catalogues: for those who look at one just now, and for people after an accident
@@ -31,12 +31,12 @@ class Shelf:
         catalogue: the one that held when it was read.
     """
 
-    def __init__(self, store: FolderStore, catalogue: Catalogue) -> None:
+    def __init__(self, store: Store, catalogue: Catalogue) -> None:
         self.store = store
         self.catalogue = catalogue
 
     @classmethod
-    def init(cls, store: FolderStore) -> Shelf:
+    def init(cls, store: Store) -> Shelf:
         """Make an empty archive.
 
         Raises:
@@ -57,7 +57,7 @@ class Shelf:
         return cls(store, first)
 
     @classmethod
-    def open(cls, store: FolderStore) -> Shelf:
+    def open(cls, store: Store) -> Shelf:
         """Read an archive.
 
         Raises:
@@ -128,7 +128,7 @@ def is_catalogue(name: str) -> bool:
     return _CATALOGUE.fullmatch(name) is not None
 
 
-def _load(store: FolderStore) -> Catalogue:
+def _load(store: Store) -> Catalogue:
     """Return the catalogue that holds."""
     for _ in range(_TRIES):
         numbers = _numbers(store.list_objects())
