@@ -141,8 +141,12 @@ class Store(Protocol):
     def read(self, name: str) -> bytes | None:
         """Return a small object whole; None if it is not there."""
 
-    def create(self, name: str) -> AbstractContextManager[NewBlob]:
+    def create(self, name: str, most: int | None = None) -> AbstractContextManager[NewBlob]:
         """Yield what an object is written to; it is there, whole and durable, when the ``with`` ends well.
+
+        Args:
+            name: of the object.
+            most: bytes that it will have at the most, where that is known.
 
         Raises:
             ConflictError: there is one of that name already, where the store can tell: a name of this kind is one that

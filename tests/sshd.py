@@ -107,7 +107,7 @@ def _start(folder: Path, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Po
         config.write_text(
             f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host'}\nPidFile none\n"
             f"AuthorizedKeysFile {folder / 'authorized_keys'}\nPermitRootLogin yes\nStrictModes no\nUsePAM no\n"
-            "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n"
             + ("SetEnv " + " ".join(f'"{name}={value}"' for name, value in env.items()) + "\n" if env else "")
         )
         with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # when pytest is killed, too

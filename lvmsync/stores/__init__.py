@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from lvmsync.errors import UsageError
 from lvmsync.interfaces import Store
 from lvmsync.places import BucketPlace, FolderPlace, Place, SshPlace
 
 
-def open_store(place: Place, *, ssh_config: str | None = None) -> AbstractContextManager[Store]:
-    """Return a store, open for the length of the ``with``.
+@contextmanager
+def open_store(place: Place, *, ssh_config: str | None = None) -> Iterator[Store]:
+    """Yield a store, open for the length of the ``with``.
 
     Args:
         place: where it lies.
@@ -21,10 +22,23 @@ def open_store(place: Place, *, ssh_config: str | None = None) -> AbstractContex
         UsageError: what is needed to reach it is not said.
         TransportError: it is out of reach.
     """
+    # Each kind is imported when it is asked for: what speaks to others takes time to load.
     match place:
         case FolderPlace(path):
             from lvmsync.stores.folder import FolderStore
 
-            return nullcontext(FolderStore(Path(path)))
-        case SshPlace() | BucketPlace():
-            raise UsageError(f"{place}: an archive is a folder of this machine")
+            yield FolderStore(Path(path))
+        case SshPlace():
+            from lvmsync.stores.ahead import Ahead
+            from lvmsync.stores.sftp import SftpStore
+            from lvmsync.transport import Ssh
+            from lvmsync.transport.asyncssh_files import open_files
+
+            with open_files(place.host, Ssh(port=place.port, config=ssh_config)) as files, closing(Ahead()) as ahead:
+                yield SftpStore(place, files, ahead)
+        case BucketPlace():
+            from lvmsync.stores.ahead import Ahead
+            from lvmsync.stores.bucket import BucketStore
+
+            with closing(Ahead()) as ahead:
+                yield BucketStore(place, ahead)

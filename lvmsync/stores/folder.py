@@ -180,7 +180,7 @@ class FolderStore:
             raise _failed("read", self._folder / name, error) from error
 
     @contextmanager
-    def create(self, name: str) -> Iterator[NewFile]:
+    def create(self, name: str, most: int | None = None) -> Iterator[NewFile]:
         """Yield what an object is written to; it is there, whole and durable, when the ``with`` ends well.
 
         Raises:

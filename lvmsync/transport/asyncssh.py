@@ -8,7 +8,6 @@ channel's window then stops the far side.
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal as signals
 import threading
 from collections import deque
@@ -21,7 +20,7 @@ import asyncssh
 from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import Ssh
-from lvmsync.transport.asyncssh_login import Client, explain, login_options, read_config
+from lvmsync.transport.asyncssh_login import explain, log_in
 from lvmsync.transport.lines import Lines
 from lvmsync.transport.loop import run_loop
 from lvmsync.transport.pipe import Watch
@@ -37,13 +36,8 @@ WINDOW = 16 << 20
 When we receive slowly, twice as many lie in memory: see ``Line._resume``."""
 
 _BURST = 256 << 10  # bytes given to asyncssh at once; a keepalive waits behind them
-_KEEPALIVE_SECONDS = 15
-_KEEPALIVE_COUNT = 4
 _CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
 _HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
-
-for _name in "asyncio", "asyncssh":  # without a handler, their warnings go to stderr
-    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 @contextmanager
@@ -234,23 +228,7 @@ class Line(asyncssh.SSHClientSession[bytes]):
     # The loop's thread
 
     async def _open(self, command: str) -> None:
-        login = login_options(self._host, self._options)
-        known_hosts, ciphers = read_config(login)
-        client = Client(known_hosts)
-        try:
-            self._connection = await asyncssh.connect(
-                **login,
-                known_hosts=known_hosts,
-                encryption_algs=ciphers,
-                client_factory=lambda: client,
-                keepalive_interval=_KEEPALIVE_SECONDS,
-                keepalive_count_max=_KEEPALIVE_COUNT,
-                connect_timeout=self._options.connect_timeout,
-                agent_forwarding=False,
-            )
-        except asyncssh.HostKeyNotVerifiable as error:
-            objection = client.objection or f"{error}; log in there once with ssh, or use -e ssh"
-            raise TransportError(f"{self._host}: {objection}") from error
+        self._connection = await log_in(self._host, self._options)
         # asyncssh 2.24 writes past a full socket, into memory; asyncio tells the connection when one is full
         self._connection.pause_writing = lambda: self._block("socket")  # type: ignore[method-assign]
         self._connection.resume_writing = lambda: self._unblock("socket")  # type: ignore[method-assign]

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 
+from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import Ssh
 
 _CIPHER = "aes256-gcm@openssh.com"  # twice as fast here as the default, chacha20-poly1305
 _KNOWN_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+_KEEPALIVE_SECONDS = 15
+_KEEPALIVE_COUNT = 4
+
+for _name in "asyncio", "asyncssh":  # without a handler, their warnings go to stderr
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
+
+async def log_in(host: Host, options: Ssh) -> asyncssh.SSHClientConnection:
+    """Log in, and return the connection.
+
+    Raises:
+        TransportError: an unknown host key.
+        asyncssh.Error, OSError, ValueError: whatever else fails; see `explain`.
+    """
+    login = login_options(host, options)
+    known_hosts, ciphers = read_config(login)
+    client = Client(known_hosts)
+    try:
+        return await asyncssh.connect(
+            **login,
+            known_hosts=known_hosts,
+            encryption_algs=ciphers,
+            client_factory=lambda: client,
+            keepalive_interval=_KEEPALIVE_SECONDS,
+            keepalive_count_max=_KEEPALIVE_COUNT,
+            connect_timeout=options.connect_timeout,
+            agent_forwarding=False,
+        )
+    except asyncssh.HostKeyNotVerifiable as error:
+        objection = client.objection or f"{error}; log in there once with ssh, or use -e ssh"
+        raise TransportError(f"{host}: {objection}") from error
 
 
 def login_options(host: Host, options: Ssh) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -115,7 +116,8 @@ def bring_in(
     with open_archive(archive, access) as shelf:
         for path in streams:
             with open_input(path) as file:
-                receipt = run(shelf, file.readinto, name=str(path), label=label, is_new_chain=new_chain)
+                most = os.fstat(file.fileno()).st_size or None  # of a pipe it is not known
+                receipt = run(shelf, file.readinto, name=str(path), label=label, is_new_chain=new_chain, most=most)
             view.print_receipt(receipt)
 
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import xxhash
 
@@ -13,10 +14,14 @@ from lvmsync.chain.catalogue import FORWARD, FULL, REVERSE, ArchivedPoint, Membe
 from lvmsync.chain.index import Index, IndexBuilder
 from lvmsync.errors import DeviceError, FormatError, StreamError
 from lvmsync.interfaces import Blob, NewBlob, Store
+from lvmsync.jobs.progress import Receipt, Report
+from lvmsync.jobs.send import Sender, StreamOptions
+from lvmsync.sources.source import Source
 from lvmsync.stream import frames, v4
 from lvmsync.stream.frames import Buffer, Header
 
 _PIECE = 1 << 20  # bytes that are read at a time where all is read
+_MOST_TABLE = 64  # bytes of a stream for one extent, besides its data
 
 STREAM, INDEX = ".stream", ".index"
 """What the names of the objects end with."""
@@ -62,12 +67,36 @@ class MemberWriter:
         self._blob.write(buffers)
 
 
-def write_member(store: Store, fill: Callable[[MemberWriter], object]) -> Written:
+def write_source(
+    store: Store, source: Source, options: StreamOptions, report: Report, **more: Any
+) -> tuple[Written, Receipt]:
+    """Write what a source changes as a member; see `write_member`.
+
+    Args:
+        store: of the archive.
+        source: what changed.
+        options: how the stream is written.
+        report: takes the progress.
+        more: as of `jobs.send.Sender`.
+
+    Returns:
+        The member, and the receipt of the stream.
+    """
+    receipt: list[Receipt] = []
+    most = source.changes.total_bytes + _MOST_TABLE * len(source.changes) + _PIECE
+    written = write_member(
+        store, lambda writer: receipt.append(Sender(source, writer.send_all, options, report, **more).deliver()), most
+    )
+    return written, receipt[0]
+
+
+def write_member(store: Store, fill: Callable[[MemberWriter], object], most: int | None = None) -> Written:
     """Write a stream and its index, each whole and durable, and return what a catalogue says of them.
 
     Args:
         store: of the archive.
         fill: sends the stream.
+        most: bytes that this may have at the most, where it is known.
 
     Raises:
         StreamError: it is no whole stream, or says not from where to where it leads.
@@ -75,7 +104,7 @@ def write_member(store: Store, fill: Callable[[MemberWriter], object]) -> Writte
     """
     stem = uuid.uuid4().hex
     name, index_name = stem + STREAM, stem + INDEX
-    with store.create(name) as blob:
+    with store.create(name, most) as blob:
         writer = MemberWriter(blob)
         fill(writer)
         index = writer.builder.finish()

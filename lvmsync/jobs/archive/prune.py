@@ -13,12 +13,12 @@ from lvmsync.chain.catalogue import REVERSE, Catalogue, Member
 from lvmsync.chain.pruning import Merge, Plan
 from lvmsync.chain.routes import list_restorable
 from lvmsync.errors import ConflictError
-from lvmsync.jobs.archive.members import Written, write_member
+from lvmsync.jobs.archive.members import Written, write_source
 from lvmsync.jobs.archive.restore import open_merged
 from lvmsync.jobs.archive.shelf import Shelf, new_commit
 from lvmsync.jobs.archive.take import remove
 from lvmsync.jobs.progress import Report, Stopwatch
-from lvmsync.jobs.send import Sender, StreamOptions
+from lvmsync.jobs.send import StreamOptions
 from lvmsync.stream import frames
 
 
@@ -87,9 +87,7 @@ def combine(shelf: Shelf, merge: Merge, options: StreamOptions, report: Report) 
     with open_merged(shelf, merge.members) as source:
         head = shelf.catalogue.find(merge.head)
         named = replace(source, name=(head and head.name) or source.name)
-        return write_member(
-            shelf.store, lambda writer: Sender(named, writer.send_all, options, report, intent=intent).deliver()
-        )
+        return write_source(shelf.store, named, options, report, intent=intent)[0]
 
 
 def _replace(shelf: Shelf, old: Collection[Member], new: Written | None, dropped: Collection[str]) -> None:

@@ -12,10 +12,10 @@ from lvmsync.chain.catalogue import FORWARD, REVERSE, ArchivedPoint, Catalogue, 
 from lvmsync.chain.routes import list_restorable
 from lvmsync.errors import ConflictError, LvmsyncError, UsageError
 from lvmsync.history import UNNAMED, Point
-from lvmsync.jobs.archive.members import Written, write_member
+from lvmsync.jobs.archive.members import Written, write_member, write_source
 from lvmsync.jobs.archive.shelf import Shelf, new_commit
 from lvmsync.jobs.progress import Receipt, Report
-from lvmsync.jobs.send import Sender, StreamOptions
+from lvmsync.jobs.send import StreamOptions
 from lvmsync.sources.source import Source
 
 _PIECE = 1 << 20
@@ -42,23 +42,20 @@ def take(shelf: Shelf, source: Source, options: StreamOptions, report: Report, *
         if source.head.id in list_restorable(shelf.catalogue):
             return _there_already(shelf, source)
         _require_base(shelf.catalogue, source.base, shelf.store.name)
-    receipt: list[Receipt] = []
-    written = write_member(
-        shelf.store, lambda writer: receipt.append(Sender(source, writer.send_all, options, report).deliver())
-    )
+    written, receipt = write_source(shelf.store, source, options, report)
     point = replace(written.head, label=label, time=source.head.time or _now())
 
     def require(now: Catalogue) -> None:
         if not source.is_full:
             _require_base(now, source.base, shelf.store.name)
 
-    notes = [*receipt[0].notes, *add(shelf, written, point, require=require)]
+    notes = [*receipt.notes, *add(shelf, written, point, require=require)]
     found = shelf.catalogue.find(point.id)
     assert found is not None
     if label is not None and found.label != label:
         notes = [*notes, f"the archive had this point already, as #{found.number}: it is not called '{label}'"]
     return replace(
-        receipt[0], job="archive take", target=f"{shelf.store.name}, point #{found.number}", point=point.id,
+        receipt, job="archive take", target=f"{shelf.store.name}, point #{found.number}", point=point.id,
         durable=True, kind=written.member.way, notes=notes,
     )  # fmt: skip
 
@@ -70,6 +67,7 @@ def bring_in(
     name: str,
     label: str | None = None,
     is_new_chain: bool = False,
+    most: int | None = None,
 ) -> Receipt:
     """Copy a stream into an archive as a member.
 
@@ -79,6 +77,7 @@ def bring_in(
         name: what messages call the stream.
         label: what the user calls the point that it leads to.
         is_new_chain: nothing in the archive need be connected with it.
+        most: bytes of the stream, where that is known.
 
     Raises:
         StreamError: it is damaged, cut short, or has no place in an archive.
@@ -91,7 +90,7 @@ def bring_in(
         while count := receive_some(buffer):
             send_all([buffer[:count]])
 
-    written = write_member(shelf.store, lambda writer: copy(lambda buffers: writer.send_all(buffers)))
+    written = write_member(shelf.store, lambda writer: copy(lambda buffers: writer.send_all(buffers)), most)
     notes = adopt(shelf, written, label=label, is_new_chain=is_new_chain)
     member = written.member
     if not _is_there(shelf.catalogue, member):
