@@ -7,11 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lvmsync.chain.catalogue import ArchivedPoint
+from lvmsync.chain.pruning import plan_combination, plan_pruning
+from lvmsync.chain.routes import list_restorable
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
+from lvmsync.interfaces import Store
+from lvmsync.jobs.archive.prune import prune
 from lvmsync.jobs.archive.restore import Mirror, open_point
 from lvmsync.jobs.archive.shelf import Shelf
 from lvmsync.jobs.archive.take import bring_in, take
+from lvmsync.jobs.archive.verify import verify
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.send import StreamOptions
@@ -111,9 +116,9 @@ class Forward:
 
     mirror: Mirror | None = None
 
-    def __init__(self, folder: Path, history: History, level: int = 0) -> None:
+    def __init__(self, folder: Path, history: History, level: int = 0, *, store: Store | None = None) -> None:
         self.history = history
-        self.shelf = Shelf.init(FolderStore(folder / "archive"))
+        self.shelf = Shelf.init(store or FolderStore(folder / "archive"))
         self.options = StreamOptions(level=level)
         for number in range(len(history.states)):
             self.take(number)
@@ -126,10 +131,10 @@ class Forward:
 class Reverse:
     """An archive of the snapbacks of a mirror."""
 
-    def __init__(self, folder: Path, history: History) -> None:
+    def __init__(self, folder: Path, history: History, *, store: Store | None = None) -> None:
         self.history = history
         self.folder = folder
-        self.shelf = Shelf.init(FolderStore(folder / "archive"))
+        self.shelf = Shelf.init(store or FolderStore(folder / "archive"))
         self.image = folder / "mirror"
         self.at = ""
         for number in range(len(history.states)):
@@ -178,3 +183,38 @@ def require_points(archive: Archive, *, without_mirror: bool = False) -> None:
             assert past.size == len(wanted)
             for offset, length in holes:
                 assert not any(wanted[offset : offset + length])
+
+
+def require_whole(archive: Archive) -> None:
+    """Every point is what it was, nothing is left over, and the archive says so itself."""
+    archive.shelf = Shelf.open(archive.shelf.store)
+    require_points(archive)
+    verdict = verify(archive.shelf, ignore, is_restoring=True, mirror=archive.mirror)
+    assert verdict.faults == []
+    assert [note for note in verdict.notes if "mirror" not in note] == []
+    assert verdict.restored == [point.number for point in archive.shelf.catalogue.points]
+    archive.shelf = Shelf.open(archive.shelf.store)
+
+
+def require_points_while_it_is_pruned(archive: Archive, seed: int) -> None:
+    """Combine and prune at random until hardly anything is left; every point is what it was all the time."""
+    require_whole(archive)
+    assert len(archive.shelf.catalogue.points) == len(archive.history.states)
+    chance = random.Random(seed)
+    while len(archive.shelf.catalogue.points) > 2:
+        catalogue = archive.shelf.catalogue
+        points = [one.id for one in catalogue.points]
+        if chance.random() < 0.5:
+            first, last = sorted(chance.sample(range(len(points)), 2))
+            plan = plan_combination(catalogue, points[first], points[last])
+            kept = {*points[: first + 1], *points[last:]}
+        else:
+            kept = {points[-1], *chance.sample(points, chance.randrange(1, len(points)))}
+            plan = plan_pruning(catalogue, kept)
+        could = list_restorable(catalogue)
+        prune(archive.shelf, plan, StreamOptions(level=chance.choice((0, 1))), ignore)
+        assert kept <= {one.id for one in archive.shelf.catalogue.points}
+        assert kept & could <= list_restorable(archive.shelf.catalogue)
+        require_whole(archive)
+    if isinstance(archive, Both):
+        require_points(archive, without_mirror=True)
