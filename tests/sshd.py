@@ -48,12 +48,13 @@ class Sshd:
 
 
 @contextmanager
-def run_sshd(folder: Path, *, env: Mapping[str, str] | None = None) -> Iterator[Sshd]:
+def run_sshd(folder: Path, *, env: Mapping[str, str] | None = None, sftp: bool = True) -> Iterator[Sshd]:
     """Start sshd with its files in ``folder``; the test is skipped where there is no sshd.
 
     Args:
         folder: an empty folder.
         env: what the far side's commands find in their environment, say PATH.
+        sftp: it knows SFTP.
     """
     if not Path(SSHD).exists():
         if os.environ.get("CI") or os.environ.get("LVMSYNC_REQUIRE_LAB"):
@@ -64,7 +65,7 @@ def run_sshd(folder: Path, *, env: Mapping[str, str] | None = None) -> Iterator[
     shutil.copy(folder / "user.pub", folder / "authorized_keys")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's empty folder; sshd does not start without it
-    with _start(folder, env or {}) as (process, port):
+    with _start(folder, env or {}, sftp=sftp) as (process, port):
         write_known_hosts(folder / "known_hosts", port, folder / "host.pub")
         sshd = Sshd(process, port, folder)
         write_config(sshd.config, port, known_hosts=sshd.known_hosts, key=sshd.user_key)
@@ -98,7 +99,7 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def _start(folder: Path, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def _start(folder: Path, env: Mapping[str, str], *, sftp: bool) -> Iterator[tuple[subprocess.Popen[str], int]]:
     for _ in range(5):  # the port that was free may be taken by now
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -107,7 +108,8 @@ def _start(folder: Path, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Po
         config.write_text(
             f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host'}\nPidFile none\n"
             f"AuthorizedKeysFile {folder / 'authorized_keys'}\nPermitRootLogin yes\nStrictModes no\nUsePAM no\n"
-            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+            + ("Subsystem sftp internal-sftp\n" if sftp else "")
             + ("SetEnv " + " ".join(f'"{name}={value}"' for name, value in env.items()) + "\n" if env else "")
         )
         with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # when pytest is killed, too

@@ -12,6 +12,7 @@ import pytest
 
 from lvmsync.errors import ConflictError, DeviceError
 from lvmsync.stores.folder import FolderStore
+from tests.stores.contract import StoreContract
 
 
 @pytest.fixture
@@ -21,46 +22,23 @@ def store(tmp_path: Path) -> FolderStore:
     return found
 
 
-def test_what_was_written_is_read_and_listed(store: FolderStore) -> None:
-    with store.create("one") as blob:
-        blob.write([b"abc", memoryview(b"defg")])
-        assert store.list_objects() == {}  # it is not there before it is whole
-        assert blob.stored == 7
-    assert store.list_objects() == {"one": 7}
-    assert store.read("one") == b"abcdefg"
-    assert store.read("two") is None
-    with store.open("one") as found:
-        assert (found.size, bytes(found.read_at(2, 3)), bytes(found.read_at(5, 99)), bytes(found.read_at(99, 1))) == (
-            7, b"cde", b"fg", b"",
-        )  # fmt: skip
-        found.prefetch(0, 7)
-    store.delete("one")
-    store.delete("one")
-    assert store.list_objects() == {}
+class TestFolder(StoreContract):
+    """A folder does what every store has to do."""
+
+
+def test_only_its_owner_may_look_into_it(store: FolderStore) -> None:
+    store.put_new("one", b"x")
     assert (Path(store.name).stat().st_mode & 0o777) == 0o700
+    assert ((Path(store.name) / "one").stat().st_mode & 0o777) == 0o600
 
 
-def test_a_writer_that_fails_leaves_nothing(store: FolderStore) -> None:
-    def fail() -> None:
-        with store.create("one") as blob:
-            blob.write([b"half"])
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert list(Path(store.name).iterdir()) == []
-
-
-@pytest.mark.parametrize("has_links", [True, False])
-def test_of_two_writers_of_a_name_the_first_wins(
-    store: FolderStore, has_links: bool, monkeypatch: pytest.MonkeyPatch
+def test_of_two_writers_of_a_name_the_first_wins_also_where_there_are_no_hard_links(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not has_links:
+    def link(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-        def link(*_: Any, **__: Any) -> None:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-        monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     gate, won = threading.Barrier(4), []
 
     def work(number: int) -> None:
