@@ -87,7 +87,7 @@ class BucketStore:
                 " (If-None-Match): two writers would lose each other's points, so it cannot hold an archive",
                 device=self.name,
             )
-        except BaseError as error:
+        except (BaseError, OSError) as error:
             self._fail(error, "make an object")
         finally:
             self._forget(probe)
@@ -132,9 +132,9 @@ class BucketStore:
         """Return a small object whole; None if it is not there."""
         try:
             return bytes(obstore.get(self._store, name).bytes())
-        except FileNotFoundError:
-            return None
-        except BaseError as error:
+        except (BaseError, OSError) as error:
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                return None
             self._fail(error, f"read {name}")
 
     @contextmanager
