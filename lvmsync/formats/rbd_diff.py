@@ -209,9 +209,10 @@ class DiffReader:
                     raise self._wrong(at, f"the size {size} is not possible")
                 self._add(tag, at, size)
                 return body + _SIZE.size - at, None
-            case _ if (
-                told is not None
-            ):  # "p", and what a later Ceph may say: version 2 is made so that it can be skipped
+            case "p" if told is not None:  # a byte: Ceph v16.2.15 says that there were 8
+                self._skipped = 1
+                return body - at, None
+            case _ if told is not None:  # what a later Ceph may say: in version 2 that can be skipped
                 self._skipped = told
                 return body - at, None
             case _:
