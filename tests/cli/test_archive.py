@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lvmsync.cli.classic import run
+from tests.sshd import run_sshd
 
 MIB = 1 << 20
 
@@ -230,3 +231,28 @@ def test_a_mirror_that_was_written_to_or_is_in_the_middle_of_something_is_no_bas
     assert "does not have that point" in site.run(f"archive verify {site.archive} --mirror {site.mirror}", 8)
     shutil.rmtree(site.folder / "state")
     assert "no sync of this machine" in site.run(f"archive verify {site.archive} --mirror {site.mirror}", 8)
+
+
+def test_an_archive_on_another_machine_is_used_as_one_here(site: Site) -> None:
+    (site.folder / "sshd").mkdir()
+    with run_sshd(site.folder / "sshd") as sshd:
+        far, config = f"ssh://127.0.0.1{site.folder}/far", f"-F {sshd.config}"
+        assert "is an archive now" in site.run(f"archive init {far} {config}")
+        states = []
+        for number in range(3):
+            if number:
+                site.write()
+            site.run(f"archive take {far} full:{site.disk} --label p{number} {config}")
+            states.append(site.disk.read_bytes())
+        for number, state in enumerate(states):
+            site.run(f"archive restore {far} --at p{number} --to {site.folder}/out{number} --create {config}")
+            assert (site.folder / f"out{number}").read_bytes() == state
+        assert len(site.json(f"archive list {far} {config}")["points"]) == 3
+        site.run(f"archive prune {far} --keep-last 2 {config}")
+        assert "is whole: 2 members" in site.run(f"archive verify {far} --restore-test {config}")
+        # The same folder, seen from where it lies
+        assert "is whole: 2 members" in site.run(f"archive verify {site.folder}/far --restore-test")
+        assert "there is no archive at ssh://127.0.0.1/none" in site.run(
+            f"archive list ssh://127.0.0.1/none {config}", 3
+        )
+    assert "127.0.0.1: connection refused" in site.run(f"archive list {far} {config}", 7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -18,6 +19,7 @@ from lvmsync.jobs.archive.members import OpenMember, open_member
 _CACHE = 128 << 20  # bytes of frames that are kept: of a hundred members one each, and more
 _SLACK = 8 << 20  # bytes that reads which go on side by side may be apart
 _MOST_HELD = 256  # members whose objects stay open: a process may have 1024 files open, mostly
+_OPENERS = 8  # threads that open members
 _SHIFT = 40  # bits of the number of a frame, below that of its member
 _MASK = (1 << _SHIFT) - 1
 
@@ -154,8 +156,11 @@ def open_past(
         LvmsyncError: a member is missing or damaged.
     """
     with ExitStack() as opened:
-        found = [
-            opened.enter_context(open_member(store, one, is_held=number < _MOST_HELD))
-            for number, one in enumerate(members)
-        ]
+
+        def enter(number: int) -> OpenMember:
+            return opened.enter_context(open_member(store, members[number], is_held=number < _MOST_HELD))
+
+        # Side by side: each asks the store for two objects, and that may be far away.
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            found = list(pool.map(enter, range(len(members))))
         yield Past(name, size, found, stack([one.index.table() for one in found], size), below)
