@@ -16,7 +16,7 @@ from lvmsync.extents import Offsets
 from lvmsync.interfaces import Readable, Store
 from lvmsync.jobs.archive.members import OpenMember, open_member
 
-_CACHE = 128 << 20  # bytes of frames that are kept: of a hundred members one each, and more
+_CACHE = 112 << 20  # bytes of frames that are kept: of a hundred members one each, and more
 _SLACK = 8 << 20  # bytes that reads which go on side by side may be apart
 _MOST_HELD = 256  # members whose objects stay open: a process may have 1024 files open, mostly
 _OPENERS = 8  # threads that open members
