@@ -31,6 +31,10 @@ class Route:
         """Bytes of all its members."""
         return sum(one.stored for one in self.members)
 
+    def then(self, member: Member) -> Route:
+        """Return the way that goes on with a member."""
+        return Route(self.mirror, (*self.members, member), member.head)
+
 
 def find_routes(catalogue: Catalogue, mirrors: Collection[str] = (), ways: Collection[str] = WAYS) -> dict[str, Route]:
     """Return the route of fewest stored bytes to each point that there is one to.
@@ -62,7 +66,7 @@ def find_routes(catalogue: Catalogue, mirrors: Collection[str] = (), ways: Colle
         found[route.head] = route
         for member in leads.get(route.head, ()):
             if member.head not in found:
-                push(cost + member.stored, Route(route.mirror, (*route.members, member), member.head))
+                push(cost + member.stored, route.then(member))
     return found
 
 
@@ -71,6 +75,19 @@ def find_path(members: Iterable[Member], base: str, head: str) -> tuple[Member, 
     some = tuple(one for one in members if one.way != FULL)
     route = find_routes(Catalogue("", 0, "", members=some), mirrors=(base,)).get(head)
     return route.members if route else None
+
+
+def list_detours(catalogue: Catalogue, routes: dict[str, Route]) -> list[Route]:
+    """Return a way over each member that no route takes, so that all of them together have been everywhere.
+
+    Args:
+        catalogue: of the archive.
+        routes: to its points, as of `find_routes`.
+    """
+    used = {member for route in routes.values() for member in route.members}
+    rest = [member for member in catalogue.members if member not in used]
+    starts = [(routes.get(member.base) if member.base else Route(None, (), ""), member) for member in rest]
+    return [start.then(member) for start, member in starts if start]
 
 
 def list_restorable(catalogue: Catalogue) -> set[str]:

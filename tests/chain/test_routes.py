@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lvmsync.chain.catalogue import FORWARD, FULL, REVERSE, Catalogue, Member
 from lvmsync.chain.pruning import Plan, plan_combination, plan_pruning
 from lvmsync.chain.retention import Rules, choose_kept
-from lvmsync.chain.routes import find_path, find_routes, list_restorable
+from lvmsync.chain.routes import Route, find_path, find_routes, list_detours, list_restorable
 from lvmsync.errors import UsageError
 from tests.chain.test_catalogue import catalogue, member
 
@@ -36,6 +36,20 @@ def test_the_shortest_way_is_taken() -> None:
     assert heads(both, 4, both.mirrors) == ["lv:5", "lv:4"]
     assert heads(both, 6, both.mirrors) == []
     assert find_routes(both, ways=(REVERSE,)) == {}
+
+
+def test_detours_go_over_each_member_that_no_shortest_way_takes() -> None:
+    other = member(FULL, None, 3, 5000)
+    both = catalogue(6, *CHAIN, *BACK, other)
+    detours = list_detours(both, find_routes(both))
+    assert {one.members[-1] for one in detours} == {*BACK, other}
+    for detour in detours:
+        assert detour.mirror is None
+        assert detour.head == detour.members[-1].head
+        assert [None, *(one.head for one in detour.members[:-1])] == [one.base for one in detour.members]
+    lost = replace(both, members=(*BACK, other))
+    assert [len(one.members) for one in list_detours(lost, find_routes(lost))] == []
+    assert list_detours(lost, {}) == [Route(None, (other,), "lv:3")]
 
 
 def test_what_can_be_restored_is_what_something_leads_to() -> None:

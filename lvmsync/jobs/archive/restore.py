@@ -39,7 +39,19 @@ def open_point(shelf: Shelf, point: ArchivedPoint, mirror: Mirror | None = None)
         ConflictError: nothing leads to it, or only by way of the mirror.
         LvmsyncError: a member is missing or damaged.
     """
-    route = find_route(shelf.catalogue, point, mirror, shelf.store.name)
+    with open_route(shelf, find_route(shelf.catalogue, point, mirror, shelf.store.name), point, mirror) as opened:
+        yield opened
+
+
+@contextmanager
+def open_route(
+    shelf: Shelf, route: Route, point: ArchivedPoint, mirror: Mirror | None = None
+) -> Iterator[tuple[Past, ChangeMap]]:
+    """Open a point for reading by one of the ways to it; yield it, and where it is known to be zeros.
+
+    Raises:
+        LvmsyncError: a member is missing or damaged.
+    """
     below = mirror.device if mirror and route.mirror else None
     name = f"{shelf.store.name}, point #{point.number}"
     with open_past(shelf.store, route.members, name, point.size, below) as past:

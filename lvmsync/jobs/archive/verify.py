@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from lvmsync.chain.catalogue import ArchivedPoint, Catalogue, Member
-from lvmsync.chain.routes import find_routes, list_restorable
+from lvmsync.chain.routes import Route, find_routes, list_detours, list_restorable
 from lvmsync.errors import DeviceError, LvmsyncError
 from lvmsync.jobs.archive.digest import digest_state
 from lvmsync.jobs.archive.members import INDEX, STREAM, Written, read_whole
-from lvmsync.jobs.archive.restore import Mirror, open_point, require_digest
+from lvmsync.jobs.archive.restore import Mirror, open_route, require_digest
 from lvmsync.jobs.archive.shelf import Shelf, is_catalogue, new_commit
 from lvmsync.jobs.archive.take import adopt, find_wrong_size
 from lvmsync.jobs.progress import Progress, Report
@@ -215,21 +215,26 @@ def _look_at_stray(shelf: Shelf, name: str, verdict: Verdict, *, is_repairing: b
 
 
 def _rebuild(shelf: Shelf, verdict: Verdict, report: Report, mirror: Mirror | None) -> None:
-    """Rebuild every point, and compare its digest with the one that it had, or remember it."""
+    """Rebuild every point, and compare its digest with the one that it had, or remember it; then go by each detour."""
+    catalogue = shelf.catalogue
+    routes = find_routes(catalogue, [mirror.point] if mirror else [])
+    digests = {point.id: point.digest for point in catalogue.points if point.digest}
     new: dict[str, str] = {}
-    there = set(find_routes(shelf.catalogue, [mirror.point] if mirror else []))
-    for point in shelf.catalogue.points:
-        if point.id not in there:
-            continue
+    ways = [routes[point.id] for point in catalogue.points if point.id in routes]
+    for number, route in enumerate([*ways, *list_detours(catalogue, routes)]):
+        point = catalogue.find(route.head)
+        assert point is not None
+        name = shelf.store.name if number < len(ways) else f"{shelf.store.name}/{route.members[-1].name}"
         try:
-            digest = _digest(shelf, point, report, mirror)
-            require_digest(point, digest, shelf.store.name)
+            digest = _digest(shelf, route, point, report, mirror)
+            require_digest(replace(point, digest=digests.get(point.id)), digest, name)
         except LvmsyncError as error:
             verdict.faults.append(str(error))
             continue
-        verdict.restored.append(point.number)
-        if point.digest is None:
-            new[point.id] = digest
+        if number < len(ways):
+            verdict.restored.append(point.number)
+        if point.id not in digests:
+            new[point.id] = digests[point.id] = digest
     if not new:
         return
     try:
@@ -238,11 +243,11 @@ def _rebuild(shelf: Shelf, verdict: Verdict, report: Report, mirror: Mirror | No
         verdict.notes.append(f"the digests could not be remembered: {error}")
 
 
-def _digest(shelf: Shelf, point: ArchivedPoint, report: Report, mirror: Mirror | None) -> str:
+def _digest(shelf: Shelf, route: Route, point: ArchivedPoint, report: Report, mirror: Mirror | None) -> str:
     def tell(done: int) -> None:
         report(Progress(f"rebuilding #{point.number}", done, point.size))
 
-    with open_point(shelf, point, mirror) as (past, holes):
+    with open_route(shelf, route, point, mirror) as (past, holes):
         return digest_state(past, point.size, holes, _seldom(tell))
 
 

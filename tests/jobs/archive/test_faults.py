@@ -17,15 +17,17 @@ from lvmsync.chain.pruning import plan_pruning
 from lvmsync.errors import ConflictError, DeviceError, FormatError, LvmsyncError, StreamError, UsageError, VerifyError
 from lvmsync.history import Point
 from lvmsync.jobs.archive import verify as verifying
+from lvmsync.jobs.archive.members import write_source
 from lvmsync.jobs.archive.prune import prune
 from lvmsync.jobs.archive.restore import open_between, open_point, open_restored, require_digest
 from lvmsync.jobs.archive.shelf import Shelf, new_commit
-from lvmsync.jobs.archive.take import bring_in, take
+from lvmsync.jobs.archive.take import adopt, bring_in, take
 from lvmsync.jobs.archive.verify import Verdict, verify
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.receive import ReceiveOptions, receive
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.stores.folder import FolderStore
+from lvmsync.stream import frames
 from tests.archive_history import Both, Forward, History, Reverse, require_points
 from tests.fakes import Memory, make_source, reader, send
 
@@ -529,3 +531,19 @@ def test_a_way_of_more_members_than_may_be_open_is_gone(archive: Forward, monkey
     flip(folder(archive) / archive.shelf.catalogue.members[3].name, archive.shelf.catalogue.members[3].stored // 2)
     with pytest.raises(StreamError, match="is damaged"):
         require_points(archive)
+
+
+def test_a_member_that_no_shortest_way_takes_is_proved_as_well(tmp_path: Path) -> None:
+    history = History.make(11, 4, may_resize=False)
+    archive = Both(tmp_path, history)
+    store = archive.shelf.store
+    verdict = verify(archive.shelf, ignore, is_restoring=True, mirror=archive.mirror)
+    assert verdict.faults == []
+    # One more way back to the second point, of one who says so and brings the bytes of the first
+    wrong = make_source(Memory(history.states[0].data), [(0, 64 << 10)])
+    wrong = replace(wrong, base=history.point(3), head=history.point(1), name="vg/lv")
+    written, _ = write_source(store, wrong, OPTIONS, ignore, intent=frames.SNAPBACK)
+    assert adopt(archive.shelf, written) == []
+    assert verify(Shelf.open(store), ignore).faults == []  # each member is a whole stream
+    (fault,) = verify(Shelf.open(store), ignore, is_restoring=True, mirror=archive.mirror).faults
+    assert fault.startswith(f"{store.name}/{written.member.name}: point #2 has the digest ")
