@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,8 +68,9 @@ def cleanup(
 def _find_snapshots(state: Path) -> tuple[list[Found], list[Bare]]:
     from lvmsync.jobs.replica.cleanup import find_bare, find_snapshots
     from lvmsync.jobs.replica.record import list_records
+    from lvmsync.system.command import has_program
 
-    if shutil.which("lvs") is None and not list_records(state):
+    if not has_program("lvs") and not list_records(state):
         return [], []  # no LVM, no snapshots of its; with records there was one, and it cannot be looked
 
     return find_snapshots(state), find_bare(state)
@@ -122,6 +122,8 @@ def _say(
     removed: bool = False,
 ) -> None:
     """Show what is there, or what was done about it."""
+    from lvmsync.system.command import has_program
+
     if as_json:
         rows = {
             "metadata_snapshots": [_metadata_row(leftover) for leftover in leftovers],
@@ -154,7 +156,7 @@ def _say(
             if removed
             else "nothing is left behind: no thin pool and no era device has a metadata snapshot taken, no volume has a"
             " snapshot of lvmsync's, and nothing is frozen\n"
-            if shutil.which("lvs")
+            if has_program("lvs")
             else "nothing was found; LVM's commands are not in PATH, so snapshots of volumes were not looked for\n"
         )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from lvmsync.errors import CommandError
 from lvmsync.system.signals import signals_deferred
+
+_ADMINISTRATION = {"/usr/local/bin": "/usr/local/sbin", "/usr/bin": "/usr/sbin", "/bin": "/sbin"}
+"""Where the programs for administration are, by the folder of the other ones beside it."""
 
 _SAYS_NOTHING = ("Command failed", "Run `lv", "Run `vg")
 
@@ -80,8 +84,24 @@ def _memory_file(name: str) -> BinaryIO:
     return os.fdopen(os.memfd_create(name), "w+b")
 
 
+def search_path() -> str:
+    """Return the folders that programs are looked for in: those of PATH, and then what cron leaves away.
+
+    Of each usual folder the one for administration comes as well: LVM's commands are there, and cron's PATH is
+    ``/usr/bin:/bin``.
+    """
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    more = (_ADMINISTRATION.get(folder.rstrip("/")) for folder in folders)
+    return os.pathsep.join(dict.fromkeys([*folders, *(folder for folder in more if folder)]))
+
+
+def has_program(name: str) -> bool:
+    """Tell whether a program is there to be run."""
+    return shutil.which(name, path=search_path()) is not None
+
+
 def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    return {**os.environ, "PATH": search_path(), "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 def _called(argv: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from lvmsync.errors import CommandError, UsageError
+from lvmsync.system.command import search_path
 
 TIMEOUT = 600.0
 _LAST = 4096  # bytes of its output that an error may show
@@ -39,7 +40,7 @@ def run_hook(command: str, *, env: Mapping[str, str] = {}, timeout: float = TIME
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **env},
+                env={**os.environ, "PATH": search_path(), **env},
                 process_group=0,
             )
         except OSError as error:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from lvmsync.errors import CommandError, DeviceError
 from lvmsync.system import thaw
+from lvmsync.system.command import search_path
 from lvmsync.system.freeze import LIMIT
 from lvmsync.system.hooks import run_hook
 from lvmsync.system.signals import signals_deferred
@@ -42,7 +43,7 @@ def quiesced(freeze_cmd: str, thaw_cmd: str, *, env: Mapping[str, str] = {}, lim
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, **env},
+                env={**os.environ, "PATH": search_path(), **env},
                 text=True,
             )
         except OSError as error:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from lvmsync.errors import CommandError, UsageError
+from lvmsync.system.command import search_path
 
 STOP_TIMEOUT = 120.0
 """Seconds that a guest may take to shut down."""
@@ -65,7 +66,13 @@ class Domain:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C", "TERM": "dumb", "VIRSH_HISTSIZE": "0"},
+                env={
+                    **os.environ,
+                    "PATH": search_path(),
+                    "LC_ALL": "C",
+                    "TERM": "dumb",
+                    "VIRSH_HISTSIZE": "0",
+                },
                 process_group=0,  # ^C is for us; virsh is needed to start the guest again
             )
         except OSError as error:

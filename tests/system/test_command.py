@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lvmsync.errors import CommandError
-from lvmsync.system.command import run
+from lvmsync.system import command
+from lvmsync.system.command import has_program, run, search_path
 
 
 def script(folder: Path, text: str) -> str:
@@ -43,3 +44,24 @@ def test_a_failure_with_few_words_is_told_as_well(tmp_path: Path, says: str, tol
 def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"did not end within 0.2 s"):
         run([script(tmp_path, "exec sleep 60")], timeout=0.2)
+
+
+def test_what_crons_path_leaves_away_is_looked_through_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bin_, sbin = tmp_path / "bin", tmp_path / "sbin"
+    monkeypatch.setattr(command, "_ADMINISTRATION", {str(bin_): str(sbin)})
+    for folder in (bin_, sbin):
+        folder.mkdir()
+    (sbin / "lvthing").write_text('#!/bin/sh\necho "$PATH"\n')
+    (sbin / "lvthing").chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin_))
+    assert has_program("lvthing")
+    assert run(["lvthing"]) == f"{bin_}:{sbin}\n"
+    monkeypatch.setenv("PATH", f"{sbin}:{bin_}/")
+    assert search_path() == f"{sbin}:{bin_}/"  # once, and where it was
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not has_program("lvthing")  # where the programs beside are not looked for, these are not either
+
+
+def test_lvms_commands_are_found_with_the_path_of_cron(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert search_path() == "/usr/bin:/bin:/usr/sbin:/sbin"

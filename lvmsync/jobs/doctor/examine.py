@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from lvmsync.jobs.doctor.volumes import check_room, check_suspended, check_volum
 from lvmsync.jobs.replica import cleanup
 from lvmsync.jobs.replica.record import Record, list_records
 from lvmsync.system import dm, lvm
+from lvmsync.system.command import has_program
 from lvmsync.system.holds import is_kept, list_holds
 
 _NOBODY = "/dev/lvmsync.is.asked.for.the.time"
@@ -43,9 +43,9 @@ def examine(state: Path, groups: Sequence[str] = ()) -> list[Finding]:
     found = [*check_programs(), *check_modules(), *check_packages(), *check_state(state)]
     records: list[Record] = []
     found += _tried("the records of replicas", lambda: _keep(records, list_records(state)))
-    if shutil.which("lvs"):
+    if has_program("lvs"):
         found += _tried("LVM", lambda: _check_lvm(state, records, groups))
-    if shutil.which("dmsetup"):
+    if has_program("dmsetup"):
         found += _tried("the device mapper", _check_kernel)
     found += _tried("what is frozen", _check_holds)
     found += _tried("targets", lambda: check_targets(state))

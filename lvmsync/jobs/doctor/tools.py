@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lvmsync.errors import CommandError
 from lvmsync.jobs.doctor.findings import Finding
-from lvmsync.system.command import run
+from lvmsync.system.command import has_program, run
 
 OLDEST_LVM = (2, 2, 158)
 """The first LVM with reports in JSON."""
@@ -24,9 +23,9 @@ _REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)\s*(?P<limits>[^;]*)(?P<mar
 def check_programs() -> Iterator[Finding]:
     """Yield which programs are missing or too old."""
     for program, package in (("lvs", "lvm2"), ("dmsetup", "dmsetup")):
-        if shutil.which(program) is None:
+        if not has_program(program):
             yield Finding("tool", program, "it is not installed, or not in PATH", f"apt-get install {package}")
-    if shutil.which("lvm"):
+    if has_program("lvm"):
         try:
             found = _VERSION.search(run(["lvm", "version"]))
         except CommandError as error:
@@ -44,7 +43,7 @@ def check_modules(modules: Path | None = None) -> Iterator[Finding]:
     Args:
         modules: folder of the running kernel's modules; None: where they are.
     """
-    if shutil.which("dmsetup") is None:
+    if not has_program("dmsetup"):
         return
     try:
         loaded = {line.split()[0] for line in run(["dmsetup", "targets"]).splitlines() if line.strip()}

@@ -191,7 +191,7 @@ def test_what_was_kept_for_the_way_back_is_removed_when_its_user_says_so(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
-    monkeypatch.setattr("shutil.which", lambda _: "/sbin/lvs")
+    monkeypatch.setattr("lvmsync.system.command.has_program", lambda _: True)
     monkeypatch.setattr(holds, "list_holds", list)
     world.snapshot("back")  # on a target's machine there is no record of the replica
     assert world.spare() == []
@@ -233,7 +233,7 @@ def test_the_command_shows_offers_and_removes(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
-    monkeypatch.setattr("shutil.which", lambda _: "/sbin/lvs")
+    monkeypatch.setattr("lvmsync.system.command.has_program", lambda _: True)
     monkeypatch.setattr(holds, "list_holds", list)
     old, base = world.snapshot("base"), world.snapshot("base")
     world.remember(base)
@@ -262,9 +262,9 @@ def test_the_command_shows_offers_and_removes(
 def test_where_lvm_is_not_found_nothing_is_said_of_what_there_is(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A PATH without /sbin, as cron's: nothing was looked at, so nothing is known."""
+    """Nothing was looked at, so nothing is known."""
     monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
-    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("lvmsync.system.command.has_program", lambda _: False)
     monkeypatch.setattr(holds, "list_holds", list)
     state = ["--state", str(world.state)]
     assert run(["cleanup", *state]) == 0  # nor is anything known of a copy
@@ -284,7 +284,7 @@ def test_a_replica_without_a_snapshot_is_forgotten_only_if_nothing_has_come_of_i
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lvmsync.jobs.cleanup.find_leftovers", list)
-    monkeypatch.setattr("shutil.which", lambda _: "/sbin/lvs")
+    monkeypatch.setattr("lvmsync.system.command.has_program", lambda _: True)
     monkeypatch.setattr(holds, "list_holds", list)
     head = world.snapshot("head")
     world.remember(None)
