@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 from lvmsync.jobs import unit
@@ -57,21 +56,21 @@ def _unit_text(state: Path, series: Series) -> str:
     )
     # modprobe takes either sign, and a dash would be read as a slash there.
     module = f"modprobe@{series.driver.replace('-', '_')}.service"
-    command = [sys.executable, "-m", "lvmsync", "dattobd", "reload", series.block_device, "--state", str(state)]
+    command = [*unit.own_command(), "dattobd", "reload", series.block_device, "--state", str(state)]
     return f"""[Unit]
 Description=Go on tracking writes to {unit.escape(series.block_device)} ({series.driver})
 DefaultDependencies=no
 Wants={module}
 Requires={device}
 After={device} {module} systemd-modules-load.service systemd-remount-fs.service
-RequiresMountsFor={unit.quote(str(state))}
+RequiresMountsFor={unit.quote_path(str(state))}
 Before={mount} shutdown.target
 Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={" ".join(unit.quote(word) for word in command)}
+ExecStart={unit.command_line(command)}
 
 [Install]
 WantedBy={mount}

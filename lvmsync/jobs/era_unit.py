@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 from lvmsync.jobs import unit
@@ -36,20 +35,20 @@ def _unit_text(state: Path, table: TableFile) -> str:
     """Return a unit that makes the device again at boot, before file systems are mounted."""
     parts = (table.metadata, table.origin)
     needs = " ".join(unit.escape(unit.path_unit(part.path, "device")) for part in parts)
-    command = [sys.executable, "-m", "lvmsync", "era", "start", table.name, "--state", str(state)]
+    command = [*unit.own_command(), "era", "start", table.name, "--state", str(state)]
     return f"""[Unit]
 Description=Track writes to {unit.escape(table.origin.path)} in /dev/mapper/{table.name} (dm-era)
 DefaultDependencies=no
 Requires={needs}
 After={needs} systemd-modules-load.service
-RequiresMountsFor={unit.quote(str(state))}
+RequiresMountsFor={unit.quote_path(str(state))}
 Before=local-fs.target shutdown.target
 Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={" ".join(unit.quote(word) for word in command)}
+ExecStart={unit.command_line(command)}
 
 [Install]
 WantedBy=local-fs.target

@@ -251,7 +251,7 @@ def test_a_device_is_made_with_a_table_file_and_a_unit(machine: EraMachine, stat
     ]
     assert first_block(machine) == bytes(4096)
     text = (units / "lvmsync-era-er.service").read_text()
-    assert f'"-m" "lvmsync" "era" "start" "er" "--state" "{state}"' in text
+    assert f'lvmsync" "era" "start" "er" "--state" "{state}"\n' in text
     assert f"After=dev-{machine.metadata.name}.device dev-{machine.origin.name}.device" in text
     assert "Before=local-fs.target" in text
     assert "systemd does not know of it yet: run 'systemctl enable" in steps[0]
