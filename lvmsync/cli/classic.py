@@ -44,7 +44,8 @@ VALUED = frozenset(
         "--fence", "--thin-pool", "--cow-size", "--chunk-size", "--extend-cmd", "--extend-at", "--retries",
         "--replica", "--at", "--to", "--from", "--mirror", "--label", "--keep-last", "--keep-hourly", "--keep-daily",
         "--keep-weekly", "--keep-monthly", "--keep-yearly", "--keep-within", "--target-extend-cmd", "--group",
-        "--freeze-cmd", "--thaw-cmd", "--freeze-limit", "-F", "--ssh-config",
+        "--freeze-cmd", "--thaw-cmd", "--freeze-limit", "-F", "--ssh-config", "--metrics", "--jitter",
+        "--every", "--user",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from lvmsync.errors import UsageError
 
 
 def flat(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +39,33 @@ def flat(command: Callable[..., Any]) -> Callable[..., Any]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def words_of(group: Any) -> list[str]:
+    """Return the words by which a command line says a dataclass of options, as another process in another folder needs.
+
+    What has its default is left away. Names of files are made whole.
+
+    Raises:
+        UsageError: a name of a device or file that is meant from this folder.
+    """
+    words = []
+    for option in _options_of(type(group)):
+        value = getattr(group, option.name)
+        if value == option.default:
+            continue
+        told = get_args(option.annotation)[1]
+        # typer keeps the first of its names as if it were a default.
+        name = next(one for one in (told.default, *(told.param_decls or ())) if one.startswith("--"))
+        if value is True:
+            words.append(name)
+            continue
+        if told.metavar in ("FILE", "DIR"):
+            value = Path(value).absolute()
+        elif told.metavar == "PATH" and str(value).startswith(("./", "../")):
+            raise UsageError(f"{name} {value}: that is meant from this folder; write the whole path, from / on")
+        words.append(f"{name}={value}")
+    return words
 
 
 def _options_of(kind: Any) -> list[Parameter]:

@@ -60,6 +60,32 @@ for volume in plain thin; do
     is "$(lvs --noheadings -o lv_name -S "origin=$volume && lv_tags=lvmsync" vg | wc -l)" 1 "the snapshots of $volume"
 done
 
+it "is run as cron runs it: LVM is found, old points go, and the metrics tell how far the volume has gone on since"
+mkdir -p /run/metrics
+of_metric() { sed -n "s/^lvmsync_archive_$1{.*source=\"vg\/$2\"} \([0-9]*\).*/\1/p" /run/metrics/*.prom; }
+as_cron() { env -i ${LVMSYNC_STATE:+"LVMSYNC_STATE=$LVMSYNC_STATE"} PATH="/usr/bin:/bin" "$(command -v lvmsync)" "$@"; }
+for volume in plain thin; do
+    remember run $volume
+    expect 0 'gone' as_cron archive run "/run/$volume" "vg/$volume" --keep-last 1 --metrics /run/metrics
+    restores "/run/$volume" latest run
+    is "$(of_metric last_status $volume) $(of_metric points $volume)" "0 1" "status and points of $volume"
+    is "$(lvs --noheadings -o lv_name -S "origin=$volume && lv_tags=lvmsync" vg | wc -l)" 1 "the snapshots of $volume"
+done
+expect 0 'ok [0-9]+ s ago' sh -c 'lvmsync archive list /run/plain >&2'
+lag=$(of_metric lag_bytes plain)
+is "$(of_metric lag_bytes thin)" "" "what nobody knows of a thin volume"
+put vg/plain 100
+put vg/plain 2000
+mount --bind /run/plain /run/plain
+mount -o remount,bind,ro /run/plain
+expect 3 'Read-only' as_cron archive run /run/plain vg/plain --keep-last 1 --metrics /run/metrics
+umount /run/plain
+is "$(of_metric last_status plain) $(of_metric points plain)" "3 1" "status and points after a failure"
+(($(of_metric lag_bytes plain) >= lag + 8192)) || wrong "$(of_metric lag_bytes plain) bytes of lag, and $lag before two writes"
+expect 3 'last run FAILED.*Read-only' sh -c 'lvmsync doctor >&2'
+expect 0 '' as_cron archive run /run/plain vg/plain --metrics /run/metrics
+expect 0 'is whole' lvmsync archive verify /run/plain
+
 it "leads back from a mirror by the snapbacks of its syncs"
 lvmsync archive init /run/mirror 2>/dev/null
 expect 0 '' lvmsync sync vg/thin vg/back

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lvmsync.cli.archive.app import Access, ArchiveWord, Label, app, open_archive, open_place
-from lvmsync.cli.asked import Managing, Orders, View, Way
-from lvmsync.cli.files import open_input, stream_options
-from lvmsync.cli.options import Compress, DataSource, Debug, Frozen, Quiet, SourceWord, State
+from lvmsync.cli.archive.taking import Taker, Taking
+from lvmsync.cli.asked import Managing, View
+from lvmsync.cli.files import open_input
+from lvmsync.cli.options import Debug, Quiet, SourceWord, State
 from lvmsync.cli.refinement import Refinement
 from lvmsync.cli.verbs import flat
 from lvmsync.errors import UsageError
-from lvmsync.names import CowFile, Volume, parse_source
-
-if TYPE_CHECKING:
-    from lvmsync.jobs.archive.shelf import Shelf
-    from lvmsync.jobs.progress import Receipt
-    from lvmsync.jobs.send import StreamOptions
-    from lvmsync.system.lvm import LogicalVolume
 
 
 @app.command()
@@ -47,12 +39,10 @@ def init(archive: ArchiveWord, quiet: Quiet = False, *, access: Access, debug: D
 def take(
     archive: ArchiveWord,
     source: SourceWord,
-    data_source: DataSource = None,
-    frozen: Frozen = False,
     label: Label = None,
-    compress: Compress = None,
     state: State = None,
     *,
+    taking: Taking,
     refinement: Refinement,
     managing: Managing,
     view: View,
@@ -65,33 +55,9 @@ def take(
     changed since then each further time. Of another source it is what that tells: all of it with full:DEVICE, or what
     changed since a point that the archive has.
     """
-    from lvmsync.cli.replica import find_managed
-    from lvmsync.jobs.archive.take import take as run
-    from lvmsync.sources import Reading, open_source
-    from lvmsync.system.lvm import list_around
-
-    name = parse_source(source)
-    options = stream_options(4, compress or "zstd:1")
-    is_plain = data_source is None and not frozen and not refinement.is_wanted
-    told = list_around(name) if is_plain and isinstance(name, Volume) else None
-    volume = find_managed(source, managing, told) if is_plain and isinstance(name, Volume) else None
-    if volume is None:
-        managing.require_none(source)
-    reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
-    with ExitStack() as stack:
-        shelf = stack.enter_context(open_archive(archive, access))
-        if volume:
-            return view.print_receipt(_take_managed(shelf, volume, state, managing, options, view, label))
-        report = stack.enter_context(view.report())
-        if isinstance(name, CowFile):
-            from lvmsync.jobs.dattobd_points import open_recorded
-            from lvmsync.system.ledger import state_folder
-
-            opened = stack.enter_context(open_recorded(state_folder(state), name, reading))
-        else:
-            opened = stack.enter_context(open_source(name, reading))
-        receipt = run(shelf, refinement.apply(opened, report), options, report, label=label)
-    view.print_receipt(receipt)
+    taker = Taker(source, taking, refinement, managing, state)
+    with open_archive(archive, access) as shelf:
+        view.print_receipt(taker.take(shelf, view, label))
 
 
 @app.command("import")
@@ -119,25 +85,3 @@ def bring_in(
                 most = os.fstat(file.fileno()).st_size or None  # of a pipe it is not known
                 receipt = run(shelf, file.readinto, name=str(path), label=label, is_new_chain=new_chain, most=most)
             view.print_receipt(receipt)
-
-
-def _take_managed(
-    shelf: Shelf,
-    volume: LogicalVolume,
-    state: str | None,
-    managing: Managing,
-    options: StreamOptions,
-    view: View,
-    label: str | None,
-) -> Receipt:
-    from lvmsync.cli.asked import Asked
-    from lvmsync.cli.replica import pass_options
-    from lvmsync.jobs.archive.managed import take_volume
-    from lvmsync.names import TargetName
-    from lvmsync.system.ledger import state_folder
-
-    if managing.thin_pool or managing.retries is not None:
-        raise UsageError("--thin-pool and --retries are for a copy, and this is an archive")
-    passes = pass_options(TargetName(None, shelf.store.name), Asked(Way(), Orders(), managing))
-    with view.report() as report:
-        return take_volume(shelf, volume, state_folder(state), replace(passes, stream=options), report, label=label)

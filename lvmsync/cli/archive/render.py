@@ -85,8 +85,16 @@ def describe(catalogue: Catalogue, point: ArchivedPoint | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_json(catalogue: Catalogue, point: ArchivedPoint | None = None) -> str:
-    """Return it as a JSON object; of one point only what is about that."""
+def to_json(
+    catalogue: Catalogue, point: ArchivedPoint | None = None, *, runs: Sequence[Mapping[str, object]] | None = None
+) -> str:
+    """Return it as a JSON object; of one point only what is about that.
+
+    Args:
+        catalogue: of the archive.
+        point: one of its points; None: all.
+        runs: what this machine knows of runs that take something into it.
+    """
     routes = find_routes(catalogue, catalogue.mirrors)
     numbers = {one.id: one.number for one in catalogue.points}
 
@@ -109,6 +117,7 @@ def to_json(catalogue: Catalogue, point: ArchivedPoint | None = None) -> str:
             "mirror": numbers.get(catalogue.mirror or ""),
             "points": [told(one) for one in catalogue.points],
             "members": [asdict(one) for one in catalogue.members],
+            **({"runs": runs} if runs is not None else {}),
         }
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvmsync.cli.archive.app import Access, ArchiveWord, app, counted, open_archive
+from lvmsync.cli.archive.keeping import Keeping
 from lvmsync.cli.asked import View
 from lvmsync.cli.files import print_text, stream_options
 from lvmsync.cli.options import Compress, Debug, DryRun
@@ -52,34 +53,22 @@ def combine(
 @flat
 def prune(
     archive: ArchiveWord,
-    last: Annotated[int, typer.Option("--keep-last", metavar="N", help="the newest points", min=0)] = 0,
-    hourly: Annotated[int, typer.Option("--keep-hourly", metavar="N", help="one of each of so many hours", min=0)] = 0,
-    daily: Annotated[int, typer.Option("--keep-daily", metavar="N", help="days", min=0)] = 0,
-    weekly: Annotated[int, typer.Option("--keep-weekly", metavar="N", help="weeks", min=0)] = 0,
-    monthly: Annotated[int, typer.Option("--keep-monthly", metavar="N", help="months", min=0)] = 0,
-    yearly: Annotated[int, typer.Option("--keep-yearly", metavar="N", help="years", min=0)] = 0,
-    within: Annotated[
-        str | None, typer.Option("--keep-within", metavar="TIME", help="before the newest: 36h, 14d, 8w")
-    ] = None,
     compress: Compress = None,
     dry_run: DryRun = False,
     *,
+    keeping: Keeping,
     view: View,
     access: Access,
     debug: Debug = False,
 ) -> None:
     """Let all points go that no rule keeps; members are combined so that those that stay can be restored as before."""
-    from lvmsync.chain.pruning import plan_pruning
-    from lvmsync.chain.retention import Rules, choose_kept
-
-    rules = Rules(last, hourly, daily, weekly, monthly, yearly, _seconds(within))
-    if rules.is_empty:
+    if keeping.rules is None:
         raise UsageError(
             "say what is to be kept: --keep-last N, -hourly, -daily, -weekly, -monthly, -yearly, -within TIME"
         )
     with open_archive(archive, access) as shelf:
-        kept = choose_kept(shelf.catalogue, rules)
-        _carry_out(shelf, plan_pruning(shelf.catalogue, kept), kept, compress, view, dry_run=dry_run)
+        plan, kept = keeping.plan(shelf)
+        _carry_out(shelf, plan, kept, compress, view, dry_run=dry_run)
 
 
 def _carry_out(
@@ -100,8 +89,6 @@ def _carry_out(
 
 
 def _say(before: Catalogue, plan: Plan, done: Pruned, view: View, *, dry_run: bool) -> None:
-    from lvmsync.cli.render import size
-
     if view.as_json:
         numbers = {one.id: one.number for one in before.points}
         told = {
@@ -114,9 +101,16 @@ def _say(before: Catalogue, plan: Plan, done: Pruned, view: View, *, dry_run: bo
         }
         print_text(json.dumps({**told, **asdict(done)}) + "\n")
         return
+    say_pruned(plan, done, quiet=view.quiet, dry_run=dry_run)
+
+
+def say_pruned(plan: Plan, done: Pruned, *, quiet: bool, dry_run: bool = False) -> None:
+    """Tell what was let go."""
+    from lvmsync.cli.render import size
+
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
-    if view.quiet:
+    if quiet:
         return
     if plan.is_empty:
         print("nothing is to be done", file=sys.stderr)
@@ -129,17 +123,3 @@ def _say(before: Catalogue, plan: Plan, done: Pruned, view: View, *, dry_run: bo
             f" {size(done.written_bytes)} written in {done.seconds:.1f} s{rate}",
             file=sys.stderr,
         )
-
-
-def _seconds(word: str | None) -> int | None:
-    """Read a span of time: 90m, 36h, 14d, 8w.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if word is None:
-        return None
-    units = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-    if word[-1:] in units and word[:-1].isascii() and word[:-1].isdecimal() and len(word) < 7:
-        return int(word[:-1]) * units[word[-1]]
-    raise UsageError(f"--keep-within '{word}': write minutes, hours, days or weeks: 90m, 36h, 14d, 8w")

@@ -10,6 +10,7 @@ from lvmsync import __version__
 from lvmsync.errors import LvmsyncError, TransportError, UsageError
 from lvmsync.jobs.agent.client import Agent
 from lvmsync.jobs.cleanup import find_leftovers
+from lvmsync.jobs.doctor.archives import check_runs
 from lvmsync.jobs.doctor.findings import Finding
 from lvmsync.jobs.doctor.records import (
     check_clock,
@@ -51,6 +52,7 @@ def examine(state: Path, groups: Sequence[str] = ()) -> list[Finding]:
     found += _tried("targets", lambda: check_targets(state))
     found += _tried("targets that were made", lambda: check_unused(state))
     found += _tried("migrations", lambda: check_migrations(state))
+    found += _tried("runs of archives", lambda: check_runs(state, datetime.now(UTC)))
     return [*found, *check_clock(records, datetime.now(UTC))]
 
 

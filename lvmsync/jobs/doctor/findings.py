@@ -10,7 +10,7 @@ class Finding:
     """Something that is wrong, or will be soon.
 
     Attributes:
-        kind: "leftover", "full", "broken", "unfinished", "tool", "state", "clock" or "line".
+        kind: "leftover", "full", "broken", "unfinished", "tool", "state", "clock", "archive" or "line".
         what: the volume, device, file or host that it is about.
         problem: what is wrong, a sentence without its full stop.
         remedy: the command that mends it, or what to do where no command can.

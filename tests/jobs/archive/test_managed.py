@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ConflictError
+from lvmsync.errors import CommandError, ConflictError
+from lvmsync.jobs.archive import lag
 from lvmsync.jobs.archive.managed import take_volume
 from lvmsync.jobs.archive.restore import open_point
 from lvmsync.jobs.archive.shelf import Shelf
@@ -15,6 +17,8 @@ from lvmsync.jobs.archive.verify import verify
 from lvmsync.jobs.progress import Receipt, ignore
 from lvmsync.jobs.replica.copy import PassOptions
 from lvmsync.stores.folder import FolderStore
+from lvmsync.system.fill import Fill
+from lvmsync.system.lvm import LogicalVolume
 from tests.replica_machine import SIZE, Killed, Machine, install
 
 
@@ -113,3 +117,39 @@ def test_an_archive_that_was_made_anew_or_lost_its_point_is_told(world: World, t
         world.take()
     assert world.take(full=True).kind == "first"
     world.require_whole()
+
+
+def test_how_far_a_volume_has_gone_on_is_told_by_the_store_of_the_snapshot_that_the_archive_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def found() -> int | None:
+        return lag.find_lag_bytes(world.volume, world.shelf.catalogue)
+
+    asked = []
+
+    def fill(volume: LogicalVolume) -> Fill:
+        asked.append(volume.id)
+        return Fill(12288, 1 << 20)
+
+    monkeypatch.setattr(lag, "store_fill", fill)
+    assert found() is None  # nothing was taken yet
+    world.take()
+    assert found() is None  # a thin snapshot has no store
+    assert asked == []
+    (base,) = world.machine.ours("base")
+    world.machine.volumes[base.id] = replace(base, role=frozenset({"public", "snapshot", "thicksnapshot"}))
+    assert world.machine.volumes[base.id].is_classic_snapshot
+    assert found() == 12288
+    assert asked == [base.id]
+    empty = replace(world.shelf.catalogue, points=())
+    assert lag.find_lag_bytes(world.volume, empty) is None
+    newer = replace(world.shelf.catalogue.points[0], id="another", number=2)  # taken by other means since
+    more = replace(world.shelf.catalogue, points=(*world.shelf.catalogue.points, newer))
+    assert lag.find_lag_bytes(world.volume, more) is None
+
+    def fails(_: LogicalVolume) -> Fill:
+        raise CommandError("no dmsetup")
+
+    monkeypatch.setattr(lag, "store_fill", fails)
+    assert found() is None
