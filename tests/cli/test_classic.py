@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -16,11 +17,14 @@ COMMANDS = typer.main.get_command(assemble()).commands  # type: ignore[attr-defi
 SNAP, FAR, HERE = "vg/snap", "host:vg/lv", "/dev/x"
 
 
-ACTIONS = {
-    f"{name} {action}": found
-    for name, command in COMMANDS.items()
-    for action, found in getattr(command, "commands", {}).items()
-}
+def actions(commands: dict[str, Any], verb: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in commands.items():
+        if verb:
+            yield f"{verb}{name}", command
+        yield from actions(getattr(command, "commands", {}), f"{verb}{name} ")
+
+
+ACTIONS = dict(actions(COMMANDS))
 
 
 def valued_options() -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,19 @@ SshConfig = Annotated[
     typer.Option("-F", "--ssh-config", metavar="FILE", help="for ssh://: in place of ~/.ssh/config"),
 ]
 
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file", metavar="FILE", help="what opens an encrypted archive  [default: $LVMSYNC_ARCHIVE_KEY_FILE]"
+    ),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file", metavar="FILE", help="the same, a passphrase  [default: $LVMSYNC_ARCHIVE_PASSPHRASE]"
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Access:
@@ -47,9 +61,13 @@ class Access:
 
     Attributes:
         ssh_config: path of the ssh config for one on another machine; None: the user's.
+        key_file: what opens an encrypted one.
+        passphrase_file: the same, with a passphrase.
     """
 
     ssh_config: SshConfig = None
+    key_file: KeyFile = None
+    passphrase_file: PassphraseFile = None
 
 
 @contextmanager
@@ -68,15 +86,16 @@ def open_place(word: str, access: Access) -> Iterator[Store]:
 
 @contextmanager
 def open_archive(word: str, access: Access) -> Iterator[Shelf]:
-    """Open an archive.
+    """Open an archive, and what it is encrypted with.
 
     Raises:
-        LvmsyncError: there is none, or it cannot be read.
+        LvmsyncError: there is none, it cannot be read, or what was given does not open it.
     """
+    from lvmsync.cli.archive.unlocking import unlock
     from lvmsync.jobs.archive.shelf import Shelf
 
     with open_place(word, access) as store:
-        yield Shelf.open(store)
+        yield Shelf.open(unlock(store, access))
 
 
 def open_mirror(word: str | None, shelf: Shelf, state: str | None) -> AbstractContextManager[Mirror | None]:

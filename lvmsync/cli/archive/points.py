@@ -21,12 +21,34 @@ from lvmsync.errors import UsageError
 
 @app.command()
 @flat
-def init(archive: ArchiveWord, quiet: Quiet = False, *, access: Access, debug: Debug = False) -> None:
-    """Make an empty archive in a new or empty folder."""
+def init(
+    archive: ArchiveWord,
+    encrypt: Annotated[
+        bool,
+        typer.Option("--encrypt", help="encrypt all that comes in; a key file that is not there is made"),
+    ] = False,
+    quiet: Quiet = False,
+    *,
+    access: Access,
+    debug: Debug = False,
+) -> None:
+    """Make an empty archive in a new or empty place."""
+    from lvmsync.cli.archive.unlocking import get_first_secret, require_no_secret
+    from lvmsync.jobs.archive.keys import init_sealed
     from lvmsync.jobs.archive.shelf import Shelf
 
     with open_place(archive, access) as store:
-        Shelf.init(store)
+        if encrypt:
+            init_sealed(store, lambda: get_first_secret(access))
+        else:
+            require_no_secret(access)
+            Shelf.init(store)
+        if encrypt and not quiet:
+            print(
+                "note: without its key file or passphrase, or without its keys-... object, nobody can read the archive:"
+                " keep a copy of both elsewhere",
+                file=sys.stderr,
+            )
         if not quiet:
             print(
                 f"{store.name} is an archive now; 'lvmsync archive take {archive} SOURCE' makes its first point",

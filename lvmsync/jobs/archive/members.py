@@ -214,6 +214,14 @@ class OpenMember:
             raise StreamError(f"{blob.name}: {error}", device=blob.name, offset=head.position) from error
 
 
+def read_index(store: Store, name: str) -> bytes | None:
+    """Return an index, as it lies there; None if there is none, or one whose seal is broken."""
+    try:
+        return store.read(name)
+    except StreamError:
+        return None
+
+
 @contextmanager
 def open_member(store: Store, member: Member, *, is_held: bool = True) -> Iterator[OpenMember]:
     """Open a member of a catalogue.
@@ -227,14 +235,14 @@ def open_member(store: Store, member: Member, *, is_held: bool = True) -> Iterat
         DeviceError: one of its objects is missing.
         FormatError: its index is damaged, or another one's.
     """
-    data = store.read(member.index)
+    data = read_index(store, member.index)
     if data is None and member.name not in store.list_objects():
         raise DeviceError(
             f"{store.name}/{member.name} is gone: was it pruned just now? Run it again",
             device=store.name,
         )
     if data is None or xxhash.xxh3_128_hexdigest(data) != member.index_digest:
-        found = "missing" if data is None else "damaged, or another one's"
+        found = "damaged, or another one's" if member.index in store.list_objects() else "missing"
         raise FormatError(
             f"{store.name}/{member.index}: the index of {member.name} is {found}: 'lvmsync archive verify {store.name}"
             " --repair' makes it anew from the member itself",

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable
 
 from lvmsync.chain.catalogue import Catalogue
-from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.errors import ConflictError, DeviceError, FormatError, StreamError
 from lvmsync.interfaces import Store
 
 _CATALOGUE = re.compile(r"catalogue-([0-9]{12})\.json")
@@ -43,14 +43,7 @@ class Shelf:
             ConflictError: there is one already, or something else.
             DeviceError: it cannot be made.
         """
-        store.make()
-        there = store.list_objects()
-        if any(map(_CATALOGUE.fullmatch, there)):
-            raise ConflictError(f"there is an archive at {store.name} already", device=store.name)
-        if there:
-            raise ConflictError(
-                f"{store.name} is not empty ({min(there)}): an archive has a place of its own", device=store.name
-            )
+        require_place(store)
         first = Catalogue(uuid.uuid4().hex, 1, uuid.uuid4().hex)
         if not store.put_new(_name(1), first.dump()):
             raise ConflictError(f"somebody else made an archive at {store.name} just now", device=store.name)
@@ -112,6 +105,25 @@ class Shelf:
             self.store.delete(*map(_name, old))
 
 
+def require_place(store: Store, is_expected: Callable[[str], bool] = lambda _: False) -> list[str]:
+    """Make the place for an archive, or refuse one where there is something; return the objects that may be there.
+
+    Raises:
+        ConflictError: there is an archive already, or something else.
+        DeviceError: it cannot be made.
+    """
+    store.make()
+    there = store.list_objects()
+    if any(map(_CATALOGUE.fullmatch, there)):
+        raise ConflictError(f"there is an archive at {store.name} already", device=store.name)
+    others = [name for name in there if not is_expected(name)]
+    if others:
+        raise ConflictError(
+            f"{store.name} is not empty ({min(others)}): an archive has a place of its own", device=store.name
+        )
+    return list(there)
+
+
 def forget_doomed(catalogue: Catalogue, gone: Iterable[str]) -> Catalogue:
     """Return the next catalogue, in which some objects are no longer named as doomed."""
     left = tuple(name for name in catalogue.doomed if name not in set(gone))
@@ -137,7 +149,10 @@ def _load(store: Store) -> Catalogue:
                 f"there is no archive at {store.name}: 'lvmsync archive init {store.name}' makes one", device=store.name
             )
         name = _name(numbers[-1])
-        data = store.read(name)
+        try:
+            data = store.read(name)
+        except StreamError as error:  # it is sealed, and not what was sealed
+            raise FormatError(f"the newest catalogue is damaged: {error}", device=store.name) from error
         if data is None:
             continue  # removed meanwhile, so there are later ones
         found = Catalogue.parse(data, f"{store.name}/{name}")

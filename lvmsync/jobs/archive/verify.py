@@ -9,7 +9,7 @@ from lvmsync.chain.catalogue import ArchivedPoint, Catalogue, Member
 from lvmsync.chain.routes import Route, find_routes, list_detours, list_restorable
 from lvmsync.errors import DeviceError, LvmsyncError
 from lvmsync.jobs.archive.digest import digest_state
-from lvmsync.jobs.archive.members import INDEX, STREAM, Written, read_whole
+from lvmsync.jobs.archive.members import INDEX, STREAM, Written, read_index, read_whole
 from lvmsync.jobs.archive.restore import Mirror, open_route, require_digest
 from lvmsync.jobs.archive.shelf import Shelf, is_catalogue, new_commit
 from lvmsync.jobs.archive.take import adopt, find_wrong_size
@@ -104,7 +104,7 @@ def _check(shelf: Shelf, member: Member, sizes: dict[str, int], verdict: Verdict
             f" #{wrong.number}; {_about(shelf.catalogue, member)}"
         )
     data = index.dump()
-    if shelf.store.read(member.index) == data:
+    if read_index(shelf.store, member.index) == data:
         return
     words = f"{shelf.store.name}/{member.index}, the index of {member.name}, is damaged or missing"
     if not is_repairing:
@@ -200,7 +200,7 @@ def _look_at_stray(shelf: Shelf, name: str, verdict: Verdict, *, is_repairing: b
         header, index, found = read_whole(shelf.store, name)
         index_name = found.member.index
         data = index.dump()
-        if not shelf.store.put_new(index_name, data) and shelf.store.read(index_name) != data:
+        if not shelf.store.put_new(index_name, data) and read_index(shelf.store, index_name) != data:
             shelf.store.delete(index_name)
             shelf.store.put_new(index_name, data)
         notes = adopt(shelf, found, is_kept=True)

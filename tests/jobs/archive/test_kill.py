@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from lvmsync.chain.pruning import plan_combination, plan_pruning
+from lvmsync.interfaces import Store
 from lvmsync.jobs.archive.prune import prune
 from lvmsync.jobs.archive.restore import open_point
 from lvmsync.jobs.archive.shelf import Shelf
@@ -20,23 +20,26 @@ from lvmsync.jobs.archive.verify import verify
 from lvmsync.jobs.progress import ignore
 from lvmsync.jobs.send import StreamOptions
 from lvmsync.stores.folder import FolderStore
+from lvmsync.stores.sealed import SealedStore
 from tests.archive_history import Both, History, require_points
 from tests.fakes import reader, send
-
-STEPS = ("open", "write", "fsync", "link", "unlink", "rename")
-"""Calls to the kernel that change something."""
+from tests.killed import killed_at
 
 
 class World:
     """An archive of both kinds with five points, and a sixth that is not in it yet."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_sealed: bool) -> None:
         self.folder = folder
         self.history = History.make(11, 5, 64 << 10, may_resize=False)
-        self.archive = Both(folder, self.history)
+        self.is_sealed = is_sealed
+        self.archive = Both(folder, self.history, store=self.open(folder / "archive"))
         self.history.step(may_resize=False)
         self.shelf = self.archive.shelf
         self.stream = send(self.history.delta(5))
+
+    def open(self, folder: Path) -> Store:
+        return SealedStore(FolderStore(folder), bytes(32)) if self.is_sealed else FolderStore(folder)
 
     def take(self) -> None:
         take(Shelf.open(self.shelf.store), self.history.delta(5), StreamOptions(level=1), ignore)
@@ -58,41 +61,15 @@ class World:
         verify(Shelf.open(self.shelf.store), ignore, is_repairing=True)
 
 
-def killed_at(step: int, job: Callable[[], None]) -> bool:
-    """Run a job in a process that is killed right before its nth call that changes something; False: it was over."""
-    pid = os.fork()
-    if pid:
-        _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL
-            return True
-        assert status == 0
-        return False
-    try:
-        left = [step]
-
-        def counting(call: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*args: Any, **others: Any) -> Any:
-                if call is not real_open or args[1] & os.O_CREAT:
-                    left[0] -= 1
-                    if left[0] < 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                return call(*args, **others)
-
-            return counted
-
-        real_open = os.open
-        for name in STEPS:
-            setattr(os, name, counting(getattr(os, name)))
-        job()
-        os._exit(0)
-    except BaseException:  # noqa: BLE001  # what fails in the child must not go on as the test
-        os._exit(1)
+JOBS = [("take", False), ("bring_in", False), ("combine", False), ("prune", False), ("repair", False)]
+SEALED = [("take", True), ("repair", True)]
 
 
-@pytest.mark.parametrize("job", ["take", "bring_in", "combine", "prune", "repair"])
-def test_a_job_that_is_killed_at_any_step_loses_nothing_and_is_repeated(job: str, tmp_path: Path) -> None:
-    made = World(tmp_path / "made")
+@pytest.mark.parametrize(("job", "is_sealed"), JOBS + SEALED)
+def test_a_job_that_is_killed_at_any_step_loses_nothing_and_is_repeated(
+    job: str, is_sealed: bool, tmp_path: Path
+) -> None:
+    made = World(tmp_path / "made", is_sealed=is_sealed)
     step = 0
     while True:
         folder = tmp_path / str(step)
@@ -101,7 +78,7 @@ def test_a_job_that_is_killed_at_any_step_loses_nothing_and_is_repeated(job: str
         if job == "repair":  # as if the last run had been killed before its catalogue was there
             max((folder / "archive").glob("catalogue-*")).unlink()
         world = made
-        world.shelf = Shelf.open(FolderStore(folder / "archive"))
+        world.shelf = Shelf.open(world.open(folder / "archive"))
         before = {one.id for one in world.shelf.catalogue.points}
         kept = {"combine": {"lv:0", "lv:1", "lv:4"}, "prune": {"lv:3", "lv:4"}}.get(job, before)
         was_killed = killed_at(step, getattr(world, job))
