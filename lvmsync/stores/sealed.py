@@ -28,8 +28,6 @@ from lvmsync.errors import StreamError
 from lvmsync.interfaces import Blob, NewBlob, Store
 from lvmsync.stream.frames import Buffer
 
-_MOST_HELD = 16  # sealed chunks that wait to be written
-
 
 class SealedBlob:
     """A sealed object that is open for reading. Any thread may read.
@@ -113,7 +111,6 @@ class NewSealed:
         self._seal = seal
         self._number = 0
         self._pending = bytearray()  # one chunk at the most: whether it is the last is known when more comes
-        self._sealed: list[bytes] = [seal.head]
         self.stored = 0
 
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -143,11 +140,10 @@ class NewSealed:
         self._close(self._pending, is_last=True)
 
     def _close(self, data: Buffer, *, is_last: bool = False) -> None:
-        self._sealed.append(self._seal.close(self._number, data, is_last=is_last))
+        # One by one: memory of many chunks would go back to the kernel each time, which takes longer than to encrypt.
+        chunk = self._seal.close(self._number, data, is_last=is_last)
+        self._blob.write([chunk] if self._number else [self._seal.head, chunk])
         self._number += 1
-        if is_last or len(self._sealed) >= _MOST_HELD:
-            self._blob.write(self._sealed)
-            self._sealed = []
 
 
 class SealedStore:
