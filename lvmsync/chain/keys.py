@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import xxhash
 
-from lvmsync.errors import FormatError
+from lvmsync.errors import DeviceError, FormatError
 from lvmsync.fields import read_fields
 
 FORMAT = 1
@@ -112,7 +112,10 @@ class Slot:
 
             return bytes(HKDF(SHA256(), KEY, salt, _CONTEXT).derive(secret.value))
         memory = 128 * _BLOCK * (self.cost + 64)
-        return hashlib.scrypt(secret.value, salt=salt, n=self.cost, r=_BLOCK, p=1, maxmem=memory, dklen=KEY)
+        try:
+            return hashlib.scrypt(secret.value, salt=salt, n=self.cost, r=_BLOCK, p=1, maxmem=memory, dklen=KEY)
+        except ValueError as error:  # OpenSSL's malloc failure; what else could be wrong was looked at
+            raise DeviceError(f"a passphrase takes {memory >> 20} MiB of memory, and there is less: {error}") from error
 
     def _words(self) -> bytes:
         """What of a slot is in the clear, and is not to be changed."""
@@ -138,10 +141,9 @@ class KeyRing:
         """Name of the object."""
         return f"keys-{self.number:012}.json"
 
-    def open(self, secret: Secret) -> tuple[bytes, tuple[Slot, ...]] | None:
-        """Return the archive's key, and the slots that a secret opens; None if it opens none."""
-        found = [(slot, key) for slot in self.slots if (key := slot.unwrap(secret))]
-        return (found[0][1], tuple(slot for slot, _ in found)) if found else None
+    def open(self, secret: Secret) -> tuple[bytes, Slot] | None:
+        """Return the archive's key, and the slot that a secret opens; None if it opens none."""
+        return next(((key, slot) for slot in self.slots if (key := slot.unwrap(secret))), None)
 
     def with_slot(self, slot: Slot) -> Self:
         """Return the ring that comes behind this one, with one more slot: of the number `next_slot`."""
@@ -176,13 +178,13 @@ class KeyRing:
             values = json.loads(data) if len(data) <= _MOST_BYTES else None
             if not isinstance(values, dict) or type(values.get("format")) is not int:
                 raise ValueError("it has no 'format'")
+            digest = values.pop("digest", None)
+            if digest != _digest(values):
+                raise ValueError("its digest is another one")
             if values["format"] > FORMAT:
                 raise FormatError(
                     f"{name}: keys of format {values['format']}; this lvmsync knows {FORMAT}: use a newer one"
                 )
-            digest = values.pop("digest", None)
-            if digest != _digest(values):
-                raise ValueError("its digest is another one")
             return cls._read(values)
         except (ValueError, TypeError, RecursionError) as error:
             raise FormatError(

@@ -1,9 +1,9 @@
 """`archive combine` of 100 deltas of a 1 GiB volume in one pass, beside `cat`, and Ceph's `rbd merge-diff`.
 
 Each delta has 6000 scattered blocks of 4 KiB. The command is the installed one; its peak memory is what the kernel
-says. `cat` reads all members and writes as many bytes as the combination has, synced: what the disk allows. `rbd
-merge-diff` (where it is installed) merges two diffs at a time; it gets ten of these deltas only: a hundred are a
-hundred passes over a diff that grows.
+says. The same is done with an archive that is encrypted. `cat` reads all members and writes as many bytes as the
+combination has, synced: what the disk allows. `rbd merge-diff` (where it is installed) merges two diffs at a time; it
+gets ten of these deltas only: a hundred are a hundred passes over a diff that grows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lvmsync.chain.keys import KEY_FILE, Secret
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
+from lvmsync.jobs.archive.keys import init_sealed
 from lvmsync.jobs.archive.shelf import Shelf
 from lvmsync.jobs.archive.take import take
 from lvmsync.jobs.progress import ignore
@@ -34,6 +36,7 @@ from tests.fakes import make_source
 
 DELTAS, BLOCKS, BLOCK = 100, 6000, 4096
 _PEERS_DELTAS = 10
+_KEY = bytes(32)
 
 
 class _Noise:
@@ -58,18 +61,20 @@ def main(runs: int = 3) -> None:
     with tempfile.TemporaryDirectory(prefix="lvmsync-bench-", dir="/tmp") as name:
         folder = Path(name)
         _make(folder / "master")
+        _make(folder / "sealed", is_sealed=True)
         rows = []
         for level in ("none", "zstd:1"):
-            for _ in range(runs):
-                rows.append(_measure(folder, level) | {"compress": level})
+            for master in ("master", "sealed") * runs:
+                rows.append(_measure(folder, level, master) | {"compress": level, "archive": master})
         report(f"{DELTAS} deltas of {BLOCKS} blocks of 4 KiB as one", rows)
         peer = _measure_rbd(folder)
         if peer:
             report(f"{_PEERS_DELTAS} of these deltas as one", [peer])
 
 
-def _make(folder: Path) -> None:
-    shelf = Shelf.init(FolderStore(folder))
+def _make(folder: Path, *, is_sealed: bool = False) -> None:
+    store = FolderStore(folder)
+    shelf = init_sealed(store, lambda: Secret(KEY_FILE, _KEY)) if is_sealed else Shelf.init(store)
     first = replace(_source(0), is_full=True, changes=ChangeMap.whole(GIB), holes=ChangeMap.whole(GIB))
     take(shelf, first, StreamOptions(level=0), ignore)
     for number in range(1, DELTAS + 1):
@@ -87,14 +92,18 @@ def _point(number: int) -> Point:
     return Point(f"lv:{number}", None, None)
 
 
-def _measure(folder: Path, level: str) -> dict[str, object]:
+def _measure(folder: Path, level: str, master: str) -> dict[str, object]:
     """Combine a copy of the archive, and do the peer's work with the same files."""
     copy = folder / "copy"
-    subprocess.run(["cp", "-a", str(folder / "master"), str(copy)], check=True)
+    subprocess.run(["cp", "-a", str(folder / master), str(copy)], check=True)
     members = sorted(copy.glob("*.stream"), key=lambda one: one.stat().st_size)[-DELTAS:]
     there = sum(one.stat().st_size for one in members)
     subprocess.run(["sync", "-f", str(copy)], check=True)
     words = [LVMSYNC, "archive", "combine", str(copy), "2", str(DELTAS + 1), "-q", "--compress", level]
+    if master == "sealed":
+        (folder / "key").write_bytes(_KEY)
+        (folder / "key").chmod(0o600)
+        words += ["--key-file", str(folder / "key")]
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", LAUNCHER, str(folder / "peak"), *words], check=True)
     ours = time.monotonic() - began
@@ -102,7 +111,7 @@ def _measure(folder: Path, level: str) -> dict[str, object]:
     assert status == 0
     new = max(copy.glob("*.stream"), key=lambda one: one.stat().st_mtime).stat().st_size
     shutil.rmtree(copy)
-    subprocess.run(["cp", "-a", str(folder / "master"), str(copy)], check=True)
+    subprocess.run(["cp", "-a", str(folder / master), str(copy)], check=True)
     subprocess.run(["sync", "-f", str(copy)], check=True)
     files = " ".join(str(one) for one in members)
     cat = seconds(

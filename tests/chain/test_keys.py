@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvmsync.chain.keys import COST, KEY_FILE, PASSPHRASE, KeyRing, Secret, Slot, number_of
-from lvmsync.errors import FormatError
+from lvmsync.errors import DeviceError, FormatError
 
 KEY = bytes(range(32))
 CHEAP = 1 << 10
@@ -29,8 +29,8 @@ RING = KeyRing(7, (slot(1, FILE, "cron"), slot(3, WORD)), 4)
 
 
 def test_each_secret_opens_its_slot_and_no_other() -> None:
-    assert RING.open(FILE) == (KEY, (RING.slots[0],))
-    assert RING.open(WORD) == (KEY, (RING.slots[1],))
+    assert RING.open(FILE) == (KEY, RING.slots[0])
+    assert RING.open(WORD) == (KEY, RING.slots[1])
     for wrong in (Secret(KEY_FILE, b"k" * 33), Secret(PASSPHRASE, b"x"), Secret(PASSPHRASE, b"k" * 32)):
         assert RING.open(wrong) is None
     assert "k" * 32 not in repr(FILE)
@@ -112,6 +112,15 @@ def test_a_ring_that_cannot_be_is_refused_before_anything_is_done_with_it(change
 def test_what_are_no_keys_is_refused(data: bytes) -> None:
     with pytest.raises(FormatError, match="where: not the keys of an archive"):
         KeyRing.parse(data, "where")
+
+
+def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scrypt(*_: Any, **__: Any) -> bytes:
+        raise ValueError("[digital envelope routines] malloc failure")  # as under ulimit -v
+
+    monkeypatch.setattr("hashlib.scrypt", scrypt)
+    with pytest.raises(DeviceError, match="a passphrase takes 1 MiB of memory, and there is less"):
+        RING.open(WORD)
 
 
 def test_a_passphrase_costs_what_is_recommended() -> None:

@@ -151,7 +151,7 @@ def test_a_passphrase_can_be_changed_and_the_members_stay(site: Site, monkeypatc
         ("archive init {}/archive --encrypt --key-file {}/another", 8, "there is an archive at"),
         ("archive key add {}/archive --key-file {}/key", 2, "no terminal to type a passphrase on: use --new-key"),
         ("archive key add {}/archive --key-file {}/wrong --new-key-file {}/another", 2, "that key file does not open"),
-        ("archive key add {}/archive --key-file {}/key --new-key-file {}/key", 2, "already: slot 1"),
+        ("archive key add {}/archive --key-file {}/key --new-key-file {}/key", 2, "already: it is key 1"),
         ("archive key add {}/plain --key-file {}/key", 2, "{}/plain is not encrypted: it has no keys"),
         ("archive key list {}/plain", 2, "is not encrypted"),
         ("archive key list {}/none", 3, "there is no archive at {}/none"),

@@ -13,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvmsync.chain.sealed import CHUNK, HEAD, TAG, chunk_place, sealed_size
-from lvmsync.errors import ConflictError, DeviceError, StreamError
+from lvmsync.errors import StreamError
 from lvmsync.interfaces import Blob, NewBlob
+from lvmsync.names import Host
+from lvmsync.places import SshPlace
+from lvmsync.stores import open_store
 from lvmsync.stores.folder import FolderStore
 from lvmsync.stores.sealed import SealedBlob, SealedStore
+from tests.archive_history import Forward, History, require_points_while_it_is_pruned
+from tests.sshd import run_sshd
+from tests.stores.contract import StoreContract
 
 KEY = bytes(range(32))
 SIZE = 5 * CHUNK + 1234
@@ -79,41 +85,19 @@ def sealed(data: bytes) -> bytes:
     return memory.data
 
 
-def test_what_was_written_is_read_and_listed(store: SealedStore) -> None:
-    with store.create("one") as blob:
-        blob.write([b"abc", memoryview(b"defg")])
-        assert store.list_objects() == {}
-        assert blob.stored == 7
-    assert store.list_objects() == {"one": 7}
-    assert store.read("one") == b"abcdefg"
-    assert store.read("two") is None
-    with store.open("one") as found:
-        assert (found.size, bytes(found.read_at(2, 3)), bytes(found.read_at(5, 99)), bytes(found.read_at(99, 1))) == (
-            7, b"cde", b"fg", b"",
-        )  # fmt: skip
-    assert store.put_new("two", b"")
-    assert not store.put_new("two", b"x")
-    assert (store.read("two"), store.list_objects()["two"]) == (b"", 0)
-    with store.open("two") as found:
-        assert bytes(found.read_at(0, 9)) == b""
-    with pytest.raises(ConflictError), store.create("one") as blob:
-        blob.write([b"x"])
-    store.delete("one", "two", "three")
-    assert store.list_objects() == {}
-    with pytest.raises(DeviceError, match="is not there"), store.open("one"):
-        pass
-    assert [path.stat().st_mode & 0o777 for path in Path(store.name).iterdir()] == []
+class TestSealed(StoreContract):
+    """A store whose objects are sealed does what every store has to do."""
 
 
-def test_a_writer_that_fails_leaves_nothing(store: SealedStore) -> None:
-    def fail() -> None:
-        with store.create("one") as blob:
-            blob.write([bytes(3 << 20)])
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert list(Path(store.name).iterdir()) == []
+def test_a_history_that_is_sealed_over_there_is_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    place = SshPlace(Host(None, "127.0.0.1"), None, str(tmp_path / "far" / "archive"))
+    with run_sshd(tmp_path / "far") as sshd, open_store(place, ssh_config=str(sshd.config)) as store:
+        archive = Forward(tmp_path, History.make(8, 12), store=SealedStore(store, KEY))
+        require_points_while_it_is_pruned(archive, 8)
+    for path in (tmp_path / "far" / "archive").iterdir():
+        assert path.read_bytes().startswith(b"lvsseal1")
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 @given(st.lists(st.tuples(st.integers(0, SIZE + 9), st.integers(0, 3 * CHUNK)), min_size=1, max_size=6))

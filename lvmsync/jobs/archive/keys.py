@@ -55,7 +55,7 @@ def open_sealed(store: Store, ring: KeyRing, secret: Secret) -> Store:
     """
     from lvmsync.stores.sealed import SealedStore
 
-    return SealedStore(store, _open(store, ring, secret)[0])
+    return SealedStore(store, _open(store, ring, secret))
 
 
 def init_sealed(store: Store, get_secret: Callable[[], Secret], *, label: str | None = None, cost: int = COST) -> Shelf:
@@ -79,7 +79,13 @@ def init_sealed(store: Store, get_secret: Callable[[], Secret], *, label: str | 
     if there:  # what another run has left: there is no archive yet, and its keys are as good as new ones
         ring = load_keys(store)
         assert ring is not None
-        return Shelf.init(open_sealed(store, ring, secret))
+        found = ring.open(secret)
+        if found is None:
+            raise UsageError(
+                f"{store.name}/{ring.name} was left by an 'archive init' that was cut off, and what was given does not"
+                " open it: give what was given then, or remove it by hand"
+            )
+        return Shelf.init(SealedStore(store, found[0]))
     key = os.urandom(KEY)
     slot = Slot.wrap(1, secret, key, salt=os.urandom(KEY), label=label, made=_now(), cost=cost)
     ring = KeyRing(1, (slot,), 2)
@@ -107,9 +113,9 @@ def add_key(store: Store, secret: Secret, new: Secret, *, label: str | None = No
     def edit(ring: KeyRing) -> KeyRing:
         if any(slot.salt == salt.hex() for slot in ring.slots):
             return ring
-        key, _ = _open(store, ring, secret)
+        key = _open(store, ring, secret)
         if known := ring.open(new):
-            raise UsageError(f"the new secret opens {store.name} already: slot {known[1][0].number}")
+            raise UsageError(f"what is to be added opens {store.name} already: it is key {known[1].number}")
         if ring.is_full:
             raise UsageError(f"{store.name} has {len(ring.slots)} keys, which is the most: remove one first")
         return ring.with_slot(Slot.wrap(ring.next_slot, new, key, salt=salt, label=label, made=made, cost=cost))
@@ -140,8 +146,8 @@ def remove_key(store: Store, secret: Secret, number: int) -> Slot:
             raise UsageError(f"{store.name} has no key {number}; it has {has}")
         if len(ring.slots) == 1:
             raise UsageError(f"key {number} is the last of {store.name}: without it nobody could read the archive")
-        _, mine = _open(store, ring, secret)
-        if not [slot for slot in mine if slot.number != number]:
+        if ring.without(number).open(secret) is None:
+            _open(store, ring, secret)
             raise UsageError(
                 f"what was given opens only key {number}, which is to go: give the secret of one that stays, so that it"
                 " is certain that it opens the archive"
@@ -169,7 +175,7 @@ def require_keys(store: Store) -> KeyRing:
     return ring
 
 
-def _open(store: Store, ring: KeyRing, secret: Secret) -> tuple[bytes, tuple[Slot, ...]]:
+def _open(store: Store, ring: KeyRing, secret: Secret) -> bytes:
     found = ring.open(secret)
     if found is None:
         kinds = sorted({slot.kind for slot in ring.slots})
@@ -177,7 +183,7 @@ def _open(store: Store, ring: KeyRing, secret: Secret) -> tuple[bytes, tuple[Slo
             f"that {secret.kind} does not open {store.name}; its keys are:"
             f" {', '.join(f'{sum(slot.kind == kind for slot in ring.slots)} by {kind}' for kind in kinds)}"
         )
-    return found
+    return found[0]
 
 
 def _change(store: Store, edit: Edit) -> KeyRing:

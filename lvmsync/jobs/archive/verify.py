@@ -88,7 +88,7 @@ def _check(shelf: Shelf, member: Member, sizes: dict[str, int], verdict: Verdict
     try:
         header, index, found = read_whole(shelf.store, member.name)
     except LvmsyncError as error:
-        verdict.faults.append(f"{where}: {error}; {_about(shelf.catalogue, member)}")
+        verdict.faults.append(f"{_at(where, error)}; {_about(shelf.catalogue, member)}")
         return
     seen = replace(found.member, index=member.index, index_stored=member.index_stored, index_digest=member.index_digest)
     if seen != member:
@@ -112,6 +112,10 @@ def _check(shelf: Shelf, member: Member, sizes: dict[str, int], verdict: Verdict
         return
     _replace_index(shelf, member, found, data)
     verdict.notes.append(f"{words}: it was made anew")
+
+
+def _at(where: str, error: LvmsyncError) -> str:
+    return str(error) if str(error).startswith(where) else f"{where}: {error}"
 
 
 def _difference(seen: Member, expected: Member) -> str:

@@ -9,8 +9,6 @@ import pytest
 from lvmsync.chain.pruning import plan_pruning
 from lvmsync.jobs.archive.prune import prune
 from lvmsync.jobs.progress import ignore
-from lvmsync.stores.folder import FolderStore
-from lvmsync.stores.sealed import SealedStore
 from tests.archive_history import Both, Forward, History, Reverse, require_points_while_it_is_pruned, require_whole
 
 
@@ -21,15 +19,6 @@ def test_every_point_is_what_it_was_before_and_after_any_combining_and_pruning(
 ) -> None:
     archive = kind(tmp_path, History.make(seed, may_resize=kind is Forward))
     require_points_while_it_is_pruned(archive, seed)
-
-
-@pytest.mark.parametrize("kind", [Forward, Reverse, Both])
-def test_the_same_is_so_where_all_is_sealed(kind: type[Forward] | type[Reverse] | type[Both], tmp_path: Path) -> None:
-    store = SealedStore(FolderStore(tmp_path / "archive"), bytes(range(32)))
-    archive = kind(tmp_path, History.make(6, may_resize=kind is Forward), store=store)
-    require_points_while_it_is_pruned(archive, 6)
-    (tmp_path / "archive" / "keys-000000000001.json").write_bytes(b"not the store's to look at")
-    require_whole(archive)
 
 
 def test_a_history_goes_on_after_pruning(tmp_path: Path) -> None:

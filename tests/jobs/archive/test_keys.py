@@ -82,7 +82,7 @@ def test_what_would_lock_somebody_out_is_refused(store: FolderStore) -> None:
             remove_key(store, secret, number)
     for secret, new, label, message in (
         (THIRD, WORD, None, "does not open"),
-        (FIRST, SECOND, None, "opens .* already: slot 2"),
+        (FIRST, SECOND, None, "opens .* already: it is key 2"),
         (FIRST, THIRD, "\n", "--label"),
         (FIRST, THIRD, "x" * 201, "--label"),
     ):
@@ -120,7 +120,7 @@ def test_what_an_init_that_was_cut_off_has_left_is_gone_on_with(store: FolderSto
     Path(store.name, "catalogue-000000000001.json").unlink()
     with pytest.raises(ConflictError, match="is not empty"):
         Shelf.init(store)
-    with pytest.raises(UsageError, match="does not open"):
+    with pytest.raises(UsageError, match="left by an 'archive init' that was cut off, and what was given does not"):
         init_sealed(store, lambda: SECOND)
     assert init_sealed(store, lambda: FIRST).catalogue.number == 1
     assert opens(store, FIRST)
