@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lvmsync.chain.keys import KEY_FILE, Secret
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError, UsageError
+from lvmsync.jobs.archive.keys import add_key, init_sealed, open_sealed, remove_key, require_keys
 from lvmsync.jobs.archive.shelf import Shelf
 from lvmsync.jobs.archive.take import take
 from lvmsync.jobs.archive.verify import verify
@@ -25,6 +27,7 @@ from lvmsync.jobs.send import StreamOptions
 from lvmsync.places import BucketPlace
 from lvmsync.stores import open_store
 from lvmsync.stores.bucket import BucketStore
+from lvmsync.stores.sealed import SealedStore
 from tests.archive_history import Forward, History, require_whole
 from tests.ceph.conftest import Ceph
 from tests.http_gate import Gate, run_gate
@@ -73,6 +76,27 @@ class TestBucket(StoreContract):
     """An object store does what every store has to do."""
 
     can_refuse_members = False
+
+
+def test_an_archive_that_is_encrypted_has_the_same_bytes_and_its_keys_can_be_changed(
+    place: BucketPlace, store: BucketStore, tmp_path: Path
+) -> None:
+    first, second = Secret(KEY_FILE, bytes(32)), Secret(KEY_FILE, bytes(33))
+    shelf = init_sealed(store, lambda: first)
+    history = History.make(9, 6)
+    for number in range(6):
+        take(shelf, history.delta(number) if number else history.full(0), StreamOptions(), ignore)
+    add_key(store, first, second)
+    remove_key(store, second, 1)
+    with pytest.raises(UsageError, match="that key file does not open"):
+        open_sealed(store, require_keys(store), first)
+    assert verify(Shelf.open(open_sealed(store, require_keys(store), second)), ignore, is_restoring=True).restored
+    assert sum(name.startswith("keys-") for name in store.list_objects()) == 1
+    with open_store(BucketPlace(place.bucket, f"{place.prefix}/history")) as other:
+        archive = Forward(tmp_path, History.make(8, 8), store=SealedStore(other, bytes(32)))
+        require_whole(archive)
+        data = [other.read(name) for name in other.list_objects()]
+    assert all(one and one.startswith(b"lvsseal1") for one in data)
 
 
 def test_archives_below_one_another_do_not_see_each_other(place: BucketPlace, store: BucketStore) -> None:

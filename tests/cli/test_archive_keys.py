@@ -155,6 +155,7 @@ def test_a_passphrase_can_be_changed_and_the_members_stay(site: Site, monkeypatc
         ("archive key add {}/plain --key-file {}/key", 2, "{}/plain is not encrypted: it has no keys"),
         ("archive key list {}/plain", 2, "is not encrypted"),
         ("archive key list {}/none", 3, "there is no archive at {}/none"),
+        ("archive key list {}", 3, "there is no archive at {}: 'lvmsync archive init"),
         ("archive key remove {}/archive 1 --key-file {}/key", 2, "key 1 is the last"),
         ("archive key remove {}/archive 2", 2, "is encrypted: say what opens it"),
         ("archive key nonsense {}/archive", 2, "nonsense"),

@@ -121,3 +121,22 @@ for name in one two; do
     remember $name $name
     restores /run/named $name $name
 done
+
+it "encrypts what it takes of a volume, and opens it with what the environment says"
+sealed=/run/sealed/archive
+expect 0 'keep a copy of both elsewhere' lvmsync archive init $sealed --encrypt --key-file /run/sealed.key
+is "$(stat -c %a /run/sealed.key)" 600 "the mode of the key file"
+expect 2 'is encrypted: say what opens it' lvmsync archive take $sealed vg/thin --label one
+export LVMSYNC_ARCHIVE_KEY_FILE=/run/sealed.key
+for number in 1 2 3; do
+    remember "sealed$number" thin
+    expect 0 '' lvmsync archive take $sealed vg/thin --label "sealed$number"
+    write_some thin
+done
+for number in 1 2 3; do restores $sealed "sealed$number" "sealed$number"; done
+expect 0 '1 point gone' lvmsync archive combine $sealed 1 3
+restores $sealed sealed3 sealed3
+expect 0 '2 points rebuilt' lvmsync archive verify $sealed --restore-test
+is "$(grep -rl 'sealed1\|thin' $sealed | wc -l)" 0 "the objects in which a label or a name is"
+expect 2 'is not encrypted' lvmsync archive list /run/named
+unset LVMSYNC_ARCHIVE_KEY_FILE

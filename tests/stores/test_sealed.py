@@ -211,6 +211,16 @@ def test_nothing_of_what_is_written_lies_there_and_the_same_is_never_the_same(st
     assert len(set(files)) == 4
     assert not any(pattern in data for data in files)
     assert len({data[HEAD : HEAD + 9] for data in files}) == 4
+    seen = set()
+    for _ in range(3):  # under the same name, too: no key is used twice
+        store.put_new("again", pattern)
+        seen.add((Path(store.name) / "again").read_bytes()[HEAD:])
+        store.delete("again")
+        with store.create("again") as blob:
+            blob.write([pattern])
+        seen.add((Path(store.name) / "again").read_bytes()[HEAD:])
+        store.delete("again")
+    assert len(seen) == 6
 
 
 def test_what_others_have_put_there_is_listed_and_told(store: SealedStore) -> None:
