@@ -226,6 +226,28 @@ def test_a_damaged_swapped_or_cut_object_is_named_by_verify(site: Site) -> None:
     assert f"the newest catalogue is damaged: {newest}: " in said
 
 
+def test_a_timer_is_told_what_the_environment_says(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "archive install-timer {}/archive vg/web --print"
+    assert "key-file" not in site.run(line)
+    monkeypatch.setenv(KEY_FILE, str(site.key))
+    assert f"--key-file={site.key}" in site.run(line)
+    said = site.run(line + " --passphrase-file {}/word")
+    assert f"--passphrase-file={site.folder}/word" in said
+    assert "key-file" not in said
+    monkeypatch.delenv(KEY_FILE)
+    monkeypatch.setenv(PASSPHRASE, "word")
+    assert f"{PASSPHRASE} is not there when a timer runs: name a file" in site.run(line, 2)
+    assert "key-file" in site.run(line + " --key-file {}/key")
+
+
+def test_a_run_by_the_time_opens_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "archive run {}/archive full:{}/disk --keep-last 1"
+    assert "is encrypted: say what opens it" in site.run(line, 2)
+    monkeypatch.setenv(KEY_FILE, str(site.key))
+    site.run(line)
+    assert "1 member" in site.run("archive verify {}/archive")
+
+
 def on_a_terminal(words: list[str], typed: list[bytes]) -> tuple[int, str]:
     """Run lvmsync on a terminal of its own; type a line at each question."""
     pid, terminal = pty.fork()
@@ -253,6 +275,7 @@ def answers() -> Iterator[tuple[str, list[bytes], int, str]]:
     yield "archive list {}/typed", [b"schlussel\n"], 2, "that passphrase does not open"
     yield "archive list {}/typed", [b"schl\xc3\xbcssel\n"], 0, "no points yet"
     yield "archive key add {}/typed", [b"schl\xc3\xbcssel\n", b"new\n", b"new\n"], 0, "key 2 (passphrase) opens"
+    yield "archive run {}/typed full:{}/disk --keep-last 1", [b"new\n"], 0, "point #1: applied"
     yield "archive list {}/archive", [], 2, "is encrypted: say what opens it with"
 
 

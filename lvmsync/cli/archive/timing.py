@@ -59,6 +59,7 @@ def install_timer(
 
     A second one for the same archive and source takes the place of the first.
     """
+    from lvmsync.cli.archive.unlocking import write_down
     from lvmsync.formats.crontab import parse_every
     from lvmsync.jobs.archive import timer
     from lvmsync.jobs.archive.status import Task
@@ -69,7 +70,8 @@ def install_timer(
     place, name = parse_place(archive), parse_source(source)
     _require_whole(name)
     task = Task.of(place, name)
-    words = [*words_of(keeping), *words_of(taking), *words_of(refinement), *words_of(managing), *words_of(access)]
+    reached = access if is_removing else write_down(access)
+    words = [*words_of(keeping), *words_of(taking), *words_of(refinement), *words_of(managing), *words_of(reached)]
     if metrics is not None:
         words.append(f"--metrics={metrics.absolute()}")
     wanted = timer.Wanted(

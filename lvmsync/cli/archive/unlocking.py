@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ KEY_FILE, PASSPHRASE = "LVMSYNC_ARCHIVE_KEY_FILE", "LVMSYNC_ARCHIVE_PASSPHRASE"
 
 _TERMINAL = Path("/dev/tty")
 _WAYS = f"--key-file, --passphrase-file, {KEY_FILE} or {PASSPHRASE}"
+
+_typed: dict[str, Secret] = {}  # of archives: one run opens its own several times, and asks once
 
 
 def unlock(store: Store, access: Access) -> Store:
@@ -51,7 +54,9 @@ def get_secret(store: Store, ring: KeyRing, access: Access) -> Secret:
 
     secret = find_secret(access)
     if secret is None and any(slot.kind == keys.PASSPHRASE for slot in ring.slots):
-        secret = _ask(f"Passphrase of {store.name}: ")
+        secret = _typed.get(store.name) or _ask(f"Passphrase of {store.name}: ")
+        if secret:
+            _typed[store.name] = secret
     if secret is None:
         raise UsageError(f"{store.name} is encrypted: say what opens it with {_WAYS}")
     return secret
@@ -118,6 +123,23 @@ def _how(access: Access) -> str | None:
     if access.passphrase_file:
         return "--passphrase-file"
     return next((name for name in (KEY_FILE, PASSPHRASE) if os.environ.get(name)), None)
+
+
+def write_down(access: Access) -> Access:
+    """Return how an archive is reached by a process that has another environment: a timer's.
+
+    Raises:
+        UsageError: a passphrase is only in this environment.
+    """
+    if access.key_file or access.passphrase_file:
+        return access
+    if path := _path_of(KEY_FILE):
+        return replace(access, key_file=path)
+    if os.environ.get(PASSPHRASE):
+        raise UsageError(
+            f"{PASSPHRASE} is not there when a timer runs: name a file with --passphrase-file or --key-file"
+        )
+    return access
 
 
 def require_no_secret(access: Access) -> None:
