@@ -83,8 +83,8 @@ def run(
         _wait(state, task, metrics, sleep, chance() * jitter)
     with lock_task(state, task) as folder:
         log = _Log(folder, task, metrics)
-        log.begin()
         try:
+            log.begin()
             receipt = work.take()
             log.taken = receipt.bytes
             pruned = work.prune() if work.prune else None
