@@ -46,7 +46,7 @@ def run(argv: Sequence[str], *, timeout: float = 60) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def run_to_end(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] = {}) -> str:
+def run_to_end(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] = {}, text: str = "") -> str:
     """Run a program that must not be killed in the middle, and return its standard output.
 
     Signals that would end us, and the program with us, wait until it has ended.
@@ -55,16 +55,22 @@ def run_to_end(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] = 
         argv: program and arguments; no shell sees them.
         timeout: seconds after which we go on without it; it is left to run.
         env: added to its environment.
+        text: its standard input.
 
     Raises:
         CommandError: it is not there, failed, or takes too long.
     """
     # No pipes: a program that is left to run must not die of a reader that has gone. No files: the disk may be frozen.
-    with signals_deferred(), _memory_file("stdout") as out, _memory_file("stderr") as err:
+    with (
+        signals_deferred(),
+        _memory_file("stdin") as given,
+        _memory_file("stdout") as out,
+        _memory_file("stderr") as err,
+    ):
+        given.write(text.encode())
+        given.seek(0)
         try:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**_environment(), **env}
-            )
+            process = subprocess.Popen(argv, stdin=given, stdout=out, stderr=err, env={**_environment(), **env})
         except OSError as error:
             raise _cannot_run(argv, error) from error
         try:

@@ -26,6 +26,9 @@ TAG = "lvmsync"
 CREATED_TAG = "lvmsync.created"
 """What a volume carries that was made by `create_volume`, until its maker takes the tag off."""
 
+MOUNT_TAG = f"{TAG}.mount="
+"""What the tag of a mirror's snapshot begins with that is below a past state which is mounted; its id follows."""
+
 TRIES, WAIT = 3, 0.2
 """How often, and how many seconds apart, a command is tried whose device is open: udev opens devices for a moment.
 
@@ -73,6 +76,11 @@ def is_ours(volume: LogicalVolume) -> bool:
     if TAG not in volume.tags or volume.attr[1:2] == "w":
         return False
     return "snapshot" in volume.role or (volume.is_thin and id_tag(volume.id) in volume.tags)
+
+
+def is_of_mount(volume: LogicalVolume) -> bool:
+    """Tell whether a snapshot was taken for a past state that is mounted, and so is no replica's."""
+    return any(tag.startswith(MOUNT_TAG) for tag in volume.tags)
 
 
 def is_stray(volume: LogicalVolume) -> bool:

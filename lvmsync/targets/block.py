@@ -18,7 +18,7 @@ import numpy as np
 from lvmsync.errors import DeviceError, SyncFailed
 from lvmsync.extents import MAX_SIZE, Offsets
 from lvmsync.stream.frames import Changes, Data, Hole, Zero
-from lvmsync.system import dm, identity, ioctl
+from lvmsync.system import dm, identity, ioctl, past_views
 from lvmsync.system.device import Device, open_device, opening_failed, require_storage
 from lvmsync.system.ledger import remove_file, sync_folder
 
@@ -261,6 +261,8 @@ def open_target(path: str, *, create: bool = False) -> Iterator[BlockTarget]:
             # By descriptor, not by path: it is this device that is read, whatever the path says by now.
             reader = stack.enter_context(open_device(f"/proc/self/fd/{fd}"))
         except OSError as error:
+            if error.errno == errno.EBUSY and (reason := past_views.refusal(path)):
+                raise DeviceError(f"cannot open {path}: {reason}", device=path) from error
             raise opening_failed(path, error) from error
         reader.name = path
         yield BlockTarget(path, fd, reader, created=create)
@@ -328,6 +330,8 @@ def _claim_file(path: str, fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError as error:
+        if reason := past_views.refusal(path):
+            raise DeviceError(f"cannot open {path}: {reason}", device=path) from error
         users = _find_users(fd, writers_only=False)
         by = f" ({', '.join(users)})" if users else ""
         raise DeviceError(

@@ -6,7 +6,7 @@ import pytest
 
 from lvmsync.errors import CommandError
 from lvmsync.system import command
-from lvmsync.system.command import has_program, run, search_path
+from lvmsync.system.command import has_program, run, run_to_end, search_path
 
 
 def script(folder: Path, text: str) -> str:
@@ -65,3 +65,8 @@ def test_what_crons_path_leaves_away_is_looked_through_as_well(tmp_path: Path, m
 def test_lvms_commands_are_found_with_the_path_of_cron(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert search_path() == "/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+def test_what_a_program_that_runs_to_its_end_is_given_is_its_standard_input() -> None:
+    assert run_to_end(["cat"], timeout=60, text="0 8 zero\n") == "0 8 zero\n"
+    assert run_to_end(["cat"], timeout=60) == ""
