@@ -46,7 +46,7 @@ VALUED = frozenset(
         "--keep-weekly", "--keep-monthly", "--keep-yearly", "--keep-within", "--target-extend-cmd", "--group",
         "--freeze-cmd", "--thaw-cmd", "--freeze-limit", "-F", "--ssh-config", "--metrics", "--jitter",
         "--every", "--user",
-        "--key-file", "--passphrase-file", "--new-key-file", "--new-passphrase-file",
+        "--key-file", "--passphrase-file", "--new-key-file", "--new-passphrase-file", "--store", "--room",
     )
 )  # fmt: skip
 """Every option of any verb that takes a value: its next word is not the first bare word."""

@@ -15,6 +15,7 @@ from lvmsync.errors import ConflictError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lvmsync.jobs.archive.mounted import Mounted
     from lvmsync.jobs.cleanup import Leftover
     from lvmsync.jobs.left import GoneTarget
     from lvmsync.jobs.replica.cleanup import Bare, Found
@@ -42,6 +43,7 @@ def cleanup(
     debug: Debug = False,
 ) -> None:
     """Show what lvmsync has left: snapshots with its tag, metadata snapshots, what is frozen; and remove it."""
+    from lvmsync.jobs.archive.umount import find_stale
     from lvmsync.jobs.cleanup import find_leftovers, give_back
     from lvmsync.jobs.left import find_gone
     from lvmsync.system.holds import list_holds
@@ -50,19 +52,19 @@ def cleanup(
     if sum(map(bool, (release, remove, replica))) > 1:
         raise UsageError("--release, --remove and --replica: choose one")
     if release:
-        return _say([give_back(release)], [], [], [], [], as_json=as_json, quiet=quiet, released=True)
+        return _say([give_back(release)], [], [], [], [], [], as_json=as_json, quiet=quiet, released=True)
     folder = state_folder(state)
     if replica:
         from lvmsync.jobs.replica.cleanup import give_up
 
-        return _say([], give_up(folder, replica), [], [], [], as_json=as_json, quiet=quiet, removed=True)
+        return _say([], give_up(folder, replica), [], [], [], [], as_json=as_json, quiet=quiet, removed=True)
     found, bare = _find_snapshots(folder)
-    holds, gone, leftovers = list_holds(), find_gone(folder), find_leftovers()
+    holds, gone, leftovers, mounts = list_holds(), find_gone(folder), find_leftovers(), find_stale(folder)
     if remove:
         leftovers = [one for one in leftovers if one.held.is_ours and not one.held.is_running]
         found, bare = [one for one in found if one.is_spare], [one for one in bare if one.is_spare]
-        _remove(folder, leftovers, found, holds, bare, gone)
-    _say(leftovers, found, holds, bare, gone, as_json=as_json, quiet=quiet, released=remove, removed=remove)
+        _remove(folder, leftovers, found, holds, bare, gone, mounts)
+    _say(leftovers, found, holds, bare, gone, mounts, as_json=as_json, quiet=quiet, released=remove, removed=remove)
 
 
 def _find_snapshots(state: Path) -> tuple[list[Found], list[Bare]]:
@@ -83,12 +85,14 @@ def _remove(
     holds: list[Hold],
     bare: list[Bare],
     gone: list[GoneTarget],
+    mounts: list[Mounted],
 ) -> None:
     """Remove what nothing needs, as far as that is certain.
 
     Raises:
         ConflictError: something could not be removed.
     """
+    from lvmsync.jobs.archive.umount import clear_stale
     from lvmsync.jobs.left import forget_gone
     from lvmsync.jobs.replica.cleanup import forget_bare, remove_spare
     from lvmsync.system.holds import forget_old, is_kept, mend
@@ -104,7 +108,7 @@ def _remove(
         forget_bare(state, replica)
     for target in gone:
         forget_gone(state, target)
-    left = remove_spare(found)
+    left = clear_stale(state, mounts) + remove_spare(found)
     if left:
         raise ConflictError("; ".join(left))
 
@@ -115,6 +119,7 @@ def _say(
     holds: list[Hold],
     bare: list[Bare],
     gone: list[GoneTarget],
+    mounts: list[Mounted],
     *,
     as_json: bool,
     quiet: bool,
@@ -122,6 +127,7 @@ def _say(
     removed: bool = False,
 ) -> None:
     """Show what is there, or what was done about it."""
+    from lvmsync.jobs.archive.umount import describe_stale
     from lvmsync.system.command import has_program
 
     if as_json:
@@ -132,6 +138,7 @@ def _say(
             "holds": [asdict(hold) for hold in holds],
             "replicas": [_bare_row(one) for one in bare],
             "targets": [asdict(one) for one in gone],
+            "mounts": [{**asdict(one), "device": one.path} for one in mounts],
             "removed": removed,
         }
         print_text(json.dumps(rows) + "\n")
@@ -150,7 +157,10 @@ def _say(
         print_text(f"{what}{', and was forgotten' if removed else _offer_bare(replica)}\n")
     for target in gone:
         print_text(f"{target}{', and was forgotten' if removed else '; ' + _FORGETS}\n")
-    if not (leftovers or found or holds or bare or gone or quiet):
+    for mount in mounts:
+        what = f"{mount.path}: {describe_stale(mount)}"
+        print_text(f"{what}{', and was removed' if removed else _offer_mount(mount)}\n")
+    if not (leftovers or found or holds or bare or gone or mounts or quiet):
         print_text(
             "nothing was left that could be removed without asking\n"
             if removed
@@ -196,6 +206,10 @@ def _offer_hold(hold: Hold) -> str:
     from lvmsync.system.holds import is_kept
 
     return "; it is let go of by itself" if is_kept(hold) else "; 'lvmsync cleanup --remove' lets go of it"
+
+
+def _offer_mount(mount: Mounted) -> str:
+    return f"; 'lvmsync cleanup --remove' or 'lvmsync archive umount {mount.path}' removes it"
 
 
 def _metadata_row(leftover: Leftover) -> dict[str, object]:

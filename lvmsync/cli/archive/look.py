@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +14,11 @@ from lvmsync.cli.archive.app import Access, ArchiveWord, app, open_archive
 from lvmsync.cli.files import print_text, require_new, write_new
 from lvmsync.cli.options import Debug, Json, Quiet, State
 from lvmsync.cli.verbs import flat
-from lvmsync.errors import FormatError
+from lvmsync.errors import FormatError, LvmsyncError
 from lvmsync.places import parse_place
+
+if TYPE_CHECKING:
+    from lvmsync.jobs.archive.mounted import Mounted
 
 
 @app.command("list")
@@ -41,10 +45,11 @@ def list_points(
     except FormatError as error:  # the points are there all the same
         print(f"note: {error}", file=sys.stderr)
         tasks = []
+    mounted = _find_mounted(catalogue.archive, state)
     if as_json:
-        print_text(render.to_json(catalogue, runs=render_runs.tasks_json(tasks, now)) + "\n")
+        print_text(render.to_json(catalogue, None, mounted, runs=render_runs.tasks_json(tasks, now)) + "\n")
     else:
-        print_text(render.table(catalogue) + render_runs.task_lines(tasks, now))
+        print_text(render.table(catalogue) + render.mounted_words(mounted) + render_runs.task_lines(tasks, now))
 
 
 @app.command()
@@ -54,6 +59,7 @@ def show(
     point: Annotated[str | None, typer.Argument(metavar="[POINT]", help="one point; the whole without it")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="draw what changed when")] = None,
     as_json: Json = False,
+    state: State = None,
     quiet: Quiet = False,
     *,
     access: Access,
@@ -68,7 +74,20 @@ def show(
             require_new(svg)
             write_new(svg, render.draw(shelf))
         found = find_point(shelf.catalogue, point) if point else None
+        mounted = _find_mounted(shelf.catalogue.archive, state, found.id if found else None)
         if as_json:
-            print_text(render.to_json(shelf.catalogue, found) + "\n")
+            print_text(render.to_json(shelf.catalogue, found, mounted) + "\n")
         elif not quiet:
-            print_text(render.describe(shelf.catalogue, found))
+            print_text(render.describe(shelf.catalogue, found) + render.mounted_words(mounted))
+
+
+def _find_mounted(archive: str, state: str | None, point: str | None = None) -> list[Mounted]:
+    """Return the points of an archive that are mounted here, or one of them; none where that cannot be told."""
+    from lvmsync.jobs.archive.mounted import list_mounted
+    from lvmsync.jobs.archive.umount import is_there
+    from lvmsync.system.ledger import state_folder
+
+    with suppress(LvmsyncError):
+        mine = [one for one in list_mounted(state_folder(state)) if one.archive_id == archive]
+        return [one for one in mine if point in (None, one.point) and is_there(one)]
+    return []

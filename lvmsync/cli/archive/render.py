@@ -14,6 +14,7 @@ from lvmsync.cli.render import density, size
 
 if TYPE_CHECKING:
     from lvmsync.chain.pruning import Plan
+    from lvmsync.jobs.archive.mounted import Mounted
     from lvmsync.jobs.archive.shelf import Shelf
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -85,14 +86,25 @@ def describe(catalogue: Catalogue, point: ArchivedPoint | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def mounted_words(mounted: Sequence[Mounted]) -> str:
+    """Return in words which points are mounted, a line each."""
+    words = (f"{one.path}{f', on {_printable(one.directory)}' if one.directory else ''}" for one in mounted)
+    return "".join(f"point #{one.number} is mounted: {where}\n" for one, where in zip(mounted, words, strict=True))
+
+
 def to_json(
-    catalogue: Catalogue, point: ArchivedPoint | None = None, *, runs: Sequence[Mapping[str, object]] | None = None
+    catalogue: Catalogue,
+    point: ArchivedPoint | None = None,
+    mounted: Sequence[Mounted] = (),
+    *,
+    runs: Sequence[Mapping[str, object]] | None = None,
 ) -> str:
     """Return it as a JSON object; of one point only what is about that.
 
     Args:
         catalogue: of the archive.
         point: one of its points; None: all.
+        mounted: those of its points that are mounted here.
         runs: what this machine knows of runs that take something into it.
     """
     routes = find_routes(catalogue, catalogue.mirrors)
@@ -106,6 +118,7 @@ def to_json(
             "restorable": route is not None,
             "from_mirror": route is not None and route.mirror is not None,
             "route": [member.name for member in route.members] if route else None,
+            "mounted": [{"device": at.path, "directory": at.directory} for at in mounted if at.point == one.id],
         }
 
     if point is not None:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lvmsync.chain.catalogue import Catalogue
 from lvmsync.errors import ConflictError
 from lvmsync.jobs.archive.restore import Mirror
-from lvmsync.system import seen
-from lvmsync.system.ledger import open_ledger
-from lvmsync.targets.block import open_target
+from lvmsync.system import identity, past_views, seen
+from lvmsync.system.device import Device, open_device
+from lvmsync.system.ledger import Ledger, open_ledger
+from lvmsync.targets.block import BlockTarget, open_target
+
+
+@dataclass(frozen=True)
+class ClaimedMirror:
+    """A mirror that nobody else can have, and that no receive of ours can begin on.
+
+    Attributes:
+        mirror: as it is read.
+        canonical: the name that it keeps over reboots.
+        fd: a descriptor of it that claims nothing.
+        let_go: gives the claim up, so that a mapped device can take it; receives are still refused.
+    """
+
+    mirror: Mirror
+    canonical: str
+    fd: int
+    let_go: Callable[[], None]
+    _look: dict[str, str] | None
+
+    @property
+    def was_written(self) -> bool:
+        """Whether it is known to have been written to since it was claimed."""
+        return seen.was_written(self._look, seen.look_at_target(self.fd)) == "yes"
 
 
 @contextmanager
@@ -27,30 +53,53 @@ def open_mirror(path: str, state: Path, catalogue: Catalogue) -> Iterator[Mirror
         DeviceError: it is in use, mounted, or not there.
         ConflictError: it is in the middle of something, was written to, or is at a point that the archive has not.
     """
-    with (
-        open_target(path) as target,
-        open_ledger(state, target.canonical, target.identity, target.size) as ledger,
-    ):
-        record, name = ledger.record, target.name
-        if record.transaction:
-            raise ConflictError(
-                f"{name} is in the middle of a receive: run 'lvmsync recover {name}' first", device=name
-            )
-        if record.dirty or record.point is None:
-            why = "a write to it failed" if record.dirty else "no sync of this machine has brought it to a point"
-            raise ConflictError(
-                f"{name}: what it holds is not known: {why}; so nothing leads back from it", device=name
-            )
-        if seen.was_written(record.seen, seen.look_at_target(target.fd)) == "yes":
-            raise ConflictError(
-                f"{name} was written to by something else since it was brought to {record.point.id}: bring it up to"
-                " date with 'lvmsync repair' or 'compare:' first",
-                device=name,
-            )
-        if catalogue.find(record.point.id) is None:
-            raise ConflictError(
-                f"{name} is at {record.point.id}, and the archive does not have that point: a snapback is missing"
-                " there, or it is another device's archive",
-                device=name,
-            )
-        yield Mirror(target, record.point.id)
+    with claim_mirror(path, state, catalogue) as claimed:
+        yield claimed.mirror
+
+
+@contextmanager
+def claim_mirror(path: str, state: Path, catalogue: Catalogue) -> Iterator[ClaimedMirror]:
+    """Do as `open_mirror`, for one who gives the claim to a mapped device."""
+    with ExitStack() as claim:
+        device = claim.enter_context(_open_alone(path))
+        canonical = identity.canonical_name(path, device.fd)
+        fd = os.open(f"/proc/self/fd/{device.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with open_ledger(state, canonical, identity.identify(device.fd), device.size) as ledger:
+                look = seen.look_at_target(fd)
+                point = _require_known(ledger, look, path, catalogue)
+                yield ClaimedMirror(Mirror(device, point), canonical, fd, claim.close, look)
+        finally:
+            os.close(fd)
+
+
+def _open_alone(path: str) -> AbstractContextManager[BlockTarget | Device]:
+    """Open a mirror for us alone; below past states that are mounted it is held already, and nobody can write to it."""
+    return open_device(path) if past_views.find_above(path) else open_target(path)
+
+
+def _require_known(ledger: Ledger, look: dict[str, str] | None, name: str, catalogue: Catalogue) -> str:
+    """Return the point that a mirror is at.
+
+    Raises:
+        ConflictError: it is not known, or not one of the archive's.
+    """
+    record = ledger.record
+    if record.transaction:
+        raise ConflictError(f"{name} is in the middle of a receive: run 'lvmsync recover {name}' first", device=name)
+    if record.dirty or record.point is None:
+        why = "a write to it failed" if record.dirty else "no sync of this machine has brought it to a point"
+        raise ConflictError(f"{name}: what it holds is not known: {why}; so nothing leads back from it", device=name)
+    if seen.was_written(record.seen, look) == "yes":
+        raise ConflictError(
+            f"{name} was written to by something else since it was brought to {record.point.id}: bring it up to"
+            " date with 'lvmsync repair' or 'compare:' first",
+            device=name,
+        )
+    if catalogue.find(record.point.id) is None:
+        raise ConflictError(
+            f"{name} is at {record.point.id}, and the archive does not have that point: a snapback is missing"
+            " there, or it is another device's archive",
+            device=name,
+        )
+    return record.point.id

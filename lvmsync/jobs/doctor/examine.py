@@ -16,6 +16,7 @@ from lvmsync.jobs.doctor.records import (
     check_clock,
     check_far_clock,
     check_migrations,
+    check_mounts,
     check_state,
     check_targets,
     check_unused,
@@ -53,6 +54,7 @@ def examine(state: Path, groups: Sequence[str] = ()) -> list[Finding]:
     found += _tried("targets that were made", lambda: check_unused(state))
     found += _tried("migrations", lambda: check_migrations(state))
     found += _tried("runs of archives", lambda: check_runs(state, datetime.now(UTC)))
+    found += _tried("past states that are mounted", lambda: check_mounts(state))
     return [*found, *check_clock(records, datetime.now(UTC))]
 
 

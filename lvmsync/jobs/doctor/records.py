@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lvmsync.errors import DeviceError, LvmsyncError
+from lvmsync.jobs.archive.umount import describe_stale, find_stale, find_trouble, list_strangers
 from lvmsync.jobs.doctor.findings import Finding
 from lvmsync.jobs.left import find_gone, list_unused
 from lvmsync.jobs.migrate.state import describe, list_cut_off
@@ -22,6 +23,21 @@ _VOLATILE = ("tmpfs", "ramfs")
 _LEAST_FREE = 64 << 20
 _SLACK = timedelta(minutes=2)  # that clocks may differ
 _SET_CLOCK = "timedatectl set-ntp true"
+
+
+def check_mounts(state: Path) -> Iterator[Finding]:
+    """Yield the past states that were mounted and are no more, and those that are of no use any more."""
+    for record in find_stale(state):
+        yield Finding("leftover", record.path, describe_stale(record), f"lvmsync archive umount {record.path}")
+    for record, problem in find_trouble(state):
+        yield Finding("full", record.path, problem, f"lvmsync archive umount {record.path}")
+    for view in list_strangers(state):
+        yield Finding(
+            "leftover",
+            view.path,
+            "a past state that no record in this state folder knows",
+            f"give the state folder that it was mounted with (--state), or run: dmsetup remove {view.name}",
+        )
 
 
 def check_state(state: Path) -> Iterator[Finding]:

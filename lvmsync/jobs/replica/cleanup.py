@@ -62,6 +62,8 @@ def find_snapshots(state: Path) -> list[Found]:
     records = {record.id: record for record in list_records(state)}
     found = []
     for one in volumes:
+        if lvm_commands.is_of_mount(one):
+            continue  # it is below a past state that is mounted, of which there is a record
         if lvm_commands.is_stray(one):
             found.append(Found(one, "", snapshots.role_of(one), "", "", _STRAY))
         if not lvm_commands.is_ours(one):
