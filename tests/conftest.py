@@ -35,7 +35,7 @@ def forked_far_side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(pipe, "subprocess", Processes)
 
 
-PURE = ("tests", "formats", "stream", "chain")
+PURE = ("tests", "formats", "stream", "chain", "nbd")
 """Folders of the tests of pure modules. Only they are measured for coverage, which doubles the time of a test."""
 
 

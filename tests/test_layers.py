@@ -33,6 +33,7 @@ LAYERS = {
     "fields": 1,
     "chain": 1,
     "formats": 1,
+    "nbd": 1,
     "stream": 1,
     "": 0,  # lvmsync itself: only the version
 }
