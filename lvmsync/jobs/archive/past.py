@@ -22,6 +22,8 @@ _MOST_HELD = 256  # members whose objects stay open: a process may have 1024 fil
 _OPENERS = 8  # threads that open members
 _SHIFT = 40  # bits of the number of a frame, below that of its member
 _MASK = (1 << _SHIFT) - 1
+_SMALL = 16 << 10  # bytes of a piece on the average, below which many of them are worth a copy
+_ZEROS = memoryview(bytes(1 << 20))
 
 
 class Past:
@@ -45,6 +47,7 @@ class Past:
         self._ends: dict[int, int] = {}  # of the device, up to which each of them has something
         self._cached = 0
         self._lock = threading.Lock()
+        self._loading: dict[int, threading.Event] = {}  # frames that a thread reads just now
 
     def read(self, offsets: Sequence[int], lengths: Sequence[int], out: memoryview) -> None:
         """Fill ``out`` with the given ranges, one behind the other; see `Readable`.
@@ -92,6 +95,52 @@ class Past:
             else:
                 out[at:end] = bytes(end - at)
 
+    def gather(self, offset: int, length: int) -> list[memoryview]:
+        """Return a range as buffers, one behind the other: those of the members where that is no more trouble.
+
+        Raises:
+            LvmsyncError: as of `read`.
+        """
+        end = offset + length
+        found = self.segments
+        first = int(np.searchsorted(found.ends, np.uint64(offset), "right"))
+        last = int(np.searchsorted(found.offsets, np.uint64(end), "left"))
+        if end > self.size or (last - first) * _SMALL > max(length, _SMALL):
+            out = np.empty(length, np.uint8).data
+            self.read([offset], [length], out)
+            return [out]
+        pieces: list[memoryview] = []
+        done = offset
+        rows = slice(first, last)
+        for start, stop, layer, frame, place, kind in zip(
+            found.offsets[rows].tolist(),
+            found.ends[rows].tolist(),
+            found.layers[rows].tolist(),
+            found.frames[rows].tolist(),
+            found.places[rows].tolist(),
+            found.kinds[rows].tolist(),
+            strict=True,
+        ):
+            begin, behind = max(start, offset), min(stop, end)
+            pieces += self._gather_below(done, begin)
+            if kind == DATA:
+                key = (layer << _SHIFT) + frame
+                data = self._frames.get(key)
+                if data is None:
+                    data = self._load(key, offset)
+                pieces.append(data[place + begin - start : place + behind - start])
+            else:
+                pieces += _zeros(behind - begin)
+            done = behind
+        return pieces + self._gather_below(done, end)
+
+    def _gather_below(self, offset: int, end: int) -> list[memoryview]:
+        if offset == end or self._below is None:
+            return _zeros(end - offset)
+        out = np.empty(end - offset, np.uint8).data
+        self._read_below(offset, out)
+        return [out]
+
     def _read_gaps(
         self, starts: Offsets, ends: Offsets, begins: Offsets, stops: Offsets, which: Numbers, out: memoryview
     ) -> None:
@@ -120,6 +169,24 @@ class Past:
         Mostly a device is read from its start to its end: frames that lie behind the place that is read go first, then
         those that were read first.
         """
+        with self._lock:
+            if key in self._frames:
+                return self._frames[key]
+            loading = self._loading.get(key)
+            if loading is None:
+                mine = self._loading[key] = threading.Event()
+        if loading is not None:  # another thread reads it; if that fails, this one does, and says so
+            loading.wait()
+            data = self._frames.get(key)
+            return self._load(key, place) if data is None else data
+        try:
+            return self._read_frame(key, place)
+        finally:
+            with self._lock:
+                del self._loading[key]
+            mine.set()
+
+    def _read_frame(self, key: int, place: int) -> memoryview:
         member, frame = self._members[key >> _SHIFT], key & _MASK
         data = member.read_frame(frame)
         with self._lock:
@@ -137,6 +204,11 @@ class Past:
     def _drop(self, key: int) -> None:
         del self._ends[key]
         self._cached -= len(self._frames.pop(key))
+
+
+def _zeros(length: int) -> list[memoryview]:
+    """Return so many zeros."""
+    return [_ZEROS[: min(len(_ZEROS), length - at)] for at in range(0, length, len(_ZEROS))]
 
 
 @contextmanager

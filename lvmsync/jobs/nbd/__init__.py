@@ -1,0 +1,1 @@
+"""Serving over NBD: what the protocol of `lvmsync.nbd` is done with."""
