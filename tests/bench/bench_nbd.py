@@ -64,13 +64,11 @@ def main(runs: int = 5) -> None:
         image = folder / "image"
         write_data(image, SIZE)
         plain = archive(folder, "plain", image, "--compress", "none")
-        packed = archive(folder, "packed", image)
         warm(image)
-        for member in [*plain.glob("*.stream"), *packed.glob("*.stream")]:
+        for member in plain.glob("*.stream"):
             warm(member)
         servers = {
             "lvmsync": [LVMSYNC, "archive", "serve", str(plain), "--nbd", f"unix:{folder}/lvmsync"],
-            "lvmsync_zstd": [LVMSYNC, "archive", "serve", str(packed), "--nbd", f"unix:{folder}/lvmsync_zstd"],
             "qemu_nbd": ["qemu-nbd", "-r", "-f", "raw", "-t", "-e", "16", "-k", f"{folder}/qemu_nbd", str(image)],
         }
         if shutil.which("nbdkit"):

@@ -53,6 +53,8 @@ class Client:
     def end(self) -> None:
         """Cut the line: whatever waits for it goes on, and ends."""
         self._is_over = True
+        with self._room:
+            self._room.notify_all()
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -28,6 +29,7 @@ from lvmsync.nbd.allocation import Allocation
 from tests.archive_history import Both, Forward, History, Reverse
 from tests.nbd.talk import go, option, request
 from tests.nbd_server import LVMSYNC, Served, padded, receive, serving
+from tests.sshd import run_sshd
 
 K = 1024
 SIZE = 192 * K + 519  # no multiple of a sector
@@ -135,6 +137,20 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder / "archive", data
 
 
+def test_an_archive_of_another_machine_is_served(
+    large: tuple[Path, bytes], short: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    archive, data = large
+    with (
+        run_sshd(tmp_path_factory.mktemp("sshd")) as sshd,
+        serving(f"ssh://127.0.0.1{archive}", short, "-F", sshd.config, "--writable") as server,
+    ):
+        assert server.copy("big") == data
+        server.io("write -P 1 100 1000")
+        assert server.copy() == data[:100] + b"\1" * 1000 + data[1100:]
+        assert server.end() == "lvmsync: interrupted\n"
+
+
 def start(server: Served, name: str = "", *, is_structured: bool = False) -> socket.socket:
     """Connect, and choose an export."""
     line = server.connect()
@@ -173,6 +189,16 @@ def test_requests_that_are_under_way_at_once_are_all_answered(large: tuple[Path,
         assert line.recv(1) == b""
 
 
+def require_one_thread(server: Served) -> None:
+    """No thread is left of clients that are gone; they may take a while to end."""
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    for _ in range(600):
+        if len(list(tasks.iterdir())) == 1:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{len(list(tasks.iterdir()))} threads are left")
+
+
 def test_a_client_that_is_killed_or_reads_nothing_stops_nobody_else(large: tuple[Path, bytes], short: Path) -> None:
     archive, data = large
     with serving(archive, short) as server:
@@ -190,6 +216,10 @@ def test_a_client_that_is_killed_or_reads_nothing_stops_nobody_else(large: tuple
         killed.wait()
         killed.stdout.close()
         assert server.copy() == data
+        lazy.close()
+        require_one_thread(server)
+        lazy = start(server)
+        lazy.sendall(request(wire.CMD_READ, 0, len(data)) * 50)
         assert server.end(signal.SIGTERM) == "lvmsync: ended by SIGTERM\n"
         assert server.process.returncode == 130
         lazy.close()
