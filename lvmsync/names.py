@@ -9,6 +9,7 @@
     blksnap:MAPFILE,since=N,block-size=B      the same, from a saved map
     compare:NEW[,old=PATH]                    where two devices differ
     full:DEVICE                               everything
+    rbd:POOL/IMAGE@SNAP[,base=SNAP]           a snapshot of an RBD image of Ceph (see `images`)
     [USER@]HOST:NAME                          a target on another machine
 
 A word with exactly one slash and no leading ``/`` or ``./`` is VG/LV, always; a file needs ``./`` or ``/``.
@@ -25,8 +26,9 @@ import re
 from dataclasses import dataclass
 
 from lvmsync.errors import UsageError
+from lvmsync.images import RbdSnapshot, build_snapshot
 
-KINDS = ("snapshot", "thin", "era", "dattobd", "blksnap", "compare", "full")
+KINDS = ("snapshot", "thin", "era", "dattobd", "blksnap", "compare", "full", "rbd")
 """Every word that is a kind of source, and so cannot be a bare host name."""
 
 _KEYS = {  # of each kind
@@ -37,6 +39,7 @@ _KEYS = {  # of each kind
     "blksnap": ("since", "block-size", "number", "generation", "size"),
     "compare": ("old", "size"),
     "full": ("size",),
+    "rbd": ("base",),
 }
 
 MAX_THIN_ID = (1 << 24) - 1
@@ -250,7 +253,9 @@ class WholeDevice:
         return _join_keys("full", self.device, size=self.size)
 
 
-SourceName = Volume | SnapshotStore | ThinDevice | EraMetadata | CowFile | BlockMap | Comparison | WholeDevice
+SourceName = (
+    Volume | SnapshotStore | ThinDevice | EraMetadata | CowFile | BlockMap | Comparison | WholeDevice | RbdSnapshot
+)
 
 
 def _join_keys(kind: str, path: Volume, **values: str | int | None) -> str:
@@ -316,6 +321,8 @@ def parse_source(word: str) -> SourceName:
     kind, colon, rest = word.partition(":")
     if colon and kind in KINDS:
         path, values = _split_keys(rest, kind)
+        if kind == "rbd":
+            return build_snapshot(path, values.get("base"))
         return _build_source(kind, parse_volume(path), values, word)
     if not word.startswith(("/", "./", "../")) and _HOST.fullmatch(word):
         raise UsageError(f"'{word}' is a source on another machine: run lvmsync there")
@@ -409,7 +416,10 @@ def parse_target(word: str) -> TargetName:
     if not match:
         return TargetName(None, parse_volume(word).word)
     if match["user"] is None and match["host"] in KINDS:
-        raise UsageError(f"'{word}' is a source, not a target; a host called '{match['host']}' is written USER@{word}")
+        but = "; only 'sync' and 'archive restore' fill RBD images" if match["host"] == "rbd" else ""
+        raise UsageError(
+            f"'{word}' is a source, not a target; a host called '{match['host']}' is written USER@{word}{but}"
+        )
     address = match["six"] or match["host"]
     if address.startswith("-") or (match["user"] or "").startswith("-"):
         raise UsageError(f"'{word}': a host or user cannot start with '-'")

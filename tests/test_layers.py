@@ -27,6 +27,7 @@ LAYERS = {
     "interfaces": 1,
     "names": 1,
     "places": 1,
+    "images": 1,
     "extents": 1,
     "history": 1,
     "units": 1,

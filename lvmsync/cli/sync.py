@@ -12,10 +12,12 @@ from lvmsync.cli.asked import Asked, Grouping, Managing, Orders, View, Way
 from lvmsync.cli.options import Compress, Create, DataSource, Format, Frozen, SourceWord, TargetWord
 from lvmsync.cli.refinement import Refinement
 from lvmsync.errors import UsageError
+from lvmsync.images import find_image
 from lvmsync.names import BlockMap, Comparison, CowFile, SourceName, Volume, parse_source
 
 if TYPE_CHECKING:
     from lvmsync.cli.delivery import Delivery
+    from lvmsync.cli.image import ImageDelivery
     from lvmsync.jobs import blksnap_points, era_points
     from lvmsync.sources import Reading, Source
 
@@ -45,8 +47,8 @@ def sync(
     the first time, and what changed since then each further time. Other sources tell their changes themselves.
     """
     from lvmsync.cli import render
-    from lvmsync.cli.delivery import Delivery
     from lvmsync.cli.group import push_group
+    from lvmsync.cli.image import open_delivery, push_to_image
     from lvmsync.cli.replica import far_source, find_managed, pull, push
     from lvmsync.sources import Reading
     from lvmsync.system.lvm import list_around
@@ -64,6 +66,7 @@ def sync(
             receipts = push_group([source, target, *(more or ())], grouping, asked, report)
             return render.print_group(receipts, as_json=view.as_json, quiet=view.quiet)
         grouping.require_none(more or ())
+        image = find_image(target)
         if far_source(source):
             if not is_plain:
                 raise UsageError(f"{source} is pulled: {unfit}")
@@ -72,9 +75,11 @@ def sync(
         told = list_around(name) if is_plain and isinstance(name, Volume) else None
         volume = find_managed(source, managing, told) if is_plain and isinstance(name, Volume) else None
         if volume:
+            if image:
+                return view.print_receipt(push_to_image(volume, image, asked, report, told))
             return view.print_receipt(push(volume, target, asked, report, told))
         managing.require_none(source)
-        delivery = Delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
+        delivery = open_delivery(target, way, orders, report, stream_format=stream_format, compress=compress)
         stack.enter_context(delivery)
         reading = refinement.want(name, Reading(data_source=data_source, frozen=frozen))
         memory = _memory_of(name, orders.state, delivery)
@@ -83,7 +88,9 @@ def sync(
     view.print_receipt(receipt)
 
 
-def _memory_of(name: SourceName, state: str | None, delivery: Delivery) -> blksnap_points.Memory | era_points.Memory:
+def _memory_of(
+    name: SourceName, state: str | None, delivery: Delivery | ImageDelivery
+) -> blksnap_points.Memory | era_points.Memory:
     """Return what remembers the point of a tracker that a copy is at."""
     from lvmsync.system.ledger import state_folder
 
@@ -101,7 +108,7 @@ def _open(
     reading: Reading,
     memory: blksnap_points.Memory | era_points.Memory,
     state: str | None,
-    delivery: Delivery,
+    delivery: Delivery | ImageDelivery,
 ) -> AbstractContextManager[Source]:
     """Open a source that tells its changes by itself, with what is known of the copy."""
     if isinstance(name, Comparison) and name.old is None:

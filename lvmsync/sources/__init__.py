@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+from lvmsync.images import RbdSnapshot
 from lvmsync.names import (
     BlockMap,
     Comparison,
@@ -66,6 +67,10 @@ def open_source(name: SourceName, reading: Reading | None = None) -> AbstractCon
             from lvmsync.sources import full
 
             return full.open_whole(name, reading)
+        case RbdSnapshot():
+            from lvmsync.sources import rbd
+
+            return rbd.open_snapshot(name, reading)
         case Volume():
             from lvmsync.sources import snapshot, thin
             from lvmsync.system.lvm import find_named

@@ -35,7 +35,7 @@ def restore(
 ) -> None:
     """Make a target what the device was at a point: each byte is held against its checksum, and it can be undone."""
     from lvmsync.chain.catalogue import find_point
-    from lvmsync.cli.delivery import Delivery
+    from lvmsync.cli.image import open_delivery
     from lvmsync.jobs.archive.restore import open_restored
 
     if to is None:
@@ -44,7 +44,8 @@ def restore(
         shelf = stack.enter_context(open_archive(archive, access))
         point = find_point(shelf.catalogue, at)
         report = stack.enter_context(view.report())
-        delivery = stack.enter_context(Delivery(to, way, replace(orders, create=create), report, compress=compress))
+        delivery = open_delivery(to, way, replace(orders, create=create), report, compress=compress)
+        stack.enter_context(delivery)
         if delivery.place.host is None and Path(delivery.place.name).resolve().parent == Path(archive).resolve():
             raise UsageError(f"{to} lies in the archive itself: name another place")
         held = stack.enter_context(open_mirror(mirror, shelf, orders.state))

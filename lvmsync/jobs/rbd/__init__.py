@@ -1,0 +1,1 @@
+"""RBD images as targets: filled by ``rbd import-diff``, a snapshot for each point."""
