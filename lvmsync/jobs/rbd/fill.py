@@ -20,15 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvmsync.errors import CommandError, ConflictError, LvmsyncError, TransportError
-from lvmsync.formats.rbd_diff import END, DiffHeader, encode_changes, encode_header
 from lvmsync.history import UNNAMED, Point
 from lvmsync.images import RbdImage
 from lvmsync.interfaces import Transport
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
 from lvmsync.jobs.rbd.choose import MARK, Found, Plan, choose, look
-from lvmsync.jobs.send import Sender, StreamOptions, read_frames
+from lvmsync.jobs.rbd.diff import Sent, write_diff
+from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.sources.source import Source
-from lvmsync.stream.frames import Data
 from lvmsync.system import rbd
 from lvmsync.system.ledger import file_name, open_lock
 from lvmsync.system.rbd_pipe import STALL, open_import
@@ -104,32 +103,18 @@ def _look(image: RbdImage, report: Report) -> Found:
     return found
 
 
-def _send(image: RbdImage, source: Source, plan: Plan, how: Filling, report: Report) -> tuple[int, int, int]:
-    """Send all changes; return how many extents and bytes those were, and the bytes of the diff."""
-    total = source.changes.total_bytes - (source.changes & source.holes).total_bytes
-    done = wire = 0
+def _send(image: RbdImage, source: Source, plan: Plan, how: Filling, report: Report) -> Sent:
     with open_import(image, how.stall) as pipe:
         line = how.around(pipe)
-        header = encode_header(DiffHeader(plan.base.name if plan.base else None, plan.name, source.size))
-        line.send_all([header])
-        wire += len(header)
-        report(Progress("sending", 0, total))
-        for frame, _ in read_frames(source, 0):
-            if not isinstance(frame, Data) and plan.is_blank:
-                continue
-            buffers = encode_changes(frame)
-            line.send_all(buffers)
-            wire += sum(map(len, buffers))
-            done += frame.changed_bytes if isinstance(frame, Data) else 0
-            report(Progress("sending", done, total))
-        source.confirm()
-        line.send_all([END])  # the commit: `import-diff` makes the snapshot when it has it
+        base = plan.base.name if plan.base else None
+        # Its end mark is the commit: `import-diff` makes the snapshot when it has that.
+        sent = write_diff(source, base, plan.name, line.send_all, report, is_blank=plan.is_blank)
         line.send_eof()
         line.aclose()
-    return len(source.changes), source.changes.total_bytes, wire + len(END)
+    return sent
 
 
-def _commit(image: RbdImage, source: Source, plan: Plan, sent: tuple[int, int, int], seconds: float) -> Receipt:
+def _commit(image: RbdImage, source: Source, plan: Plan, sent: Sent, seconds: float) -> Receipt:
     """Make sure of the new snapshot, take the mark off, and remove snapshots of ours that are not kept."""
     state = rbd.look_up(image)
     snap = state.find(plan.name) if state else None
@@ -151,7 +136,7 @@ def _settle(image: RbdImage, source: Source, plan: Plan, found: Found) -> Receip
     elif found.mark:
         rbd.remove_mark(image, MARK)
     notes = [f"{image} is at that state already: nothing was sent", *_thin_out(image, found)]
-    return replace(_receipt(image, source, plan, (0, 0, 0), 0.0, notes), kind="nothing", ratio=None)
+    return replace(_receipt(image, source, plan, Sent(), 0.0, notes), kind="nothing", ratio=None)
 
 
 def _thin_out(image: RbdImage, found: Found) -> list[str]:
@@ -168,16 +153,13 @@ def _thin_out(image: RbdImage, found: Found) -> list[str]:
     return notes
 
 
-def _receipt(
-    image: RbdImage, source: Source, plan: Plan, sent: tuple[int, int, int], seconds: float, notes: list[str]
-) -> Receipt:
-    extents, changed, wire = sent
+def _receipt(image: RbdImage, source: Source, plan: Plan, sent: Sent, seconds: float, notes: list[str]) -> Receipt:
     return Receipt(
-        job="sync", source=source.name, target=str(image), bytes=changed, extents=extents, wire_bytes=wire,
-        seconds=round(seconds, 3), rate=round(changed / seconds) if seconds else 0.0,
-        ratio=round(source.size / changed, 2) if changed else None, size=source.size, durable=True, confirmed=True,
-        point=source.head.id if source.head else None, kind="first" if source.is_full else "delta",
-        snapshot=f"{image}@{plan.name}", notes=[*source.notes, *notes],
+        job="sync", source=source.name, target=str(image), bytes=sent.bytes, extents=sent.extents,
+        wire_bytes=sent.wire_bytes, seconds=round(seconds, 3), rate=round(sent.bytes / seconds) if seconds else 0.0,
+        ratio=round(source.size / sent.bytes, 2) if sent.bytes else None, size=source.size,
+        durable=True, confirmed=True, point=source.head.id if source.head else None,
+        kind="first" if source.is_full else "delta", snapshot=f"{image}@{plan.name}", notes=[*source.notes, *notes],
     )  # fmt: skip
 
 
