@@ -31,6 +31,7 @@ from lvmsync.cli.options import (
 )
 from lvmsync.cli.refinement import Refinement
 from lvmsync.errors import UsageError
+from lvmsync.images import RbdSnapshot
 from lvmsync.names import CowFile, parse_source
 
 if TYPE_CHECKING:
@@ -175,6 +176,10 @@ def changes(
     data_source: DataSource = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="draw the map into a new picture")] = None,
     width: Annotated[int, typer.Option("--width", help="cells in a row of the map")] = 64,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="print it for another tool: borg-map, or bmap (reads data)"),
+    ] = None,
     as_json: Json = False,
     *,
     refinement: Refinement,
@@ -184,19 +189,33 @@ def changes(
 ) -> None:
     """Show what changed: a map in the terminal, a picture, or JSON. Reads no data, unless it is to compare."""
     from lvmsync.cli import render
+    from lvmsync.formats.borg_map import write_borg_map
+    from lvmsync.jobs.block_map import make_bmap
     from lvmsync.jobs.progress import ignore
     from lvmsync.sources import Reading, open_source
 
     if not 8 <= width <= 1024:
         raise UsageError(f"--width {width} is out of range: 8 to 1024")
-    # An origin in use is no error here: nothing is sent.
-    reading = Reading(data_source=data_source, frozen=refinement.is_wanted, with_data=refinement.is_wanted)
+    if form not in (None, "borg-map", "bmap"):
+        raise UsageError(f"--format {form}: write borg-map or bmap")
+    if form and (as_json or svg):
+        raise UsageError("--format prints for another tool: leave --json and --svg away")
+    # An origin in use is no error here, where nothing is read.
+    with_data = refinement.is_wanted or form == "bmap"
+    reading = Reading(data_source=data_source, frozen=refinement.is_wanted, with_data=with_data)
     name = parse_source(source)
+    if form == "bmap" and isinstance(name, RbdSnapshot):
+        raise UsageError(f"--format bmap is for what bmaptool can copy from, and {source} is no device or file here")
     with open_source(name, refinement.want(name, reading)) as opened:
         found = refinement.apply(opened, ignore)
+        blocks = make_bmap(found, ignore) if form == "bmap" else ()
     if not quiet:
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
+    if form:
+        for piece in blocks or write_borg_map(found.changes, found.holes, found.size):
+            print_text(piece)
+        return
     if svg:
         write_new(svg, render.draw_svg(found.changes, found.size, f"{found.name} on {os.uname().nodename}"))
     if as_json:
