@@ -7,6 +7,7 @@ object (4 MiB) that both snapshots have; an object that was first written after 
 from __future__ import annotations
 
 import bisect
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -24,7 +25,8 @@ from lvmsync.system.rbd_pipe import DiffPipe, open_export
 
 _SECTOR = 512
 _PIECE = 1 << 20
-_KEPT = 32 << 20  # bytes that are behind the place that was read last: readers side by side are not in step
+# Bytes that are kept behind the place that was read last: readers side by side are not in step, each a batch of a MiB.
+_KEPT = (2 * (os.cpu_count() or 1) + 8) << 20
 
 
 @contextmanager
@@ -145,7 +147,7 @@ class OrderedBytes:
             self.close()
         while self._end < end and self._advance(offset):
             pass
-        out[:] = bytes(len(out))
+        np.frombuffer(out, np.uint8)[:] = 0
         index = max(bisect.bisect_right(self._offsets, offset) - 1, 0)
         while index < len(self._offsets) and (start := self._offsets[index]) < end:
             piece = self._kept[index]
@@ -191,7 +193,8 @@ class OrderedBytes:
     def _read_pieces(self) -> Iterator[Piece]:
         reader, buffer = DiffReader(), memoryview(bytearray(_PIECE))
         pipe = self._stack.enter_context(self._start())
-        while count := pipe.receive_some(buffer):
+        # Up to its end mark, which says that it is whole: rbd of Ceph v16.2.15 sometimes does not end behind that.
+        while not reader.is_over and (count := pipe.receive_some(buffer)):
             yield from reader.feed(buffer[:count])
         reader.finish()
 

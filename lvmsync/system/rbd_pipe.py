@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from signal import SIGKILL, SIGTERM
 from typing import Any
@@ -25,6 +26,7 @@ ASK_EVERY = 8.0
 _END = 60.0  # seconds for a child to end that has no more to do
 _BAD_MESSAGE = 74  # EBADMSG
 _IOV = 1024
+_PIPE = 1 << 20  # bytes
 _GIVE_UP = 5.0
 
 
@@ -50,6 +52,8 @@ class DiffPipe:
         assert pipe is not None
         self._fd = pipe.fileno()
         os.set_blocking(self._fd, False)
+        with suppress(OSError):  # of a user who has many pipes
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE)
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
         """Write every byte of ``buffers``.
@@ -166,11 +170,12 @@ class DiffPipe:
         for pipe in (process.stdin, process.stdout):
             if pipe:
                 pipe.close()
+        patience = _GIVE_UP if process.stdin else _GIVE_UP / 10  # one that only reads leaves nothing open
         for signal in (None, SIGTERM, SIGKILL):
             if signal is not None:
                 process.send_signal(signal)
             try:
-                process.wait(_GIVE_UP)
+                process.wait(patience)
                 return
             except subprocess.TimeoutExpired:
                 continue
