@@ -159,5 +159,8 @@ class Store(Protocol):
     def delete(self, *names: str) -> None:
         """Remove objects, durably and in this order; they may be gone already."""
 
+    def room(self) -> int | None:
+        """Return the bytes that there is room for; None where nobody can tell."""
+
     def list_unfinished(self) -> list[str]:
         """Return the names of what dead writers have left; ``delete`` removes it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lvmsync.chain.catalogue import ArchivedPoint
 from lvmsync.chain.pruning import plan_combination, plan_pruning
@@ -168,7 +169,41 @@ class Both(Reverse):
         super().sync(number)
 
 
-Archive = Forward | Reverse | Both
+class Mirrored(Reverse):
+    """An archive that each receive of the mirror adds to by itself."""
+
+    def sync(self, number: int) -> None:
+        source = self.history.delta(number) if number else self.history.full(0)
+        if number and source.size > self.image.stat().st_size:
+            with self.image.open("r+b") as file:
+                file.truncate(source.size)
+        self.send(source, create=not number)
+        self.at = self.history.states[number].id
+
+    def send(self, source: Source, **options: Any) -> Receipt:
+        """Send a source to the mirror."""
+        return self.give(send(source), **options)
+
+    def give(self, stream: bytes, **options: Any) -> Receipt:
+        """Give the mirror's receiver a stream."""
+        wanted = {"archive": self.word, **options}
+        return receive(reader(stream), replace(self.options, **wanted), ignore)
+
+    def mirror_at(self, point: str) -> Mirror:
+        """Return the mirror as it is, at some point."""
+        return Mirror(Memory(self.image.read_bytes()), point)
+
+    @property
+    def word(self) -> str:
+        """What names the archive."""
+        return str(self.folder / "archive")
+
+    @property
+    def options(self) -> ReceiveOptions:
+        return ReceiveOptions(str(self.image), self.folder / "state")
+
+
+Archive = Forward | Reverse | Both | Mirrored
 
 
 def require_points(archive: Archive, *, without_mirror: bool = False) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 STEPS = ("open", "write", "fsync", "link", "unlink", "rename")
 """Calls to the kernel that change something."""
 
 
-def killed_at(step: int, job: Callable[[], object]) -> bool:
+def killed_at(step: int, job: Callable[[], object], steps: Sequence[str] = STEPS) -> bool:
     """Run a job in a process that is killed right before its nth call that changes something; False: it was over."""
     pid = os.fork()
     if pid:
@@ -35,7 +35,7 @@ def killed_at(step: int, job: Callable[[], object]) -> bool:
             return counted
 
         real_open = os.open
-        for name in STEPS:
+        for name in steps:
             setattr(os, name, counting(getattr(os, name)))
         job()
         os._exit(0)

@@ -108,6 +108,7 @@ class Catalogue:
         next_number: of the next point; those that were removed keep theirs.
         mirror: id of the point that the mirror is at, a device outside of the archive whose snapbacks are in it; None:
             there is no such device.
+        device: what names that device, where its receiver has told; None: it is not known.
     """
 
     archive: str
@@ -119,6 +120,7 @@ class Catalogue:
     doomed: tuple[str, ...] = ()
     next_number: int = 1
     mirror: str | None = None
+    device: str | None = None
 
     @property
     def mirrors(self) -> tuple[str, ...]:

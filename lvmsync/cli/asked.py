@@ -12,6 +12,7 @@ import typer
 
 from lvmsync.cli.options import (
     AllowSmaller,
+    Archive,
     Atomic,
     Bwlimit,
     BwlimitFile,
@@ -131,7 +132,12 @@ class Orders:
     pool_limit: PoolLimit = 95.0
     dry_run: DryRun = False
     state: State = None
+    archive: Archive = None
     create: bool = False
+
+    def __post_init__(self) -> None:
+        if self.archive is not None and (self.no_undo or self.snapback):
+            raise UsageError("--archive keeps what is overwritten: go without --no-undo and --snapback")
 
     def options(self) -> dict[str, Any]:
         """Return what a request to receive holds."""

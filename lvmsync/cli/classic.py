@@ -45,7 +45,7 @@ VALUED = frozenset(
         "--replica", "--at", "--to", "--from", "--mirror", "--label", "--keep-last", "--keep-hourly", "--keep-daily",
         "--keep-weekly", "--keep-monthly", "--keep-yearly", "--keep-within", "--target-extend-cmd", "--group",
         "--freeze-cmd", "--thaw-cmd", "--freeze-limit", "-F", "--ssh-config", "--metrics", "--jitter",
-        "--from-snap", "--to-snap", "--every", "--user", "--nbd",
+        "--from-snap", "--to-snap", "--every", "--user", "--nbd", "--archive", "--allow-archive",
         "--key-file", "--passphrase-file", "--new-key-file", "--new-passphrase-file", "--store", "--room",
     )
 )  # fmt: skip

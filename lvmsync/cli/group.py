@@ -39,6 +39,8 @@ def push_group(
     for word, value in (("--no-undo", orders.no_undo), ("--snapback", orders.snapback)):
         if value:
             raise UsageError(f"{word}: the copies of a group are brought back together, by undo files of their own")
+    if orders.archive is not None:
+        raise UsageError("--archive is not for a group: sync its volumes one by one, each with an archive of its own")
     *sources, last = words
     place = _parse_group(last)
     far = next((word for word in sources if far_source(word.partition("=")[0])), None)

@@ -76,6 +76,14 @@ Snapback = Annotated[
         "-b", "--snapback", metavar="FILE", help="keep what is overwritten, on the target's side, to go back to later"
     ),
 ]
+Archive = Annotated[
+    str | None,
+    typer.Option(
+        "--archive",
+        metavar="ARCHIVE",
+        help="keep what is overwritten in this archive, which is named as the target's side sees it",
+    ),
+]
 Rsh = Annotated[
     str | None, typer.Option("-e", "--rsh", metavar="CMD", help="reach the host with this command, as in -e ssh")
 ]

@@ -110,6 +110,7 @@ def pull(source: str, target: str, asked: Asked, report: Report) -> Receipt:
             may_create=orders.create,
             risks=["no_undo"] if orders.no_undo else [],
             files=[orders.snapback] if orders.snapback else [],
+            archive=orders.archive,
             pool_limit=orders.pool_limit or POOL_LIMIT,
         )
         pools = frozenset([options.thin_pool] if options.thin_pool else [])
@@ -173,7 +174,12 @@ def pass_options(place: TargetName, asked: Asked) -> PassOptions:
         if not 0 < managing.extend_at < limits.limit:
             raise UsageError(f"--extend-at {managing.extend_at:g} is out of range: 1 to {limits.limit:g}")
         limits = replace(limits, extend_at=managing.extend_at)
-    wanted = {"no_undo": orders.no_undo, "snapback": orders.snapback, "pool_limit": orders.pool_limit}
+    wanted = {
+        "no_undo": orders.no_undo,
+        "snapback": orders.snapback,
+        "archive": orders.archive,
+        "pool_limit": orders.pool_limit,
+    }
     return PassOptions(
         stream=stream_options(4, asked.compress or ("zstd:1" if place.host else None)),
         create=orders.create,

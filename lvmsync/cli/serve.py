@@ -36,6 +36,14 @@ def serve(
     allow_snapshot: Annotated[
         bool, typer.Option("--allow-snapshot", help="a snapshot for the way back may be made of a target")
     ] = False,
+    allow_archive: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-archive",
+            metavar="PATTERN",
+            help="archive that what is overwritten may be put into: a path, or an address; may be repeated",
+        ),
+    ] = None,
     permit: Annotated[
         list[str] | None,
         typer.Option("--permit", metavar="OPTION", help="no-undo, ignore-base, allow-smaller or accept; repeat"),
@@ -49,7 +57,7 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve an lvmsync elsewhere as the forced command of its key, and touch only what is allowed."""
-    from lvmsync.jobs.agent.policy import RISKS, Policy, parse_pattern
+    from lvmsync.jobs.agent.policy import RISKS, Policy, parse_archive_pattern, parse_pattern
 
     if not allow and not allow_pull:
         raise UsageError("nothing is allowed: give --allow PATTERN (to write) or --allow-pull PATTERN (to read)")
@@ -64,6 +72,7 @@ def serve(
         may_snapshot=allow_snapshot,
         may_compare=not no_compare,
         files=frozenset(),
+        archives=tuple(map(parse_archive_pattern, allow_archive or ())),
         risks=risks,
         most_copies=most_copies,
         extend_cmd=target_extend_cmd,

@@ -134,6 +134,7 @@ def receive(
         target=local_target(target),
         state=state_folder(orders.state),
         snapback=Path(orders.snapback) if orders.snapback else None,
+        archive=orders.archive,
         undo=not orders.no_undo,
         create=create,
         atomic=orders.atomic,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.jobs.owing import owe
 from lvmsync.jobs.progress import Report, ignore
 from lvmsync.jobs.samples import find_different
 from lvmsync.jobs.traces import find_lost
@@ -156,6 +157,7 @@ def settle(target: BlockTarget, ledger: Ledger, state: Path, report: Report) -> 
             made=False,
             traces=note.traces,
             group=note.group,
+            **owe(ledger.record, target.size, is_same=False),
         )
         ledger.sweep()
         _forget(state, note.group)

@@ -10,6 +10,7 @@ from pathlib import Path
 from lvmsync.errors import DeviceError, LvmsyncError, StreamError, SyncFailed, UsageError
 from lvmsync.jobs.background import in_background
 from lvmsync.jobs.headroom import require_headroom
+from lvmsync.jobs.keeping import Keeper, check_archive, open_keeper
 from lvmsync.jobs.prepared import settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.receive_checks import Checks
@@ -34,6 +35,7 @@ class ReceiveOptions:
         target: path of the device or file.
         state: the state folder.
         snapback: keep what is overwritten in this file.
+        archive: keep it in this archive, as a member that leads back.
         undo: keep it until the commit at least; without, a broken stream leaves the target dirty.
         create: make the target, an image file of the source's size.
         atomic: stage and verify the whole stream before the target is touched.
@@ -56,6 +58,7 @@ class ReceiveOptions:
     target: str
     state: Path
     snapback: Path | None = None
+    archive: str | None = None
     undo: bool = True
     create: bool = False
     atomic: bool = False
@@ -109,11 +112,13 @@ def receive(
             raise DeviceError(f"{options.snapback} is there already and is never overwritten; choose another name")
         if options.create and header.size is None:
             raise UsageError("--create needs a stream that tells its size, and PROTO[3] does not: make the file first")
+        if options.archive is not None:
+            options = replace(options, archive=check_archive(options.archive, options, session.version))
         create = options.create and not options.dry_run and is_begun
         if options.dry_run and options.create and is_begun:
             return _dry_run_create(frames, header, session, options, watch, on_ready)
-        with _claim(options, report, create=create) as (target, ledger):
-            job = _Job(options, session, header, target, ledger, report, watch, on_applied, on_work)
+        with open_keeper(options.archive) as keeper, _claim(options, report, create=create) as (target, ledger):
+            job = _Job(options, session, header, target, ledger, report, watch, on_applied, on_work, keeper)
             return job.run(frames, on_ready)
 
 
@@ -147,7 +152,9 @@ class _Job:
         watch: Stopwatch,
         on_applied: Callable[[int], None],
         on_work: Callable[[bool], None],
+        keeper: Keeper,
     ) -> None:
+        self._keeper = keeper
         self._options = options
         self._session = session
         self._header = header
@@ -167,6 +174,14 @@ class _Job:
 
     def run(self, frames: Iterator[Frame], on_ready: Callable[[], None]) -> Receipt:
         """Check, apply and commit; on any error bring the target back, or leave it to be gone on with."""
+        if not self._options.dry_run:
+            self._notes += self._keeper.pay(self._ledger, self._report)
+        transaction = self._run(frames, on_ready)
+        if transaction and transaction.archive:
+            self._notes += self._keeper.pay(self._ledger, self._report, transaction.archive)
+        return self._receipt(transaction)
+
+    def _run(self, frames: Iterator[Frame], on_ready: Callable[[], None]) -> Transaction | None:
         options, target, header = self._options, self._target, self._header
         written = seen.was_written(self._ledger.record.seen, self._look)
         undo = Undo(options.undo and not self._holds_nothing(written), options.snapback)
@@ -178,6 +193,8 @@ class _Job:
             checks = Checks(options, header, self._session.version, target, self._ledger, written, self._look)
             self._notes += checks.run()
             extend_cmd = None if options.dry_run else options.extend_cmd
+            self._keeper.prepare(transaction, target, self._ledger, header, written, is_kept=undo.wanted)
+            self._notes += self._keeper.notes
             watch_room = require_headroom(target, header, Limits(extend_cmd, limit=options.pool_limit))
             self._ledger.sweep()
             if target.created and header.size is not None:
@@ -187,7 +204,7 @@ class _Job:
                 on_ready()
                 for _ in frames:
                     pass
-                return self._receipt(None)
+                return None
             if options.atomic:
                 on_ready()
                 transaction.stage(frames, self._report)
@@ -213,7 +230,7 @@ class _Job:
             if not options.dry_run:
                 self._end_badly(transaction, error)
             raise
-        return self._receipt(transaction)
+        return transaction
 
     def _holds_nothing(self, written: seen.Written) -> bool:
         """Tell whether there is nothing on the target that an undo would be for."""

@@ -111,6 +111,7 @@ class Checks:
             "size": (note.size, header.size),
             "place": (self._find_offset(), header.resume),
             "group": (note.group, self.options.group),
+            "archive": (note.archive, self.options.archive or note.archive),
             "snapback": (note.snapback, str(snapback.absolute()) if snapback else note.snapback),
         }
         for what, (ours, theirs) in pairs.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, VerifyError
+from lvmsync.jobs.keeping import pay
 from lvmsync.jobs.prepared import list_members, settle, was_written
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.samples import find_different
@@ -29,6 +30,7 @@ def recover(
     back: bool = False,
     give_up: bool = False,
     alone: bool = False,
+    pays: bool = True,
 ) -> Receipt:
     """Bring a target out of a transaction that broke off; all others of its group go the same way.
 
@@ -40,6 +42,7 @@ def recover(
         give_up: likewise: end the transaction, and note that what the target holds is not known.
         back: go back even if a staged stream is there to go forward with.
         alone: leave the others of its group as they are.
+        pays: archives are given what they are owed of what was overwritten.
 
     Raises:
         VerifyError: there is no way back, or its file is damaged; or somebody else wrote to the target, too.
@@ -79,6 +82,7 @@ def recover(
         else:
             _roll_back(target, ledger, note, written, report)
             said = f"{_BACK}, and that was no whole copy: repair it, or copy it anew" if ledger.record.dirty else _BACK
+        paid = pay(ledger, report) if pays else []
         point, size = ledger.record.point, target.size
     others = _recover_others(group, state, report) if group and not alone else []
     return Receipt(
@@ -88,7 +92,7 @@ def recover(
         seconds=round(watch.seconds, 3),
         durable=True,
         point=point.id if point else None,
-        notes=[said, *others],
+        notes=[said, *paid, *others],
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from lvmsync import __version__
 from lvmsync.errors import DeviceError, LvmsyncError, SyncFailed
 from lvmsync.history import UNNAMED, Point
+from lvmsync.jobs.owing import owe
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.jobs.traces import Traces
 from lvmsync.jobs.way_back import can_go_back, cut_back, find_place, go_back, remove_undo
@@ -110,6 +111,9 @@ class Transaction:
         self._out: BlockTarget | Snapback = target
         self._applied: AppliedNote | None = None
         self._traces: Traces | None = Traces() if version == 4 else None  # PROTO[3] may name a place twice
+        self._archive: str | None = None
+        self._lead: Point | None = None
+        self._is_lead_needed = True
         self._window: list[Changes] = []  # has come, and is not written yet
         self._is_writing = False
         self._place = Place(0, 0)  # up to where all changes are written
@@ -120,7 +124,14 @@ class Transaction:
         self._note_before = None if self._replaces else note  # that is taken up again
         self.id = self._note_before.id if self._note_before else uuid.uuid4().hex
         self.before = ledger.record.point or header.base or Point(f"{UNNAMED}{uuid.uuid4().hex}")
+        if self._note_before and self._note_before.before:
+            self.before = self._note_before.before
         self.after = header.head or Point(f"{UNNAMED}{self.id}", parent=self.before.id, time=_now())
+
+    @property
+    def archive(self) -> str | None:
+        """The archive that has what was overwritten, or is owed it; None: there is none."""
+        return self._note_before.archive if self._note_before else self._archive
 
     @property
     def is_holding(self) -> bool:
@@ -136,6 +147,18 @@ class Transaction:
     def spool_check(self) -> Path:
         """How much of the spool counts."""
         return self._ledger.path(self.id, "spool-check")
+
+    def keep_for(self, archive: str, before: Point | None, *, is_needed: bool) -> None:
+        """Let an archive have what is overwritten, once it is committed.
+
+        Args:
+            archive: where it lies.
+            before: the point of that archive which this leads back to; None: to none that is known.
+            is_needed: the archive is to have it though nothing was changed.
+        """
+        self._archive, self._lead, self._is_lead_needed = archive, before, is_needed
+        if before:
+            self.before = before
 
     def make(self, size: int) -> None:
         """Give a target that was made for this its size, once a durable note says that it may be removed."""
@@ -239,6 +262,7 @@ class Transaction:
 
     def commit(self) -> None:
         """Make the target durable, finish the snapback, and commit."""
+        is_same = self._file is not None and not self._file.changed_bytes and self._terms.written != "yes"
         self._finish()
         self.is_ending = True
         # The commit point: before this rename a crash means going back, after it the change stands.
@@ -252,6 +276,7 @@ class Transaction:
             made=False,
             traces=self._find_traces(),
             group=None,
+            **owe(self._ledger.record, self._target.size, is_same=is_same, is_needed=self._is_lead_needed),
         )
         self._ledger.sweep()
 
@@ -420,6 +445,8 @@ class Transaction:
             group=terms.group,
             is_proved=terms.written == "no",
             was_dirty=record.dirty or is_spoilt,
+            archive=self._archive,
+            before=self._lead,
             seen=None if terms.written == "unknown" else record.seen,
         )
         made = record.made and not is_spoilt

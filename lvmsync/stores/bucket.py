@@ -174,6 +174,10 @@ class BucketStore:
             except (BaseError, OSError) as error:
                 self._fail(error, f"remove {name}")
 
+    def room(self) -> int | None:
+        """Return None: an object store does not tell."""
+        return None
+
     def list_unfinished(self) -> list[str]:
         """Return nothing: parts of an upload that was cut off are no objects; a rule of the bucket removes them."""
         return []

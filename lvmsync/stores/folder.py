@@ -236,6 +236,18 @@ class FolderStore:
         except OSError as error:
             raise _failed("remove", path, error) from error
 
+    def room(self) -> int | None:
+        """Return the bytes that are free there.
+
+        Raises:
+            DeviceError: there is no such folder.
+        """
+        try:
+            state = os.statvfs(self._folder)
+        except OSError as error:
+            raise _failed("use", self._folder, error) from error
+        return state.f_bavail * state.f_frsize
+
     def list_unfinished(self) -> list[str]:
         """Return the names of files that were being written when their writer died."""
         left = []

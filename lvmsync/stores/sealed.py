@@ -209,6 +209,10 @@ class SealedStore:
         """Remove objects, durably and in this order; they may be gone already."""
         self._store.delete(*names)
 
+    def room(self) -> int | None:
+        """Return the bytes that there is room for; None where nobody can tell."""
+        return self._store.room()
+
     def list_unfinished(self) -> list[str]:
         """Return the names of what dead writers have left, and of keys that were replaced by later ones."""
         keys = sorted(name for name in self._store.list_objects() if number_of(name) is not None)

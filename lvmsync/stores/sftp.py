@@ -127,6 +127,10 @@ class SftpStore:
             except OSError as error:
                 raise self.failed("remove", f"{self.name}/{name}", error) from error
 
+    def room(self) -> int | None:
+        """Return the bytes that are free over there; None where its server does not say."""
+        return self._files.room(self._folder)
+
     def list_unfinished(self) -> list[str]:
         """Return the names of new files to which nobody has written for a day, by the clock over there."""
         new = {name: when for name, (_, when) in self._list().items() if name.startswith(_NEW)}

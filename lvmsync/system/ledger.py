@@ -114,9 +114,10 @@ class Ledger:
 
     def sweep(self) -> None:
         """Remove the files of transactions that are over: a crash may have come before their removal."""
-        keep = self.record.transaction.id if self.record.transaction else None
+        keep = {self.record.transaction.id} if self.record.transaction else set()
+        keep |= {one.id for one in self.record.owed}
         for path in self.folder.glob("*.*"):
-            if path.suffix in _OF_TRANSACTIONS and path.stem != keep:
+            if path.suffix in _OF_TRANSACTIONS and path.stem not in keep:
                 with contextlib.suppress(OSError):  # nothing needs it, and the next one tries again
                     path.unlink(missing_ok=True)
 

@@ -15,6 +15,9 @@ from lvmsync.history import Point
 from lvmsync.stream.frames import DELTA, FULL, MAX_SAMPLE, SNAPBACK, Sample
 
 VERSION = 1
+_NEWER = frozenset(("archive", "before", "owed", "same"))
+"""Fields that a record of an older lvmsync does not have."""
+
 PHASES = ("staging", "staged", "applying", "prepared", "undoing", "undone")
 
 
@@ -50,6 +53,8 @@ class Transaction:
         seen: the record's ``seen`` when it began; None also if nothing followed from it.
         traces: what the record's ``traces`` will be, once it is prepared.
         was_dirty: when it began, what the target holds was not known: going back does not change that.
+        archive: that is to have what was overwritten, once it is committed; None: there is none.
+        before: the point of that archive which it leads back to; None: to none that is known.
     """
 
     id: str
@@ -75,6 +80,27 @@ class Transaction:
     seen: dict[str, str] | None = None
     traces: tuple[Sample, ...] = ()
     was_dirty: bool = False
+    archive: str | None = None
+    before: Point | None = None
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What an archive is to be given of a transaction that is committed.
+
+    Attributes:
+        id: of the transaction; its undo file is what is owed, if ``before`` says where that leads.
+        archive: where that lies.
+        point: the one that the target was brought to.
+        before: the one that the undo leads back to; None: only that the target is at ``point`` is to be known there.
+        size: bytes of the target.
+    """
+
+    id: str
+    archive: str
+    point: Point
+    before: Point | None
+    size: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,9 @@ class Record:
         made: lvmsync made it, and nothing was committed to it since: it holds nothing to go back to.
         traces: what some of the places hold that were changed last, as long as it is at that point (see `jobs.traces`).
         group: id of the group that the point was committed with; None: it was committed alone.
+        owed: what archives have not been given yet, oldest first.
+        same: ids of points that are one state, nothing having been changed from one to the next: first the one that
+            this is about, which holds as long as that is ``point``, then older ones.
     """
 
     target: str
@@ -106,10 +135,24 @@ class Record:
     made: bool = False
     traces: tuple[Sample, ...] = ()
     group: str | None = None
+    owed: tuple[Owed, ...] = ()
+    same: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Ids of all points that the target is at."""
+        if self.point is None:
+            return ()
+        return self.same if self.same[:1] == (self.point.id,) else (self.point.id,)
 
     def to_json(self) -> str:
-        """Return it as it is kept in its file."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
+        """Return it as it is kept in its file; what an older lvmsync does not know only where it is needed."""
+        values = asdict(self)
+        for found in (values, values["transaction"] or {}):
+            for name in _NEWER & found.keys():
+                if not found[name]:
+                    del found[name]
+        return json.dumps({"version": VERSION, **values}, indent=1)
 
 
 def read_record(path: Path) -> Record | None:
@@ -137,13 +180,22 @@ def _parse(values: dict[str, Any]) -> Record:
     found = _read_all(Record, values)
     if found["transaction"] is not None:  # an empty one is damaged, and no rest
         found["transaction"] = _parse_transaction(found["transaction"])
+    found["owed"] = tuple(_parse_owed(one) for one in found.get("owed", ()))
+    found["same"] = tuple(found.get("same", ()))
+    if not all(isinstance(name, str) for name in found["same"]):
+        raise ValueError("'same' is no list of names")
     return Record(**found)
+
+
+def _parse_owed(values: dict[str, Any]) -> Owed:
+    owed = Owed(**_read_all(Owed, values))
+    _require_id(owed.id)
+    return owed
 
 
 def _parse_transaction(values: dict[str, Any]) -> Transaction:
     note = Transaction(**_read_all(Transaction, values))
-    if not re.fullmatch("[0-9a-f]{1,64}", note.id):  # names of files begin with it
-        raise ValueError(f"a transaction cannot have the id {note.id!r}")
+    _require_id(note.id)
     if note.phase not in PHASES or note.intent not in (DELTA, FULL, SNAPBACK):
         raise ValueError(f"no transaction is {note.phase!r}, or brings {note.intent!r}")
     if note.offset > (MAX_SIZE if note.size is None else note.size):
@@ -154,13 +206,18 @@ def _parse_transaction(values: dict[str, Any]) -> Transaction:
     return note
 
 
+def _require_id(word: str) -> None:
+    if not re.fullmatch("[0-9a-f]{1,64}", word):  # names of files begin with it
+        raise ValueError(f"a transaction cannot have the id {word!r}")
+
+
 def _read_all(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of all fields; points and traces, which Record and Transaction share, as what they are."""
     found = read_fields(kind, values)
     wrong = {field.name for field in fields(kind)} ^ values.keys()
-    if wrong:
+    if wrong - (_NEWER - values.keys()):
         raise ValueError(f"{sorted(wrong)} are missing, or unknown")
-    for name in ("point", "base"):
+    for name in ("point", "base", "before"):
         if found.get(name) is not None:
             found[name] = Point(**_read_all(Point, found[name]))
     if "traces" in found:

@@ -177,6 +177,14 @@ class Files:
         with suppress(FileNotFoundError):
             self.run(self._sftp.remove(path))
 
+    def room(self, path: str) -> int | None:
+        """Return the bytes that are free where a folder is; None where the far side does not say."""
+        try:
+            found = self.run(self._sftp.statvfs(path))
+        except OSError:
+            return None
+        return found.bavail * found.frsize
+
     def is_full(self, path: str) -> bool:
         """Tell whether the file system has no room, as far as the far side says so."""
         try:

@@ -34,6 +34,11 @@ class Site:
     def target(self) -> Path:
         return self.folder / "far" / "target.img"
 
+    @property
+    def state(self) -> Path:
+        """The state folder of the target's side."""
+        return self.folder / "far" / "state" if self.way == "path" else self.sshd.folder / "state"
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command line in this process; see `start` for a process of its own."""
         stdout, stderr = StringIO(), StringIO()
@@ -76,8 +81,9 @@ class Site:
 @contextmanager
 def run_far_side(factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """Run a sshd whose sessions find the lvmsync that is tested."""
-    env = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LVMSYNC_STATE": str(factory.mktemp("state"))}
-    with run_sshd(factory.mktemp("sshd"), env=env) as sshd:
+    folder = factory.mktemp("sshd")
+    env = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LVMSYNC_STATE": str(folder / "state")}
+    with run_sshd(folder, env=env) as sshd:
         yield sshd
 
 

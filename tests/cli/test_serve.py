@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -75,6 +76,7 @@ def test_a_served_key_is_refused_all_else_and_nothing_is_changed(site: Site) -> 
         assert (done.returncode, "this server" in error(done)) == (2, True), done.stderr
     for options, words in (
         (["--snapback", f"{far}/back.img"], "where a file is put"),
+        (["--archive", f"{far}/archive"], "no archive that this server allows"),
         (["--no-undo", "--ignore-base"], "without --permit ignore-base"),
         (["--allow-smaller-target"], "without --permit allow-smaller"),
     ):
@@ -93,6 +95,21 @@ def test_what_a_server_was_started_for_is_done(site: Site) -> None:
     assert (site.folder / "far/made.img").read_bytes() == NEW
     done = site.sync("compare:./origin")
     assert (done.returncode, "--no-compare" in error(done)) == (2, True), done.stderr
+
+
+def test_a_served_key_adds_to_the_archives_that_it_may(site: Site) -> None:
+    for name in "archive", "other":
+        assert site.run("archive", "init", f"{site.folder}/far/{name}").returncode == 0
+    served(site, f"--allow-archive '{site.folder}/far/arch*'")
+    for data in (NEW, OLD):
+        (site.folder / "origin").write_bytes(data)
+        done = site.sync("full:./origin", "--archive", f"{site.folder}/far/archive")
+        assert done.returncode == 0, done.stderr
+    done = site.sync("full:./origin", "--archive", f"{site.folder}/far/other")
+    assert (done.returncode, "no archive that this server allows" in error(done)) == (2, True), done.stderr
+    listed = site.run("archive", "list", f"{site.folder}/far/archive", "--json")
+    assert len(json.loads(listed.stdout)["points"]) == 2
+    assert json.loads(site.run("archive", "list", f"{site.folder}/far/other", "--json").stdout)["points"] == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,39 @@ def test_the_receipt_is_the_receivers_and_the_snapback_leads_back(site: Site) ->
         capture_output=True,
     )
     assert site.target.read_bytes() == OLD
+
+
+def test_a_mirror_and_its_whole_past_by_one_line(site: Site) -> None:
+    archive, state = site.folder / "far" / "archive", ["--state", str(site.state)]
+    assert site.run("archive", "init", str(archive)).returncode == 0
+    past, chance = [], random.Random(3)
+    for number in range(4):
+        if number:
+            at = chance.randrange(len(OLD) // 4096) * 4096
+            data = bytearray((site.folder / "origin").read_bytes())
+            data[at : at + 4096] = chance.randbytes(4096)
+            (site.folder / "origin").write_bytes(data)
+        done = site.sync("full:./origin" if not number else "compare:./origin", "--archive", str(archive))
+        assert done.returncode == 0, done.stderr
+        past.append(site.target.read_bytes())
+    assert past[3] == (site.folder / "origin").read_bytes()
+    for number, data in enumerate(past, 1):
+        to = f"{site.folder}/restored{number}"
+        words = ["archive", "restore", str(archive), "--at", str(number), "--to", to, "--create"]
+        done = site.run(*words, "--mirror", str(site.target), *state)
+        assert done.returncode == 0, done.stderr
+        assert Path(to).read_bytes() == data
+    done = site.run("archive", "verify", str(archive), "--restore-test", "--mirror", str(site.target), *state)
+    assert (done.returncode, "4 points rebuilt" in done.stdout + done.stderr) == (0, True), done.stderr
+    done = site.sync("compare:./origin", "--archive", str(site.folder / "none"))
+    assert (done.returncode, "there is no archive at" in error(done)) == (3, True)
+
+
+@pytest.mark.parametrize("site", ["path"], indirect=True)
+@pytest.mark.parametrize("option", ["--no-undo", "--snapback=./back"])
+def test_an_archive_is_in_the_place_of_other_undos(site: Site, option: str) -> None:
+    done = site.sync(STORE, "--archive", "./archive", option)
+    assert (done.returncode, "go without --no-undo and --snapback" in error(done)) == (2, True)
 
 
 def test_a_dry_run_asks_the_target_and_changes_nothing(site: Site) -> None:

@@ -27,6 +27,8 @@ class StoreContract:
     def test_what_was_written_is_read_and_listed(self, store: Store) -> None:
         store.make()
         assert store.list_objects() == {}
+        room = store.room()
+        assert room is None or 0 < room < 1 << 60
         with store.create("one") as blob:
             blob.write([b"abc", memoryview(b"defg")])
             assert store.list_objects() == {}  # it is not there before it is whole

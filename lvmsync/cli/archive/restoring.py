@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @app.command()
 @flat
 def restore(
-    archive: ArchiveWord,
+    place: ArchiveWord,
     at: At = "latest",
     to: Annotated[str | None, typer.Option("--to", metavar="[HOST:]TARGET", help="what becomes that state")] = None,
     mirror: MirrorWord = None,
@@ -45,12 +45,12 @@ def restore(
     if to is None:
         raise UsageError("name what is to become that state with --to [HOST:]TARGET")
     with ExitStack() as stack:
-        shelf = stack.enter_context(open_archive(archive, access))
+        shelf = stack.enter_context(open_archive(place, access))
         point = find_point(shelf.catalogue, at)
         report = stack.enter_context(view.report())
         delivery = open_delivery(to, way, replace(orders, create=create), report, compress=compress)
         stack.enter_context(delivery)
-        if delivery.place.host is None and Path(delivery.place.name).resolve().parent == Path(archive).resolve():
+        if delivery.place.host is None and Path(delivery.place.name).resolve().parent == Path(place).resolve():
             raise UsageError(f"{to} lies in the archive itself: name another place")
         held = stack.enter_context(open_mirror(mirror, shelf, orders.state))
         if held and held.device.name == delivery.place.name:

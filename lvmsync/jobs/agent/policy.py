@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from lvmsync.errors import UsageError
 from lvmsync.names import Volume, parse_volume
+from lvmsync.places import FolderPlace, parse_place
 from lvmsync.system.lvm import parse_dm_uuid
 
 RISKS = ("no_undo", "ignore_base", "allow_smaller", "accept")
@@ -64,6 +65,7 @@ class Policy:
         may_snapshot: snapshots may be made.
         may_compare: digests of targets may be asked for.
         files: where a request may want a file (a snapback) to be put; None: anywhere.
+        archives: patterns of archives that a request may have what is overwritten put into; None: any.
         risks: which of `RISKS` are permitted.
         most_copies: targets of one source that may be kept up to date by pulls; None: any number.
         pool_limit: percent of a thin pool up to which a side that is not trusted may fill it.
@@ -79,6 +81,7 @@ class Policy:
     may_snapshot: bool = True
     may_compare: bool = True
     files: frozenset[str] | None = None
+    archives: tuple[str, ...] | None = None
     risks: frozenset[str] = frozenset(RISKS)
     most_copies: int | None = None
     pool_limit: float = POOL_LIMIT
@@ -93,6 +96,7 @@ class Policy:
         may_create: bool = False,
         risks: Iterable[str] = (),
         files: Iterable[str] = (),
+        archive: str | None = None,
         pool_limit: float = POOL_LIMIT,
     ) -> Self:
         """Return the policy of one who waits for a push to a target: that is called so, and has what its user said."""
@@ -103,6 +107,7 @@ class Policy:
             may_create=may_create,
             may_snapshot=False,
             files=frozenset(files),
+            archives=() if archive is None else (archive,),
             risks=frozenset(risks),
             pool_limit=pool_limit,
         )
@@ -143,6 +148,8 @@ class Policy:
             elif name == "snapback":
                 if self.files is not None and value not in self.files:
                     raise UsageError("this server lets no request say where a file is put: go without --snapback")
+            elif name == "archive":
+                self._require_archive(value)
             elif name == "pool_limit":
                 if self.targets is not None and value > self.pool_limit:
                     raise UsageError(f"this server lets no pool be filled beyond {self.pool_limit:g} %")
@@ -151,6 +158,14 @@ class Policy:
                     self.require_risk(name)
             elif name not in _HARMLESS:
                 raise UsageError(f"no such option of a receive: '{name}'")
+
+    def _require_archive(self, word: str) -> None:
+        """Refuse an archive that is not allowed: by its very word, or a folder by what its path leads to."""
+        if self.archives is None or word in self.archives:
+            return
+        is_named = bool(self.words)  # then by what our own user said, and nothing else
+        if is_named or not any(_has_archive(pattern, word, self.root) for pattern in self.archives):
+            raise UsageError(f"'{word}' is no archive that this server allows: see --allow-archive")
 
     def require_risk(self, name: str) -> None:
         """Refuse one of `RISKS` that is not permitted."""
@@ -188,6 +203,31 @@ def parse_pattern(text: str) -> str:
     if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
         raise UsageError(f"pattern '{text}' is neither VG/LV nor an absolute path: write 'vg0/*', or '/srv/*.img'")
     return text
+
+
+def parse_archive_pattern(text: str) -> str:
+    """Return a pattern of ``--allow-archive``: an absolute path, in which ``*`` matches within a part; or an address.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text.startswith("/") and not text.startswith("/dev/"):
+        return parse_pattern(text)
+    place = parse_place(text)
+    if isinstance(place, FolderPlace):
+        raise UsageError(f"pattern '{text}': write the absolute path of the archive's folder")
+    return text
+
+
+def _has_archive(pattern: str, word: str, root: Path) -> bool:
+    """Tell whether a pattern allows an archive; addresses are allowed by their very words."""
+    parts = word.split("/")
+    if not pattern.startswith("/") or not word.startswith("/") or ".." in parts or "\0" in word:
+        return False
+    real = _outside(Path(os.path.realpath(root / word.lstrip("/"))), root)
+    folder, rest = _split_pattern(pattern) if _WILD.search(pattern) else (pattern, "")
+    base = _outside(Path(os.path.realpath(root / folder.lstrip("/"))), root)
+    return real == base if not rest else _fit(real, f"{base.rstrip('/')}/{rest}")
 
 
 def find_place(word: str, root: Path = Path("/")) -> Place:

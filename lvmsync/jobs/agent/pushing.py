@@ -124,7 +124,7 @@ class Push:
             minimal=options.get("minimal"),
             store=options.get("store"),
             chunk=options.get("chunk"),
-            orders={key: options[key] for key in ("no_undo", "snapback", "pool_limit") if options.get(key)},
+            orders={key: options[key] for key in ("no_undo", "snapback", "archive", "pool_limit") if options.get(key)},
         )
 
 

@@ -94,6 +94,7 @@ def is_level(value: object) -> bool:
 
 RECEIVE_OPTIONS: dict[str, Callable[[Any], bool]] = {
     "snapback": is_word,
+    "archive": is_word,
     "group": is_group,
     "pool_limit": is_percent,
     "window": is_size,
@@ -119,12 +120,13 @@ PUSH_OPTIONS: dict[str, Callable[[Any], bool]] = {
     "place": is_word,
     "no_undo": is_flag,
     "snapback": is_word,
+    "archive": is_word,
     "pool_limit": is_percent,
     "passes": is_flag,
 }
 """What the side that pulls may say of how its copy is made: never a command.
 
-"place" is what names its target in our records, the same for every run; "no_undo", "snapback" and "pool_limit" are for
-its own receive. "passes": more of them follow, so snapshots stay active until the line ends, and what the copy itself
-does not wait for is put off until the next request.
+"place" is what names its target in our records, the same for every run; "no_undo", "snapback", "archive" and
+"pool_limit" are for its own receive. "passes": more of them follow, so snapshots stay active until the line ends, and
+what the copy itself does not wait for is put off until the next request.
 """

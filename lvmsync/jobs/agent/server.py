@@ -258,6 +258,7 @@ class Session:
             back=bool(asked["back"]),
             give_up=bool(asked["give_up"]),
             alone=True,  # the others of its group may be none that this side may touch
+            pays=self._policy.archives is None,
         )
         return asdict(receipt)
 

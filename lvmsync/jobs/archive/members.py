@@ -90,19 +90,22 @@ def write_source(
     return written, receipt[0]
 
 
-def write_member(store: Store, fill: Callable[[MemberWriter], object], most: int | None = None) -> Written:
+def write_member(
+    store: Store, fill: Callable[[MemberWriter], object], most: int | None = None, *, stem: str | None = None
+) -> Written:
     """Write a stream and its index, each whole and durable, and return what a catalogue says of them.
 
     Args:
         store: of the archive.
         fill: sends the stream.
         most: bytes that this may have at the most, where it is known.
+        stem: what the names of its objects begin with, so that a later run finds them; None: a random word.
 
     Raises:
         StreamError: it is no whole stream, or says not from where to where it leads.
         LvmsyncError: what ``fill`` raises; nothing is left.
     """
-    stem = uuid.uuid4().hex
+    stem = stem or uuid.uuid4().hex
     name, index_name = stem + STREAM, stem + INDEX
     with store.create(name, most) as blob:
         writer = MemberWriter(blob)
@@ -114,8 +117,15 @@ def write_member(store: Store, fill: Callable[[MemberWriter], object], most: int
         stored = blob.stored
     # Behind the stream: an index without one was left by a removal that was cut off, and is nobody's work.
     data = index.dump()
-    store.put_new(index_name, data)
+    put_index(store, index_name, data)
     return Written(_describe(name, stored, header, writer.builder, index_name, data), header)
+
+
+def put_index(store: Store, name: str, data: bytes) -> None:
+    """Write the index of a member that no catalogue names yet, in the place of what may be left of one."""
+    if not store.put_new(name, data) and read_index(store, name) != data:
+        store.delete(name)
+        store.put_new(name, data)
 
 
 def read_whole(store: Store, name: str) -> tuple[Header, Index, Written]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lvmsync.chain.catalogue import Catalogue
 from lvmsync.errors import ConflictError
+from lvmsync.jobs.archive.fit import find_name
 from lvmsync.jobs.archive.restore import Mirror
 from lvmsync.system import identity, past_views, seen
 from lvmsync.system.device import Device, open_device
@@ -96,10 +97,12 @@ def _require_known(ledger: Ledger, look: dict[str, str] | None, name: str, catal
             " date with 'lvmsync repair' or 'compare:' first",
             device=name,
         )
-    if catalogue.find(record.point.id) is None:
+    point = find_name(catalogue, record)
+    if point is None:
+        way = f": run 'lvmsync recover {name}', and it has" if record.owed else ""
         raise ConflictError(
-            f"{name} is at {record.point.id}, and the archive does not have that point: a snapback is missing"
-            " there, or it is another device's archive",
+            f"{name} is at {record.point.id}, and the archive does not have that point"
+            + (way or ": a snapback is missing there, or it is another device's archive"),
             device=name,
         )
-    return record.point.id
+    return point

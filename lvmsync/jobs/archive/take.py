@@ -104,7 +104,13 @@ def bring_in(
 
 
 def adopt(
-    shelf: Shelf, written: Written, *, label: str | None = None, is_new_chain: bool = False, is_kept: bool = False
+    shelf: Shelf,
+    written: Written,
+    *,
+    label: str | None = None,
+    is_new_chain: bool = False,
+    is_kept: bool = False,
+    mirror: str | None = None,
 ) -> list[str]:
     """Put a member that is in the store into the catalogue; one that is there already stays as it is.
 
@@ -114,6 +120,7 @@ def adopt(
         label: what the user calls the point that it leads to.
         is_new_chain: nothing in the archive need be connected with it.
         is_kept: if it is refused, it is left in the store.
+        mirror: as of `add`.
 
     Returns:
         What the user should know, a sentence each.
@@ -137,7 +144,7 @@ def adopt(
         if now.find(older.id) is None and not is_first:
             raise _unknown(now, required, shelf.store.name)
 
-    return add(shelf, written, older, newer, require=require, is_kept=is_kept)
+    return add(shelf, written, older, newer, require=require, is_kept=is_kept, mirror=mirror)
 
 
 def add(
@@ -146,6 +153,7 @@ def add(
     *points: ArchivedPoint,
     require: Callable[[Catalogue], None] = lambda _: None,
     is_kept: bool = False,
+    mirror: str | None = None,
 ) -> list[str]:
     """Make the catalogue that has a member, unless that stream is in it already.
 
@@ -155,6 +163,8 @@ def add(
         points: where it leads from and to, oldest first, as far as they may be new.
         require: refuses a catalogue that it cannot be added to.
         is_kept: if it is refused, it is left in the store; else it is removed.
+        mirror: of a snapback: what names the device that is at the point which it leads from; None: whether one is
+            there still is not known, and the newest point counts that one ever was at.
 
     Returns:
         What the user should know, a sentence each.
@@ -174,13 +184,14 @@ def add(
         more = now.with_points(*points)
         _require_place(now, more, member, shelf.store.name)
         _require_sizes(more, written, shelf.store.name)
-        mirror = member.base if member.way == REVERSE and _is_newer(more, member.base, now.mirror) else now.mirror
+        is_moved = member.way == REVERSE and (mirror is not None or _is_newer(more, member.base, now.mirror))
         return now.successor(
             new_commit(),
             points=more.points,
             next_number=more.next_number,
             members=(*now.members, member),
-            mirror=mirror,
+            mirror=member.base if is_moved else now.mirror,
+            device=mirror if is_moved else now.device,
         )
 
     try:
@@ -190,6 +201,36 @@ def add(
             remove(shelf, written)
         raise
     return _find_unreached(shelf.catalogue, before)
+
+
+def add_mirror(shelf: Shelf, point: ArchivedPoint, device: str) -> None:
+    """Let an archive know of a point that its mirror is at, to which no member leads.
+
+    Args:
+        shelf: the archive.
+        point: that one.
+        device: what names the mirror.
+
+    Raises:
+        ConflictError: the archive has a mirror already.
+    """
+
+    def edit(now: Catalogue) -> Catalogue:
+        if now.mirror == point.id:
+            return now
+        if now.mirror is not None:
+            raise ConflictError(f"{shelf.store.name} was given another mirror just now", device=shelf.store.name)
+        more = now.with_points(point)
+        found = more.find(point.id)
+        if found is None or found.size != point.size:
+            raise ConflictError(
+                f"{shelf.store.name} has {point.id} as the state of a device of another size", device=shelf.store.name
+            )
+        return now.successor(
+            new_commit(), points=more.points, next_number=more.next_number, mirror=point.id, device=device
+        )
+
+    shelf.change(edit)
 
 
 def _find_unreached(catalogue: Catalogue, before: set[str]) -> list[str]:

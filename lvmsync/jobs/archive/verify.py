@@ -9,7 +9,7 @@ from lvmsync.chain.catalogue import ArchivedPoint, Catalogue, Member
 from lvmsync.chain.routes import Route, find_routes, list_detours, list_restorable
 from lvmsync.errors import DeviceError, LvmsyncError
 from lvmsync.jobs.archive.digest import digest_state
-from lvmsync.jobs.archive.members import INDEX, STREAM, Written, read_index, read_whole
+from lvmsync.jobs.archive.members import INDEX, STREAM, Written, put_index, read_index, read_whole
 from lvmsync.jobs.archive.restore import Mirror, open_route, require_digest
 from lvmsync.jobs.archive.shelf import Shelf, is_catalogue, new_commit
 from lvmsync.jobs.archive.take import adopt, find_wrong_size
@@ -142,10 +142,12 @@ def _replace_index(shelf: Shelf, member: Member, found: Written, data: bytes) ->
 
 def _check_ways(catalogue: Catalogue, verdict: Verdict, mirror: Mirror | None) -> None:
     """Tell of points that nothing leads to."""
-    there = list_restorable(catalogue)
+    there = set(find_routes(catalogue, [mirror.point])) if mirror else list_restorable(catalogue)
+    at = catalogue.find(mirror.point) if mirror and mirror.point != catalogue.mirror else None
+    where = f" while the mirror is at point #{at.number}" if at else ""
     for point in catalogue.points:
         if point.id not in there:
-            verdict.faults.append(f"point #{point.number} ({point.id}) cannot be restored: nothing leads to it")
+            verdict.faults.append(f"point #{point.number} ({point.id}) cannot be restored: nothing leads to it{where}")
     without = set(find_routes(catalogue))
     count = sum(one.id in there and one.id not in without for one in catalogue.points)
     at = catalogue.find(catalogue.mirror or "")
@@ -204,9 +206,7 @@ def _look_at_stray(shelf: Shelf, name: str, verdict: Verdict, *, is_repairing: b
         header, index, found = read_whole(shelf.store, name)
         index_name = found.member.index
         data = index.dump()
-        if not shelf.store.put_new(index_name, data) and read_index(shelf.store, index_name) != data:
-            shelf.store.delete(index_name)
-            shelf.store.put_new(index_name, data)
+        put_index(shelf.store, index_name, data)
         notes = adopt(shelf, found, is_kept=True)
         verdict.notes += notes
         if name in _named(shelf):

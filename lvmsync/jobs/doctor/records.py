@@ -113,6 +113,13 @@ def check_targets(state: Path) -> Iterator[Finding]:
                 f"a receive that began {note.began} was not finished",
                 f"lvmsync recover {target}" + (", or run that sync again to go on with it" if note.resumable else ""),
             )
+        elif record.owed:
+            yield Finding(
+                "unfinished",
+                target,
+                f"{record.owed[0].archive} has not been given yet what the last receive has overwritten",
+                f"lvmsync recover {target}",
+            )
         elif record.dirty:
             yield Finding(
                 "broken",

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lvmsync.errors import UsageError
-from lvmsync.jobs.agent.policy import RISKS, Place, Policy, find_place, parse_pattern, split_mapped
+from lvmsync.jobs.agent.policy import (
+    RISKS,
+    Place,
+    Policy,
+    find_place,
+    parse_archive_pattern,
+    parse_pattern,
+    split_mapped,
+)
 
 VG = "0123456789ABCDEFGHIJKLMNOPQRSTUV"
 MAJOR = 4000  # no driver has it
@@ -160,15 +169,65 @@ def test_who_waits_for_a_push_lets_only_its_target_be_named() -> None:
             policy.require_options(options)
 
 
-SERVED = Policy(
-    targets=("vg0/*",), sources=(), may_create=False, may_snapshot=False, files=frozenset(), risks=frozenset()
+def test_who_waits_for_a_push_has_no_other_archive_written_than_its_users() -> None:
+    Policy.of_word("./copy", archive="./past").require_options({"archive": "./past"})
+    for policy in (Policy.of_word("./copy"), Policy.of_word("./copy", archive="/srv/*")):
+        with pytest.raises(UsageError, match="no archive that this server allows"):
+            policy.require_options({"archive": "/srv/past"})
+
+
+@pytest.mark.parametrize(
+    ("word", "is_allowed"),
+    [
+        ("/srv/past/web", True),
+        ("//srv/past/web/", True),
+        ("/srv/way/web", True),
+        ("/srv/past", False),
+        ("/srv/past/web/deep", False),
+        ("/srv/past/../past/web", False),
+        ("/srv/past/out", False),
+        ("/srv/one", True),
+        ("/srv/one2", False),
+        ("srv/past/web", False),
+        ("./web", False),
+        ("s3://bucket/web", True),
+        ("s3://bucket/web/", False),
+        ("s3://bucket/other", False),
+        ("ssh://host/srv/past/web", False),
+        ("/srv/past/a\0b", False),
+    ],
 )
+def test_an_archive_is_matched_by_what_its_path_leads_to(root: Path, word: str, is_allowed: bool) -> None:
+    for name in ("past/web", "one", "other"):
+        (root / "srv" / name).mkdir(parents=True, exist_ok=True)
+    (root / "srv/way").symlink_to("past")
+    (root / "srv/past/out").symlink_to("../other")
+    patterns = tuple(map(parse_archive_pattern, ("/srv/past/*", "/srv/one", "s3://bucket/web")))
+    policy = replace(SERVED, archives=patterns, root=root)
+    if is_allowed:
+        policy.require_options({"archive": word})
+        return
+    with pytest.raises(UsageError, match="no archive that this server allows"):
+        policy.require_options({"archive": word})
+
+
+@pytest.mark.parametrize("pattern", ["", "web", "./web", "/dev/x", "/srv/../x", "host:/srv", "s3://b", "ftp://x/y"])
+def test_a_pattern_of_archives_that_names_no_place_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError):
+        parse_archive_pattern(pattern)
+
+
+SERVED = Policy(
+    targets=("vg0/*",), sources=(), may_create=False, may_snapshot=False, files=frozenset(), risks=frozenset(),
+    archives=(),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"snapback": "/tmp/x"}, "where a file is put"),
+        ({"archive": "/tmp/x"}, "no archive that this server allows"),
         ({"create": True}, "--allow-create"),
         ({"no_undo": True}, "--permit no-undo"),
         ({"ignore_base": True}, "--permit ignore-base"),
