@@ -368,7 +368,7 @@ class Disk:
         fds = self._fds
         names = ("open", "close", "write", "pwrite", "ftruncate", "posix_fallocate", "fsync")
         real = {name: getattr(os, name) for name in names}
-        real_open, real_fallocate = io.open, ioctl.fallocate
+        real_open, real_fallocate, real_link = io.open, ioctl.fallocate, os.link
 
         def open_(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
             if not self._is_here(path):
@@ -386,7 +386,7 @@ class Disk:
                     real["close"](fd)
                     temporary.unlink()
                     raise
-                path.hardlink_to(temporary)
+                real_link(temporary, path)
                 temporary.rename(self._vault / str(inode))
             else:
                 if flags & os.O_TRUNC and path.stat().st_size:
@@ -458,7 +458,7 @@ class Disk:
         patch.setattr(io, "open", open_file)
 
     def _patch_names(self, patch: pytest.MonkeyPatch, note: Callable[[Step], None]) -> None:
-        real_unlink, real_rename, real_mkdir = os.unlink, os.rename, os.mkdir
+        real_unlink, real_rename, real_mkdir, real_link = os.unlink, os.rename, os.mkdir, os.link
 
         def unlink(path: Any, **more: Any) -> None:
             if self._is_here(path) and os.path.lexists(path):
@@ -472,6 +472,11 @@ class Disk:
                 note(Step("rename", old.stat().st_ino, str(old.parent), old.name, new.name))
             real_rename(old, new, **more)
 
+        def link(old: Any, new: Any, **more: Any) -> None:
+            if self._is_here(new) and not os.path.lexists(new):
+                note(Step("link", Path(old).stat().st_ino, str(Path(new).parent), Path(new).name))
+            real_link(old, new, **more)
+
         def mkdir(path: Any, mode: int = 0o777, **more: Any) -> None:
             if self._is_here(path) and not os.path.lexists(path):
                 note(Step("link", _FOLDER, str(Path(path).parent), Path(path).name))
@@ -479,6 +484,7 @@ class Disk:
 
         patch.setattr(os, "unlink", unlink)
         patch.setattr(os, "rename", rename)
+        patch.setattr(os, "link", link)
         patch.setattr(os, "mkdir", mkdir)
 
 

@@ -81,6 +81,32 @@ def test_a_mirror_and_its_whole_past_by_one_line(site: Site) -> None:
 
 
 @pytest.mark.parametrize("site", ["path"], indirect=True)
+def test_an_archive_on_a_third_machine_is_reached_from_the_targets_side(site: Site) -> None:
+    word = f"ssh://127.0.0.1{site.folder}/third"
+    assert site.run("archive", "init", word).returncode == 0
+    for source in ("full:./origin", STORE):
+        done = site.sync(source, "--archive", word)
+        assert done.returncode == 0, done.stderr
+    assert len(list((site.folder / "third").glob("catalogue-*"))) > 1
+    done = site.run("archive", "verify", word, "--restore-test", "--mirror", str(site.target))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("site", ["path"], indirect=True)
+def test_a_receiver_at_the_end_of_a_pipe_has_an_archive_as_well(site: Site) -> None:
+    assert site.run("archive", "init", "./archive").returncode == 0
+    for number, source in enumerate(("full:./origin", STORE)):
+        assert site.run("send", source, "-o", f"./{number}.stream").returncode == 0
+        words = ["--receive", str(site.target), "-i", f"./{number}.stream", "--archive", "./archive"]
+        done = site.run(*words)
+        assert done.returncode == 0, done.stderr
+    assert "has what was overwritten: it leads from point #2 back to #1" in done.stderr
+    done = site.run("archive", "verify", "./archive", "--restore-test", "--mirror", str(site.target))
+    assert (done.returncode, "2 points rebuilt" in done.stdout + done.stderr) == (0, True), done.stderr
+    assert (site.run("receive", str(site.target), "-i", "x", "--archive", "./a", "--no-undo").returncode) == 2
+
+
+@pytest.mark.parametrize("site", ["path"], indirect=True)
 @pytest.mark.parametrize("option", ["--no-undo", "--snapback=./back"])
 def test_an_archive_is_in_the_place_of_other_undos(site: Site, option: str) -> None:
     done = site.sync(STORE, "--archive", "./archive", option)
