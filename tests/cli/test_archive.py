@@ -96,6 +96,21 @@ def test_any_state_of_a_mirror_is_listed_restored_and_proved(site: Site) -> None
     assert "3 points rebuilt" in said
 
 
+def test_a_restore_that_is_not_what_the_archive_had_is_taken_back(site: Site) -> None:
+    site.run(f"archive take {site.archive} full:{site.disk}")
+    site.run(f"archive verify {site.archive} --restore-test")
+    newest = max(site.archive.glob("catalogue-*.json"))
+    catalogue = json.loads(newest.read_text())
+    catalogue["points"][0]["digest"] = "0" * 32
+    newest.write_text(json.dumps(catalogue))
+    target = site.folder / "target"
+    target.write_bytes(old := os.urandom(3 * MIB))
+    said = site.run(f"archive restore {site.archive} --to {target}", 9)
+    assert "and had 00000000000000000000000000000000: do not use it" in said
+    assert "was rolled back: it is as it was" in said
+    assert target.read_bytes() == old
+
+
 def test_a_restore_is_a_copy_at_a_point_from_which_deltas_go_on_and_can_be_undone(site: Site) -> None:
     site.run(f"archive take {site.archive} full:{site.disk} --label first")
     first = site.disk.read_bytes()

@@ -61,9 +61,9 @@ def test_a_mirror_and_its_whole_past_by_one_line(site: Site) -> None:
     for number in range(4):
         if number:
             at = chance.randrange(len(OLD) // 4096) * 4096
-            data = bytearray((site.folder / "origin").read_bytes())
-            data[at : at + 4096] = chance.randbytes(4096)
-            (site.folder / "origin").write_bytes(data)
+            changed = bytearray((site.folder / "origin").read_bytes())
+            changed[at : at + 4096] = chance.randbytes(4096)
+            (site.folder / "origin").write_bytes(changed)
         done = site.sync("full:./origin" if not number else "compare:./origin", "--archive", str(archive))
         assert done.returncode == 0, done.stderr
         past.append(site.target.read_bytes())

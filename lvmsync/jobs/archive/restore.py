@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lvmsync.chain.catalogue import ArchivedPoint, Catalogue, Member
 from lvmsync.chain.layers import HOLE
@@ -13,6 +13,7 @@ from lvmsync.errors import ConflictError, VerifyError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
 from lvmsync.interfaces import Readable
+from lvmsync.jobs.archive.digest import Digested
 from lvmsync.jobs.archive.past import Past, open_past
 from lvmsync.jobs.archive.shelf import Shelf
 from lvmsync.sources.source import Source
@@ -63,13 +64,24 @@ def open_route(
 
 @contextmanager
 def open_restored(shelf: Shelf, point: ArchivedPoint, mirror: Mirror | None = None) -> Iterator[Source]:
-    """Open a point as a full copy.
+    """Open a point as a full copy; where its digest is known, what is read is held against that at the end.
 
     Raises:
         LvmsyncError: as of `open_point`.
     """
     with open_point(shelf, point, mirror) as (past, holes):
-        yield _source(past, None, point, ChangeMap.whole(point.size), holes)
+        source = _source(past, None, point, ChangeMap.whole(point.size), holes)
+        if point.digest is None:
+            yield source
+            return
+        read = Digested(past, holes)
+
+        def confirm() -> None:
+            digest = read.finish()
+            if digest is not None:
+                require_digest(point, digest, shelf.store.name)
+
+        yield replace(source, data=read, confirm=confirm)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_receive_that_is_killed_at_any_step(count: int, mended_by: str, tmp_pa
         folder.mkdir()
         world = make_world(folder, history, count)
         before = Shelf.open(world.shelf.store).catalogue
-        was_killed = killed_at(step, lambda world=world: send_state(world, count), CALLS)
+        was_killed = killed_at(step, partial(send_state, world, count), CALLS)
 
         listed = [one.id for one in Shelf.open(FolderStore(folder / "archive")).catalogue.points]
         assert listed in (ids[:count], ids[: count + 1])
