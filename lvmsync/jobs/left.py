@@ -55,7 +55,10 @@ def forget_gone(state: Path, gone: GoneTarget) -> None:
         note = ledger.record.transaction
         if note is None or note.began != gone.began or not is_gone(ledger.record.identity):
             return
-        ledger.write(transaction=None, point=None, dirty=False, seen=None, held=None, made=False, traces=(), group=None)
+        ledger.write(
+            transaction=None, point=None, dirty=False, seen=None, held=None, made=False, traces=(), group=None,
+            owed=(),  # it led back from what is no more
+        )  # fmt: skip
         ledger.sweep()
         for name in ("reserve", "record.json"):
             remove_file(ledger.folder / name)

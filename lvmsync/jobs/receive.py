@@ -116,7 +116,8 @@ def receive(
             options = replace(options, archive=check_archive(options.archive, options, session.version))
         create = options.create and not options.dry_run and is_begun
         if options.dry_run and options.create and is_begun:
-            return _dry_run_create(frames, header, session, options, watch, on_ready)
+            with open_keeper(options.archive):
+                return _dry_run_create(frames, header, session, options, watch, on_ready)
         with open_keeper(options.archive) as keeper, _claim(options, report, create=create) as (target, ledger):
             job = _Job(options, session, header, target, ledger, report, watch, on_applied, on_work, keeper)
             return job.run(frames, on_ready)

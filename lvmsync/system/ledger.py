@@ -247,6 +247,9 @@ def _move_record(record: Record, old: Path, folder: Path) -> None:
         lock = os.open(old / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for owed in record.owed:  # first, since under the new name they are looked for here
+                with contextlib.suppress(FileNotFoundError):
+                    (old / f"{owed.id}.undo").rename(folder / f"{owed.id}.undo")
             replace_file(folder / "record.json", record.to_json())
             (old / "record.json").unlink()
             sync_folder(old)

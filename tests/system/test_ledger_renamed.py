@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from pathlib import Path
 
 import pytest
 
-from lvmsync.errors import ConflictError
+from lvmsync.errors import ConflictError, FormatError
 from lvmsync.history import Point
 from lvmsync.system.ledger import Ledger, file_name, open_ledger, peek_record
-from lvmsync.system.record import Record, Transaction
+from lvmsync.system.record import Owed, Record, Transaction
 
 OLD, NEW = "/dev/mapper/vg-copy", "/dev/mapper/vg-copy2"
 IDENTITY = {"dm uuid": f"LVM-{'a' * 64}"}
@@ -48,6 +49,35 @@ def test_work_on_it_moves_its_record_so_that_there_is_one(state: Path) -> None:
     with open_ledger(state, OLD, IDENTITY, 4096) as ledger:
         assert (ledger.record.target, ledger.record.point) == (OLD, Point("lv:2"))
     assert not (folder_of(state, NEW) / "record.json").exists()
+
+
+def test_what_its_archive_is_owed_goes_with_it(state: Path) -> None:
+    owed = Owed("ab12", "/archive", Point("lv:1"), Point("lv:0"), 4096)
+    with open_ledger(state, OLD, IDENTITY, 4096) as ledger:
+        ledger.write(owed=(owed,))
+        ledger.path(owed.id, "undo").write_text("snapback")
+    with open_ledger(state, NEW, IDENTITY, 4096) as ledger:
+        ledger.sweep()
+        assert ledger.record.owed == (owed,)
+        assert ledger.path(owed.id, "undo").read_text() == "snapback"
+        ledger.write(owed=())
+        ledger.sweep()
+        assert not ledger.path(owed.id, "undo").exists()
+    assert not list(folder_of(state, OLD).glob("*.undo"))
+
+
+@pytest.mark.parametrize(
+    "damage", [{"owed": [{"id": "../x"}]}, {"owed": 5}, {"same": [5]}, {"owed": [{"id": "a", "archive": 1}]}]
+)
+def test_a_record_whose_debts_make_no_sense_is_refused(state: Path, damage: dict[str, object]) -> None:
+    path = folder_of(state, OLD) / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(FormatError, match="is not understood"):
+        peek(state, OLD)
+
+
+def test_a_record_without_debts_is_one_that_an_older_lvmsync_reads(state: Path) -> None:
+    assert not {"owed", "same"} & json.loads((folder_of(state, OLD) / "record.json").read_text()).keys()
 
 
 def test_another_volume_or_what_is_none_of_lvm_is_not_taken_for_it(state: Path) -> None:
