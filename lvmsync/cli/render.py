@@ -130,6 +130,13 @@ def print_group(receipt: GroupReceipt, *, as_json: bool, quiet: bool) -> None:
         print(f"group {receipt.group}: {count} {done} together{still}", file=sys.stderr)
 
 
+def _kept(receipt: Receipt) -> str:
+    """Return where what was overwritten is."""
+    if receipt.archive:
+        return f"; its past is in {receipt.archive}"
+    return f"; snapback {receipt.snapback}" if receipt.snapback else ""
+
+
 def _summary(receipt: Receipt) -> str:
     if receipt.job == "recover":
         return f"{receipt.target}: done in {receipt.seconds:.1f} s"
@@ -146,14 +153,14 @@ def _summary(receipt: Receipt) -> str:
         case "send":
             return f"sent {what} in {speed}; written, not confirmed by a receiver"
         case "repair":
-            kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
+            kept = _kept(receipt)
             return f"{receipt.target} is a copy of {receipt.source} again: sent {what} in {speed}; durable there{kept}"
         case "sync":
-            kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
+            kept = _kept(receipt)
             done = f"synced {what} to" if receipt.bytes else f"{what} had to go to"
             return f"{done} {receipt.target} in {speed}; confirmed and durable there{kept}"
         case _:
-            kept = f"; snapback {receipt.snapback}" if receipt.snapback else ""
+            kept = _kept(receipt)
             return f"{receipt.target}: applied {what} in {speed}; durable{kept}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from lvmsync.errors import UsageError
@@ -57,30 +57,47 @@ class Keeper:
 
     Attributes:
         notes: what the user should know, a sentence each.
+        kept: the archive, and the number of the point that the target is at now; None as long as that is not known.
     """
 
     def __init__(self, word: str | None, shelf: Shelf | None) -> None:
         self._word = word
         self._shelf = shelf
         self.notes: list[str] = []
+        self.kept: str | None = None
 
-    def pay(self, ledger: Ledger, report: Report, word: str | None = None) -> list[str]:
-        """Give the archive what it is owed; return what the user should know.
-
-        Args:
-            ledger: of the target.
-            report: takes the progress.
-            word: of the archive, where a transaction has it that goes on; None: that of this receive.
+    def pay(self, ledger: Ledger, report: Report) -> list[str]:
+        """Give the archive what it is owed from earlier; return what the user should know.
 
         Raises:
             LvmsyncError: it failed, and is owed still.
         """
-        word = word or self._word
         if not ledger.record.owed:
             return []
         from lvmsync.jobs.archive.owed import pay
 
-        return pay(ledger, report, word or "", self._shelf if word == self._word else None)
+        return pay(ledger, report, self._word or "", self._shelf)
+
+    def finish(self, ledger: Ledger, report: Report, word: str) -> list[str]:
+        """Give the archive of a transaction that is committed what it is owed; return what the user should know.
+
+        Args:
+            ledger: of the target.
+            report: takes the progress.
+            word: of the archive, as the transaction has it: one that went on may have been begun by another run.
+
+        Raises:
+            LvmsyncError: it failed, and is owed still.
+        """
+        from lvmsync.jobs.archive.fit import find_name
+        from lvmsync.jobs.archive.owed import open_shelf, pay
+
+        with nullcontext(self._shelf) if self._shelf and word == self._word else open_shelf(word) as shelf:
+            mine = [one for one in ledger.record.owed if one.archive == word]
+            notes = pay(ledger, report, word, shelf, tells=False) if mine else []
+            found = shelf.catalogue.find(find_name(shelf.catalogue, ledger.record) or "")
+            self.kept = f"{shelf.store.name}, point #{found.number}" if found else None
+        return notes
 
     def prepare(
         self,

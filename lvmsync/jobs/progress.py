@@ -50,6 +50,7 @@ class Receipt:
         confirmed: whether the far side said so.
         dropped: ``[offset, length]`` ranges past the end of a smaller target, which were not written.
         snapback: path of the snapback file.
+        archive: the archive that what was overwritten went into, and the number of the point that the target is at.
         point: id of the point that the target is at now.
         dry_run: nothing was changed: what would have been done.
         kind: of a managed volume's sync: "first", "delta", "resume", or "nothing" where nothing had changed.
@@ -73,6 +74,7 @@ class Receipt:
     confirmed: bool = False
     dropped: list[list[int]] = field(default_factory=list)
     snapback: str | None = None
+    archive: str | None = None
     point: str | None = None
     dry_run: bool = False
     kind: str | None = None

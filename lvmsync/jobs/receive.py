@@ -179,7 +179,7 @@ class _Job:
             self._notes += self._keeper.pay(self._ledger, self._report)
         transaction = self._run(frames, on_ready)
         if transaction and transaction.archive:
-            self._notes += self._keeper.pay(self._ledger, self._report, transaction.archive)
+            self._notes += self._keeper.finish(self._ledger, self._report, transaction.archive)
         return self._receipt(transaction)
 
     def _run(self, frames: Iterator[Frame], on_ready: Callable[[], None]) -> Transaction | None:
@@ -340,6 +340,7 @@ class _Job:
             durable=transaction is not None,
             dropped=self._dropped,
             snapback=str(self._options.snapback) if self._options.snapback else None,
+            archive=self._keeper.kept,
             point=transaction.after.id if transaction else None,
             dry_run=self._options.dry_run,
             notes=self._notes,

@@ -298,6 +298,7 @@ class Agent:
             confirmed=True,
             dropped=far.dropped,
             snapback=far.snapback,
+            archive=far.archive,
             point=far.point,
             dry_run=far.dry_run,
             notes=[*receipt.notes, *far.notes],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from lvmsync.chain.catalogue import ArchivedPoint
@@ -68,7 +68,14 @@ def require_room(shelf: Shelf, need: int) -> None:
         )
 
 
-def pay(ledger: Ledger, report: Report, archive: str | None = None, shelf: Shelf | None = None) -> list[str]:
+def pay(
+    ledger: Ledger,
+    report: Report,
+    archive: str | None = None,
+    shelf: Shelf | None = None,
+    *,
+    tells: bool = True,
+) -> list[str]:
     """Give archives what they are owed of a target, oldest first, and return what the user should know.
 
     Args:
@@ -76,6 +83,7 @@ def pay(ledger: Ledger, report: Report, archive: str | None = None, shelf: Shelf
         report: takes the progress.
         archive: only this one; None: all of them.
         shelf: this one, open.
+        tells: what was done is told as well.
 
     Raises:
         LvmsyncError: it failed, and is owed still; a note says what to do.
@@ -89,14 +97,12 @@ def pay(ledger: Ledger, report: Report, archive: str | None = None, shelf: Shelf
             )
             continue
         try:
-            if shelf:
-                said += _give(shelf, ledger, owed, report)
-            else:
-                with open_shelf(owed.archive) as opened:
-                    said += _give(opened, ledger, owed, report)
+            with nullcontext(shelf) if shelf else open_shelf(owed.archive) as opened:
+                notes, done = _give(opened, ledger, owed, report)
         except BaseException as error:
             error.add_note(_what_is_left(ledger, owed))
             raise
+        said += [*notes, *([done] if tells else [])]
         ledger.write(owed=tuple(one for one in ledger.record.owed if one != owed))
         ledger.sweep()
     return said
@@ -114,24 +120,29 @@ def _what_is_left(ledger: Ledger, owed: Owed) -> str:
     )
 
 
-def _give(shelf: Shelf, ledger: Ledger, owed: Owed, report: Report) -> list[str]:
-    """Give an archive one thing that it is owed; doing it again does no harm."""
+def _give(shelf: Shelf, ledger: Ledger, owed: Owed, report: Report) -> tuple[list[str], str]:
+    """Give an archive one thing that it is owed; doing it again does no harm.
+
+    Returns:
+        What the user should know, a sentence each, and what was done.
+    """
     device = device_words(ledger.record.identity)
     if owed.before is None:
         point = ArchivedPoint(
             owed.point.id, 0, owed.size, owed.point.time, ledger.record.target, os.uname().nodename
         )  # fmt: skip
         add_mirror(shelf, point, device)
-        return [f"{shelf.store.name} has the state that the target is at as point {_number(shelf, owed.point.id)}"]
+        return [], f"{shelf.store.name} has the state that the target is at as point {_number(shelf, owed.point.id)}"
     path = ledger.path(owed.id, "undo")
     name = f"{owed.id}{STREAM}"
     notes: list[str] = []
     if not any(one.name == name for one in shelf.catalogue.members):
         if not path.exists():
-            return [
+            gone = (
                 f"{path} is gone, which {shelf.store.name} was to have: it leads from {owed.point.id} back to"
                 f" {owed.before.id}; if you have it, 'lvmsync archive import' takes it"
-            ]
+            )
+            return [gone], "nothing was added"
         report(Progress("archiving", 0, None))
         if name in shelf.store.list_objects():  # it gets its name when it is whole; only the catalogue was missing
             _, index, written = read_whole(shelf.store, name)
@@ -142,7 +153,7 @@ def _give(shelf: Shelf, ledger: Ledger, owed: Owed, report: Report) -> list[str]
         if not any(one.name == name for one in shelf.catalogue.members):  # it was imported by hand
             remove(shelf, written)
     numbers = _number(shelf, owed.point.id), _number(shelf, owed.before.id)
-    return [*notes, f"{shelf.store.name} has what was overwritten: it leads from point {' back to '.join(numbers)}"]
+    return notes, f"{shelf.store.name} has what was overwritten: it leads from point {' back to '.join(numbers)}"
 
 
 def _copying(path: Path, report: Report) -> Callable[[MemberWriter], None]:

@@ -74,7 +74,9 @@ def test_a_sync_in_which_nothing_changed_adds_nothing_and_the_next_one_leads_bac
     before = Shelf.open(archive.shelf.store).catalogue
     for number in range(40):  # more than the ledger has names of
         base = f"same:{number - 1}" if number else "lv:2"
-        archive.send(empty(archive, base, f"same:{number}"), archive=None if number in (3, 4) else archive.word)
+        word = None if number in (3, 4) else archive.word
+        receipt = archive.send(empty(archive, base, f"same:{number}"), archive=word)
+        assert receipt.archive == (f"{word}, point #3" if word else None)
     assert Shelf.open(archive.shelf.store).catalogue == before
     with open_mirror(str(archive.image), tmp_path / "state", before) as mirror:
         assert mirror.point == "lv:2"
