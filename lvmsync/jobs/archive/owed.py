@@ -47,7 +47,7 @@ def open_shelf(word: str) -> Iterator[Shelf]:
     with open_store(parse_place(word)) as store:
         if load_keys(store) is not None:
             raise UsageError(
-                f"{store.name} is encrypted, and --archive does not open such: keep what is overwritten with --snapback,"
+                f"{store.name} is encrypted, and --archive opens none: keep what is overwritten with --snapback,"
                 " and 'lvmsync archive import' it"
             )
         yield Shelf.open(store)

@@ -12,6 +12,7 @@ from lvmsync.chain.catalogue import FORWARD, REVERSE
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError, UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
+from lvmsync.jobs.archive import owed
 from lvmsync.jobs.archive.mirror import open_mirror
 from lvmsync.jobs.archive.restore import open_point
 from lvmsync.jobs.archive.shelf import Shelf
@@ -215,6 +216,11 @@ def test_a_stream_without_points_is_refused(archive: Mirrored) -> None:
 def test_a_full_archive_is_refused(archive: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FolderStore, "room", lambda _: 1 * K)
     refused(archive, DeviceError, "1024 bytes free, and up to", send(archive.history.full(3)))
+
+
+def test_an_encrypted_archive_is_refused(archive: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owed, "load_keys", lambda _: object())
+    refused(archive, UsageError, "is encrypted, and --archive opens none", send(archive.history.delta(3)))
 
 
 def test_a_dry_run_says_what_would_be_and_adds_nothing(archive: Mirrored) -> None:
