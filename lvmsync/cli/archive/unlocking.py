@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvmsync.errors import UsageError
+from lvmsync.jobs.archive.secret import KEY_FILE, PASSPHRASE, find_secret_around, path_of
 
 if TYPE_CHECKING:
     from lvmsync.chain.keys import KeyRing, Secret
     from lvmsync.cli.archive.app import Access
     from lvmsync.interfaces import Store
-
-KEY_FILE, PASSPHRASE = "LVMSYNC_ARCHIVE_KEY_FILE", "LVMSYNC_ARCHIVE_PASSPHRASE"
-"""Variables of the environment."""
 
 _TERMINAL = Path("/dev/tty")
 _WAYS = f"--key-file, --passphrase-file, {KEY_FILE} or {PASSPHRASE}"
@@ -92,7 +90,7 @@ def get_new_secret(key_file: Path | None, passphrase_file: Path | None, options:
 
 def get_first_secret(access: Access) -> Secret:
     """Return what will open an archive that is made now: as of `get_secret`, but a key file is made, if need be."""
-    key_file = access.key_file or (None if access.passphrase_file else _path_of(KEY_FILE))
+    key_file = access.key_file or (None if access.passphrase_file else path_of(KEY_FILE))
     if not key_file and (secret := find_secret(access)):
         return secret
     return get_new_secret(key_file, access.passphrase_file, ("--key-file", "--passphrase-file"))
@@ -105,15 +103,8 @@ def find_secret(access: Access) -> Secret | None:
         UsageError: two are given.
         DeviceError: a file cannot be read.
     """
-    from lvmsync.chain import keys
-
     secret = _read(access.key_file, access.passphrase_file, "--key-file and --passphrase-file")
-    if secret:
-        return secret
-    word = os.environ.get(PASSPHRASE)
-    if word and _path_of(KEY_FILE):
-        raise UsageError(f"{KEY_FILE} and {PASSPHRASE} are both set: unset one")
-    return keys.Secret(keys.PASSPHRASE, os.fsencode(word)) if word else _read(_path_of(KEY_FILE), None, "")
+    return secret or find_secret_around()
 
 
 def _how(access: Access) -> str | None:
@@ -133,7 +124,7 @@ def write_down(access: Access) -> Access:
     """
     if access.key_file or access.passphrase_file:
         return access
-    if path := _path_of(KEY_FILE):
+    if path := path_of(KEY_FILE):
         return replace(access, key_file=path)
     if os.environ.get(PASSPHRASE):
         raise UsageError(
@@ -164,11 +155,6 @@ def _read(key_file: Path | None, passphrase_file: Path | None, options: str) -> 
     if passphrase_file:
         return keys.Secret(keys.PASSPHRASE, read_passphrase_file(passphrase_file))
     return None
-
-
-def _path_of(variable: str) -> Path | None:
-    word = os.environ.get(variable)
-    return Path(word) if word else None
 
 
 def _ask(words: str) -> Secret | None:

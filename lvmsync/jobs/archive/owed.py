@@ -14,8 +14,9 @@ from pathlib import Path
 from lvmsync.chain.catalogue import ArchivedPoint
 from lvmsync.errors import DeviceError, UsageError
 from lvmsync.jobs.archive.fit import device_words
-from lvmsync.jobs.archive.keys import load_keys
+from lvmsync.jobs.archive.keys import load_keys, open_sealed
 from lvmsync.jobs.archive.members import STREAM, MemberWriter, put_index, read_whole, write_member
+from lvmsync.jobs.archive.secret import KEY_FILE, find_secret_around
 from lvmsync.jobs.archive.shelf import Shelf
 from lvmsync.jobs.archive.take import add_mirror, adopt, remove
 from lvmsync.jobs.progress import Progress, Report
@@ -45,12 +46,17 @@ def open_shelf(word: str) -> Iterator[Shelf]:
         LvmsyncError: there is none, or it cannot be read, or is out of reach.
     """
     with open_store(parse_place(word)) as store:
-        if load_keys(store) is not None:
+        ring = load_keys(store)
+        if ring is None:
+            yield Shelf.open(store)
+            return
+        secret = find_secret_around()
+        if secret is None:
             raise UsageError(
-                f"{store.name} is encrypted, and --archive opens none: keep what is overwritten with --snapback,"
-                " and 'lvmsync archive import' it"
+                f"{store.name} is encrypted, and {KEY_FILE} is not set where the target is: set it there, or keep what"
+                " is overwritten with --snapback, and 'lvmsync archive import' it"
             )
-        yield Shelf.open(store)
+        yield Shelf.open(open_sealed(store, ring, secret))
 
 
 def require_room(shelf: Shelf, need: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from lvmsync.chain.catalogue import FORWARD, REVERSE
+from lvmsync.chain.keys import PASSPHRASE, Secret
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, StreamError, UsageError
 from lvmsync.extents import ChangeMap
 from lvmsync.history import Point
-from lvmsync.jobs.archive import owed
+from lvmsync.jobs.archive import secret as secrets
+from lvmsync.jobs.archive.keys import init_sealed
 from lvmsync.jobs.archive.mirror import open_mirror
 from lvmsync.jobs.archive.restore import open_point
 from lvmsync.jobs.archive.shelf import Shelf
@@ -218,9 +221,24 @@ def test_a_full_archive_is_refused(archive: Mirrored, monkeypatch: pytest.Monkey
     refused(archive, DeviceError, "1024 bytes free, and up to", send(archive.history.full(3)))
 
 
-def test_an_encrypted_archive_is_refused(archive: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owed, "load_keys", lambda _: object())
-    refused(archive, UsageError, "is encrypted, and --archive opens none", send(archive.history.delta(3)))
+def test_an_encrypted_archive_is_opened_by_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Mirrored(tmp_path, make_history(6, 1))
+    shutil.rmtree(archive.word)
+    secret = Secret(PASSPHRASE, b"correct horse")
+    archive.shelf = init_sealed(FolderStore(Path(archive.word)), lambda: secret, cost=1024)
+    for number in range(1, 4):
+        change(archive.history)
+        monkeypatch.delenv(secrets.PASSPHRASE, raising=False)
+        stream = send(archive.history.delta(number))
+        refused(archive, UsageError, "is encrypted, and LVMSYNC_ARCHIVE_KEY_FILE is not set", stream)
+        monkeypatch.setenv(secrets.PASSPHRASE, "wrong")
+        refused(archive, UsageError, "opens it|does not open|none of", stream)
+        monkeypatch.setenv(secrets.PASSPHRASE, "correct horse")
+        archive.sync(number)
+    require_whole(archive)
+    assert len(archive.shelf.catalogue.points) == 4
 
 
 def test_a_dry_run_says_what_would_be_and_adds_nothing(archive: Mirrored) -> None:
