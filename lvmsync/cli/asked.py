@@ -136,6 +136,9 @@ class Orders:
     create: bool = False
 
     def __post_init__(self) -> None:
+        for option, word in (("--snapback", self.snapback), ("--archive", self.archive)):
+            if word == "":
+                raise UsageError(f"{option} is empty: is a variable not set?")
         if self.archive is not None and (self.no_undo or self.snapback):
             raise UsageError("--archive keeps what is overwritten: go without --no-undo and --snapback")
 

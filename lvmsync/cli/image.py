@@ -41,7 +41,11 @@ class ImageDelivery:
             UsageError: options that are for other targets.
         """
         for word, value in (
-            ("--snapback", orders.snapback),
+            ("--snapback", orders.snapback is not None),
+            ("--archive", orders.archive is not None),
+            ("--atomic", orders.atomic),
+            ("--pool-limit", orders.pool_limit != Orders().pool_limit),
+            ("--target-extend-cmd", way.target_extend_cmd is not None),
             ("--no-undo", orders.no_undo),
             ("--allow-smaller-target", orders.allow_smaller),
             ("--streams", way.streams > 1),

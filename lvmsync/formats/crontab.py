@@ -33,6 +33,19 @@ _FIELDS = re.compile(r"[0-9*,/-]+(?: +[0-9A-Za-z*,/-]+){4}")
 _PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 
 
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_PARTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "minute": (0, 59, ()),
+    "hour": (0, 23, ()),
+    "day": (1, 31, ()),
+    "month": (1, 12, _MONTHS),
+    "day of the week": (0, 7, _DAYS),
+}
+"""Fields, with their least and most, and names that some have."""
+_TIME = re.compile(r"(?:(\*)|([0-9]{1,2}|[A-Za-z]{3})(?:-([0-9]{1,2}|[A-Za-z]{3}))?)(?:/([0-9]{1,2}))?")
+
+
 @dataclass(frozen=True)
 class Every:
     """How often something is done.
@@ -73,8 +86,28 @@ def parse_every(word: str) -> Every:
             " weekly, monthly; anything else as systemd.time(7) writes it: 'Mon..Fri 02:00'"
         )
     if _FIELDS.fullmatch(word):
+        for name, field, (least, most, names) in zip(_PARTS, word.split(), _PARTS.values(), strict=True):
+            if not all(_is_time(part, least, most, names) for part in field.split(",")):
+                raise UsageError(f"--every '{word}': '{field}' is no {name} of a crontab: see crontab(5)")
         return Every(word, None, word, None)
     return Every(word, word, None, None)
+
+
+def _is_time(part: str, least: int, most: int, names: Sequence[str]) -> bool:
+    """Tell whether one part of a field is what cron takes, and ever comes."""
+    match = _TIME.fullmatch(part)
+    if match is None or match[4] == "0" * len(match[4] or "x"):
+        return False
+    ends = [_number(one, least, names) for one in (match[2], match[3]) if one is not None]
+    return all(one is not None and least <= one <= most for one in ends) and ends == sorted(
+        ends, key=lambda one: one or 0
+    )
+
+
+def _number(word: str, least: int, names: Sequence[str]) -> int | None:
+    if word.isdecimal():
+        return int(word)
+    return names.index(word.lower()) + least if word.lower() in names else None
 
 
 def quote(word: str) -> str:

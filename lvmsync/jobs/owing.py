@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lvmsync.system.record import Owed, Record
@@ -9,7 +10,9 @@ from lvmsync.system.record import Owed, Record
 _MOST_NAMES = 16  # of one state: the oldest count, since an archive has those
 
 
-def owe(record: Record, size: int, *, is_same: bool, is_needed: bool = True) -> dict[str, Any]:
+def owe(
+    record: Record, size: int, *, is_same: bool, is_needed: bool = True, known: Iterable[str] = ()
+) -> dict[str, Any]:
     """Return the fields of the record that change with the commit of its open transaction.
 
     Args:
@@ -17,11 +20,12 @@ def owe(record: Record, size: int, *, is_same: bool, is_needed: bool = True) -> 
         size: bytes of the target.
         is_same: nothing was changed.
         is_needed: an archive is to have what leads back even then.
+        known: other ids of the state that the target is brought to.
     """
     note = record.transaction
     assert note is not None
     assert note.point is not None
-    names = [note.point.id]
+    names = [note.point.id, *known]
     if is_same and not record.dirty and not note.was_dirty:
         names += [*([note.before.id] if note.before else []), *record.names]
     owed = record.owed

@@ -124,6 +124,7 @@ class Transaction:
         self._note_before = None if self._replaces else note  # that is taken up again
         self.id = self._note_before.id if self._note_before else uuid.uuid4().hex
         self.before = ledger.record.point or header.base or Point(f"{UNNAMED}{uuid.uuid4().hex}")
+        self._names = ledger.record.names
         if self._note_before and self._note_before.before:
             self.before = self._note_before.before
         self.after = header.head or Point(f"{UNNAMED}{self.id}", parent=self.before.id, time=_now())
@@ -263,6 +264,7 @@ class Transaction:
     def commit(self) -> None:
         """Make the target durable, finish the snapback, and commit."""
         is_same = self._file is not None and not self._file.changed_bytes and self._terms.written != "yes"
+        known = self._header.names if self._header.intent == SNAPBACK else ()
         self._finish()
         self.is_ending = True
         # The commit point: before this rename a crash means going back, after it the change stands.
@@ -276,7 +278,7 @@ class Transaction:
             made=False,
             traces=self._find_traces(),
             group=None,
-            **owe(self._ledger.record, self._target.size, is_same=is_same, is_needed=self._is_lead_needed),
+            **owe(self._ledger.record, self._target.size, is_same=is_same, is_needed=self._is_lead_needed, known=known),
         )
         self._ledger.sweep()
 
@@ -464,6 +466,7 @@ class Transaction:
             version=__version__,
             intent=SNAPBACK,
             stream=self.id,
+            names=tuple(one for one in self._names if one != self.before.id) if self.before.id in self._names else (),
         )
 
 

@@ -14,6 +14,7 @@ from lvmsync.nbd import wire
 MOST = 8192
 """Ranges that one reply tells of; the client asks on from there."""
 
+_SECTOR = 512
 _MAX_LENGTH = (1 << 32) - 4096  # bytes of one range: 32 bits, and still whole blocks
 
 
@@ -38,8 +39,9 @@ class Allocation:
             holes: ranges that take no space, and read as zeros.
             zeros: other ranges that read as zeros; what is in both is a hole.
         """
-        holes = holes.clip(size)
-        zeros = zeros.clip(size) - holes
+        # In whole sectors: qemu takes a border within one for the next one's, and writes zeros over what comes before.
+        holes = _whole_sectors(holes.clip(size), size)
+        zeros = _whole_sectors(zeros.clip(size) - holes, size)
         known = len(holes) + len(zeros)
         starts = np.concatenate([holes.offsets, zeros.offsets])
         ends = np.concatenate([holes.ends, zeros.ends])
@@ -80,3 +82,12 @@ def descriptors(offset: int, ends: Offsets, flags: npt.NDArray[np.uint32]) -> by
     table = np.empty((len(lengths), 2), ">u4")
     table[:, 0], table[:, 1] = lengths, flags[: len(lengths)]
     return table.tobytes()
+
+
+def _whole_sectors(ranges: ChangeMap, size: int) -> ChangeMap:
+    """Return the sectors that ranges have whole; the last one of the export may be short."""
+    sector = np.uint64(_SECTOR)
+    starts = (ranges.offsets + sector - np.uint64(1)) // sector * sector
+    ends = np.where(ranges.ends == size, ranges.ends, ranges.ends // sector * sector)
+    keep = starts < ends
+    return ChangeMap.from_arrays(starts[keep], ends[keep] - starts[keep])

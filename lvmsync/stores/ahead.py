@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
 from lvmsync.errors import DeviceError
+from lvmsync.stores.threads import Threads
 from lvmsync.stream.frames import Buffer
 
 _FIRST, _MOST = 1 << 20, 8 << 20  # bytes that are read ahead: at first, and when reading goes on and on
 _PIECE = 2 << 20  # bytes of a request
-_WORKERS = 8  # requests under way at once
 _BUDGET = 64 << 20  # bytes that are held ahead, of all objects of a store together
 
 Fetch = Callable[[int, int], Buffer]
@@ -21,17 +21,20 @@ Fetch = Callable[[int, int], Buffer]
 
 
 class Ahead:
-    """What the objects of a store are read ahead with: a few threads, and a budget of memory."""
+    """What the objects of a store are read ahead with: a few threads, and a budget of memory.
+
+    Attributes:
+        threads: make calls for whoever has to be able to stop waiting.
+    """
 
     def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
+        self.threads = Threads()
         self._lock = threading.Lock()
         self._held = 0
 
     def close(self) -> None:
         """Let the threads end; what they have under way is not waited for."""
-        if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     def start(self, fetch: Fetch, start: int, end: int) -> Future[Buffer] | None:
         """Begin to read a range; None: that much is held already."""
@@ -39,8 +42,7 @@ class Ahead:
             if self._held + end - start > _BUDGET:
                 return None
             self._held += end - start
-            self._pool = self._pool or ThreadPoolExecutor(_WORKERS, "store")
-            return self._pool.submit(fetch, start, end)
+        return self.threads.start(lambda: fetch(start, end))
 
     def give_back(self, count: int) -> None:
         """Note that so many bytes are no longer held."""

@@ -11,10 +11,11 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -24,10 +25,13 @@ from lvmsync.errors import DeviceError, LvmsyncError, TransportError, UsageError
 from lvmsync.interfaces import Blob, NewBlob
 from lvmsync.places import BucketPlace
 from lvmsync.stores.ahead import Ahead, AheadBlob
+from lvmsync.stores.threads import Threads
 from lvmsync.stream.frames import Buffer
 
+_T = TypeVar("_T")
 _TIMEOUT = 180.0  # seconds that one request may take, whole; parts of 8 MiB, four at once, at 1.5 Mbit/s
 _CONNECT_TIMEOUT = 15.0
+_FAREWELL = 5.0  # seconds for tidying up after a failure
 _RETRIES = 4  # with pauses in between that become longer; only what may be asked twice is
 _RETRY_TIMEOUT = 60.0  # seconds after which nothing is tried again
 _PART, _AT_ONCE = 8 << 20, 4
@@ -95,7 +99,7 @@ class BucketStore:
     def list_objects(self) -> dict[str, int]:
         """Return the names of all objects, with their bytes; see `interfaces.Store`."""
         try:
-            found = obstore.list_with_delimiter(self._store)["objects"]
+            found = self._call(lambda: obstore.list_with_delimiter(self._store)["objects"])
         except (BaseError, OSError) as error:
             self._fail(error, "list its objects")
         names = [(one["path"].rpartition("/")[2], one["size"]) for one in found]
@@ -109,7 +113,7 @@ class BucketStore:
             DeviceError: it is not there, or cannot be opened.
         """
         try:
-            size = obstore.head(self._store, name)["size"]
+            size = self._call(lambda: obstore.head(self._store, name)["size"])
         except FileNotFoundError as error:
             raise DeviceError(
                 f"{self.name}/{name} is not there: was it removed by hand, or pruned just now? 'lvmsync archive verify'"
@@ -121,7 +125,7 @@ class BucketStore:
 
         def fetch(start: int, end: int) -> Buffer:
             try:
-                return memoryview(obstore.get_range(self._store, name, start=start, end=end))
+                return memoryview(self._call(lambda: obstore.get_range(self._store, name, start=start, end=end)))
             except (BaseError, OSError) as error:
                 self._fail(error, f"read {name}")
 
@@ -131,7 +135,7 @@ class BucketStore:
     def read(self, name: str) -> bytes | None:
         """Return a small object whole; None if it is not there."""
         try:
-            return bytes(obstore.get(self._store, name).bytes())
+            return self._call(lambda: bytes(obstore.get(self._store, name).bytes()))
         except (BaseError, OSError) as error:
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
                 return None
@@ -143,13 +147,14 @@ class BucketStore:
         part = max(_PART, -(-int((most or 0) * _MARGIN) // _MOST_PARTS))
         at_once = max(1, min(_AT_ONCE, _AT_ONCE * _PART // part))
         file = obstore.open_writer(self._store, name, buffer_size=part, max_concurrency=at_once)
-        blob = _Upload(self.name, name, file, part)
+        blob = _Upload(self.name, name, file, part, self._ahead.threads)
         try:
             yield blob
             blob.flush()
         except BaseException:
-            with suppress(BaseError, OSError):
-                file.__exit__(*sys.exc_info())  # ends the upload without an object
+            found = sys.exc_info()
+            with suppress(BaseError, OSError):  # a TimeoutError is an OSError
+                self._call(lambda: file.__exit__(*found), _FAREWELL)  # ends the upload without an object
             raise
         blob.close()
 
@@ -168,7 +173,7 @@ class BucketStore:
         """Remove objects, in this order; they may be gone already."""
         for name in names:
             try:
-                obstore.delete(self._store, name)
+                self._call(partial(obstore.delete, self._store, name))
             except FileNotFoundError:
                 pass
             except (BaseError, OSError) as error:
@@ -183,11 +188,15 @@ class BucketStore:
         return []
 
     def _put(self, name: str, data: bytes) -> None:
-        obstore.put(self._store, name, data, mode="create", use_multipart=False)
+        self._call(lambda: obstore.put(self._store, name, data, mode="create", use_multipart=False))
+
+    def _call(self, work: Callable[[], _T], patience: float | None = None) -> _T:
+        # obstore looks for no signals: who waits for it in the main thread cannot be interrupted.
+        return self._ahead.threads.run(work, patience)
 
     def _forget(self, name: str) -> None:
         with suppress(BaseError, OSError):  # one that is left is listed by nobody
-            obstore.delete(self._store, name)
+            self._call(lambda: obstore.delete(self._store, name), _FAREWELL)
 
     def _fail(self, error: Exception, what: str) -> NoReturn:
         raise _explain(error, self.name, what) from error
@@ -196,11 +205,12 @@ class BucketStore:
 class _Upload:
     """An object that is being written (an `interfaces.NewBlob`)."""
 
-    def __init__(self, store: str, name: str, file: Any, part: int) -> None:
+    def __init__(self, store: str, name: str, file: Any, part: int, threads: Threads) -> None:
         self.stored = 0
         self._store = store
         self._name = name
         self._file = file
+        self._threads = threads
         self._most = part * _MOST_PARTS
         self._pieces: list[bytes] = []
         self._waiting = 0
@@ -224,7 +234,7 @@ class _Upload:
     def close(self) -> None:
         """Wait until the object is there, whole."""
         try:
-            self._file.close()
+            self._threads.run(self._file.close)
         except (BaseError, OSError) as error:
             raise _explain(error, self._store, f"write {self._name}") from error
 
@@ -232,8 +242,9 @@ class _Upload:
         """Hand over what is left."""
         if not self._pieces:
             return
+        data = b"".join(self._pieces)
         try:
-            self._file.write(b"".join(self._pieces))
+            self._threads.run(lambda: self._file.write(data))
         except (BaseError, OSError) as error:
             raise _explain(error, self._store, f"write {self._name}") from error
         self._pieces, self._waiting = [], 0
@@ -276,6 +287,8 @@ def _explain(error: Exception, name: str, what: str) -> LvmsyncError:
     answer = f"the store answers {status[1]}{f' ({code[1]})' if code else f' {status[2].strip()}'.rstrip()}"
     if code and code[1] == "NoSuchBucket":
         way = "there is no such bucket: make it with the tools of the store"
+    elif code and code[1] == "RequestTimeTooSkewed":
+        way = "the clock of this machine, or of the store, is wrong: set it"
     elif number in (401, 403):
         way = "look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and at what this key may do there"
     elif number in (301, 307, 400):

@@ -108,7 +108,7 @@ class SftpStore:
         finally:
             file.close()
             with suppress(OSError, TransportError):
-                self._files.remove(self._path(new))
+                self._files.remove(self._path(new), is_farewell=True)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Write a small object, whole and durable; False if there is one of that name already: one writer wins."""

@@ -57,6 +57,7 @@ class Header:
         transaction: id of that transaction, as the receiver told it.
         samples: what the base holds at some places.
         group: id of the group of streams that are committed together.
+        names: of a snapback: other ids of the state that it leads back to, nothing having been changed between them.
     """
 
     size: int | None = None
@@ -78,6 +79,7 @@ class Header:
     transaction: str | None = None
     samples: tuple[Sample, ...] = ()
     group: str | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)

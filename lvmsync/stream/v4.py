@@ -428,6 +428,16 @@ _DIGEST = re.compile("[0-9a-f]{32}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 MAX_NAME = 1024
 """Letters of a point's id, at the most."""
+MAX_NAMES = 16
+"""Other ids of one state, at the most."""
+
+
+def _parse_names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) > MAX_NAMES:
+        raise ValueError(f"'names' is no list of {MAX_NAMES} words at the most")
+    if not all(isinstance(one, str) and 0 < len(one) <= MAX_NAME for one in values):
+        raise ValueError("'names' has what is no id of a point")
+    return tuple(map(_tame, values))
 
 
 def _parse_header(values: Mapping[str, Any]) -> Header:
@@ -455,6 +465,7 @@ def _parse_header(values: Mapping[str, Any]) -> Header:
             known[key] = _parse_point(key, value)
     if known["size"] is None:
         raise ValueError("'size' is missing")
+    known["names"] = _parse_names(values.get("names", []))
     known["samples"] = _parse_samples(values.get("samples", []), known["size"])
     if (known["resume"] is None) != ("transaction" not in known):
         raise ValueError("'resume' and 'transaction' do not come without each other")

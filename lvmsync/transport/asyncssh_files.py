@@ -23,6 +23,7 @@ from lvmsync.transport.asyncssh_login import explain, log_in
 from lvmsync.transport.loop import run_loop
 
 _HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
+_FAREWELL = 5.0  # seconds for tidying up
 _ERRORS: list[tuple[type[asyncssh.SFTPError], int]] = [
     (asyncssh.SFTPNoSuchFile, errno.ENOENT),
     (asyncssh.SFTPNoSuchPath, errno.ENOENT),
@@ -96,11 +97,12 @@ class RemoteFile:
         self._files.run(self._file.fsync())
 
     def close(self) -> None:
-        """Close it."""
-        with suppress(OSError, TransportError):
-            self.finish()
+        """Close it; what is still under way is called off."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.cancel()
         with suppress(OSError, TransportError, ValueError):
-            self._files.run(self._file.close())
+            self._files.run(self._file.close(), _FAREWELL)
 
 
 class Files:
@@ -172,10 +174,15 @@ class Files:
         """
         self._make_name(self._sftp.rename(old, new), new)
 
-    def remove(self, path: str) -> None:
-        """Remove a file; it may be gone already."""
+    def remove(self, path: str, *, is_farewell: bool = False) -> None:
+        """Remove a file; it may be gone already.
+
+        Args:
+            path: of it.
+            is_farewell: who asks has failed, and does not wait for long.
+        """
         with suppress(FileNotFoundError):
-            self.run(self._sftp.remove(path))
+            self.run(self._sftp.remove(path), _FAREWELL if is_farewell else None)
 
     def room(self, path: str) -> int | None:
         """Return the bytes that are free where a folder is; None where the far side does not say."""
@@ -193,9 +200,9 @@ class Files:
             return False
         return found.bavail * found.frsize < 1 << 20 or (found.files > 0 and found.favail == 0)
 
-    def start(self, request: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Begin a request; `wait` ends it."""
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, STALL_TIMEOUT), self._loop)
+    def start(self, request: Coroutine[Any, Any, _T], patience: float | None = None) -> Future[_T]:
+        """Begin a request, which may take so many seconds; `wait` ends it."""
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, patience or STALL_TIMEOUT), self._loop)
 
     def wait(self, under_way: Future[_T]) -> _T:
         """Wait for a request.
@@ -220,9 +227,9 @@ class Files:
             under_way.cancel()
             raise
 
-    def run(self, request: Coroutine[Any, Any, _T]) -> _T:
+    def run(self, request: Coroutine[Any, Any, _T], patience: float | None = None) -> _T:
         """Make a request, and wait for it; raises as `wait`."""
-        return self.wait(self.start(request))
+        return self.wait(self.start(request, patience))
 
     def _make_name(self, request: Coroutine[Any, Any, None], new: str) -> None:
         try:

@@ -317,3 +317,29 @@ def test_a_take_that_is_ended_in_the_middle_leaves_the_archive_as_it_was(
     assert "is whole: 0 members" in run(f"archive verify {place}", env)
     run(f"archive take {place} full:{image}", env)
     assert "is whole: 1 member" in run(f"archive verify {place} --restore-test", env)
+
+
+@pytest.mark.parametrize("verb", ["list", "take"])
+def test_who_waits_for_a_store_that_says_nothing_can_be_interrupted(
+    place: BucketPlace, proxy: Proxy, tmp_path: Path, verb: str
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(30 * MIB))
+    env = {"LVMSYNC_STATE": str(tmp_path / "state"), "LVMSYNC_S3_TIMEOUT": "600"}
+    run(f"archive init {place}", env)
+    before = proxy.moved
+    proxy.stall(behind=0 if verb == "list" else 3 * MIB)
+    words = f"archive list {place}" if verb == "list" else f"archive take {place} full:{image}"
+    argv = [str(Path(sys.executable).with_name("lvmsync")), *words.split()]
+    with subprocess.Popen(argv, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as waiting:
+        until = time.monotonic() + 60
+        while proxy.connections < 2 or (verb == "take" and proxy.moved < before + 3 * MIB):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        time.sleep(1)  # it waits
+        waiting.send_signal(signal.SIGINT)
+        try:
+            waiting.wait(60)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 130

@@ -117,6 +117,25 @@ def test_what_somebody_else_wrote_is_not_lost_without_a_word(ceph: Ceph, tmp_pat
         assert export(ceph, f"{image}@mine") == b"mine" + bytes(4 * MIB - 4)
 
 
+def test_a_snapshot_that_was_made_again_under_our_name_is_not_believed(ceph: Ceph, tmp_path: Path) -> None:
+    history = History.make(6, 3)
+    with fresh(ceph) as image:
+        copy = Copy(ceph, image, tmp_path)
+        for number in (0, 1):
+            copy.send(history.source(number))
+        name = snapshot_name(history.point(1).id)
+        ceph.rbd("snap", "rm", f"{image}@{name}")
+        write(ceph, image, (5000, b"x" * 8192))
+        ceph.rbd("snap", "create", f"{image}@{name}")
+        for how in ({}, {"ignore_base": True}):
+            with pytest.raises(ConflictError, match=r"is not the one that lvmsync made.*--ignore-base"):
+                copy.send(history.source(2), **how)
+        with pytest.raises(ConflictError, match="is not the one that lvmsync made"):
+            copy.send(history.source(1))
+        copy.send(history.source(2, -1), ignore_base=True)
+        assert copy.content() == history.states[2].data
+
+
 def test_an_image_is_never_made_smaller(ceph: Ceph, tmp_path: Path) -> None:
     history = History.make(8, 2)
     with fresh(ceph, 60 * MIB) as image:

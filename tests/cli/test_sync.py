@@ -114,6 +114,14 @@ def test_an_archive_is_in_the_place_of_other_undos(site: Site, option: str) -> N
     assert (done.returncode, "go without --no-undo and --snapback" in error(done)) == (2, True)
 
 
+@pytest.mark.parametrize("option", ["--archive", "--snapback"])
+def test_an_option_whose_variable_is_not_set_is_no_option_that_was_left_out(site: Site, option: str) -> None:
+    done = site.sync(STORE, option, "")
+    assert done.returncode == 2
+    assert f"{option} is empty: is a variable not set?" in done.stderr
+    assert site.target.read_bytes() == OLD
+
+
 def test_a_dry_run_asks_the_target_and_changes_nothing(site: Site) -> None:
     done = site.sync(STORE, "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -109,3 +109,21 @@ def test_how_often_is_said_to_systemd_and_to_cron(
 def test_what_no_calendar_repeats_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="--every"):
         parse_every(word)
+
+
+@pytest.mark.parametrize("word", ["0 3 * * 1", "*/5 0-6/2 1,15 jan-MAR mon-fri", "59 23 31 12 7", "0 0 1 1 0"])
+def test_the_five_fields_of_a_crontab_are_taken_as_they_are(word: str) -> None:
+    assert parse_every(word).fields == word
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("99 * * * *", "minute"), ("*/0 * * * *", "minute"), ("0 24 * * *", "hour"), ("0 5-3 * * *", "hour"),
+        ("0 0 0 * *", "day"), ("0 0 * 13 *", "month"), ("0 0 * foo *", "month"), ("0 0 * * 8", "day of the week"),
+        ("0 0 * * mon-", "day of the week"), ("1, 0 * * *", "minute"), ("1-2-3 0 * * *", "minute"),
+    ],
+)  # fmt: skip
+def test_a_time_that_never_comes_is_refused(word: str, part: str) -> None:
+    with pytest.raises(UsageError, match=f"is no {part} of a crontab"):
+        parse_every(word)

@@ -90,6 +90,8 @@ def export(
     from lvmsync.cli.streams import write_stream
     from lvmsync.jobs.archive.restore import open_between, open_restored
 
+    if output == Path("-"):
+        output = None
     if output is None and (view.as_json or (sys.stdout is not None and sys.stdout.isatty())):
         raise UsageError(
             "the stream goes to standard output, which is a terminal or is to be JSON: name a file with -o"

@@ -35,7 +35,7 @@ def full_word(word: str) -> str:
         UsageError: it is no such word.
     """
     place = parse_place(word)
-    return str(Path(place.path).absolute()) if isinstance(place, FolderPlace) else str(place)
+    return str(Path(place.path).resolve()) if isinstance(place, FolderPlace) else str(place)
 
 
 @contextmanager

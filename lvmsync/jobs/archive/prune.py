@@ -6,13 +6,14 @@ that.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lvmsync.chain.catalogue import REVERSE, Catalogue, Member
 from lvmsync.chain.pruning import Merge, Plan
 from lvmsync.chain.routes import list_restorable
-from lvmsync.errors import ConflictError
+from lvmsync.errors import ConflictError, DeviceError, FormatError, StreamError
 from lvmsync.jobs.archive.members import Written, write_source
 from lvmsync.jobs.archive.restore import open_merged
 from lvmsync.jobs.archive.shelf import Shelf, new_commit
@@ -84,10 +85,29 @@ def combine(shelf: Shelf, merge: Merge, options: StreamOptions, report: Report) 
     Applying it is the same as applying them one after the other: the last that has a byte wins.
     """
     intent = frames.SNAPBACK if merge.way == REVERSE else None
-    with open_merged(shelf, merge.members) as source:
+    with _told_of_others(shelf, merge), open_merged(shelf, merge.members) as source:
         head = shelf.catalogue.find(merge.head)
         named = replace(source, name=(head and head.name) or source.name)
         return write_source(shelf.store, named, options, report, intent=intent)[0]
+
+
+@contextmanager
+def _told_of_others(shelf: Shelf, merge: Merge) -> Iterator[None]:
+    """Let a failure that comes of members which somebody else has removed meanwhile be one of order.
+
+    Raises:
+        ConflictError: so it is.
+    """
+    try:
+        yield
+    except (DeviceError, StreamError, FormatError) as error:
+        if set(merge.members) <= set(Shelf.open(shelf.store).catalogue.members):
+            raise
+        raise ConflictError(
+            f"{shelf.store.name} was changed by somebody else just now, who has combined or pruned the same members;"
+            " nothing was lost. Run it again",
+            device=shelf.store.name,
+        ) from error
 
 
 def _replace(shelf: Shelf, old: Collection[Member], new: Written | None, dropped: Collection[str]) -> None:

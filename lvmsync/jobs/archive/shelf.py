@@ -155,11 +155,29 @@ def _load(store: Store) -> Catalogue:
             raise FormatError(f"the newest catalogue is damaged: {error}", device=store.name) from error
         if data is None:
             continue  # removed meanwhile, so there are later ones
-        found = Catalogue.parse(data, f"{store.name}/{name}")
+        found = _parse(data, store, numbers)
         if found.number != numbers[-1]:
             raise FormatError(f"{store.name}/{name}: it says that it is catalogue {found.number}", device=store.name)
         return found
     raise ConflictError(f"{store.name} is changed by others all the time; try again", device=store.name)
+
+
+def _parse(data: bytes, store: Store, numbers: list[int]) -> Catalogue:
+    """Read the newest of some catalogues.
+
+    Raises:
+        FormatError: it is damaged; it says which is the one before, that is there for this.
+    """
+    name = f"{store.name}/{_name(numbers[-1])}"
+    try:
+        return Catalogue.parse(data, name)
+    except FormatError as error:
+        if len(numbers) > 1:
+            error.add_note(
+                f"the one before is {_name(numbers[-2])}: move the damaged one away, and 'lvmsync archive verify"
+                f" {store.name} --repair' adds again what only that one knew"
+            )
+        raise
 
 
 def _numbers(names: Iterable[str]) -> list[int]:

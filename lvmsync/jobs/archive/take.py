@@ -129,8 +129,9 @@ def adopt(
         ConflictError: nothing in the archive is connected with it, or what is has been there in another order, or is
             about a device of another size.
     """
+    written = _with_known_name(written, shelf.catalogue)
     header, member = written.header, written.member
-    head = replace(written.head, label=label)
+    head = replace(written.head, id=member.head, label=label)
     if member.base is None:
         return add(shelf, written, head, is_kept=is_kept)
     assert header.base is not None
@@ -145,6 +146,13 @@ def adopt(
             raise _unknown(now, required, shelf.store.name)
 
     return add(shelf, written, older, newer, require=require, is_kept=is_kept, mirror=mirror)
+
+
+def _with_known_name(written: Written, catalogue: Catalogue) -> Written:
+    """Return a member that leads to a state which an archive may have under another one of its names."""
+    names = (written.member.head, *written.header.names)
+    known = next((one for one in names if catalogue.find(one)), written.member.head)
+    return replace(written, member=replace(written.member, head=known))
 
 
 def add(

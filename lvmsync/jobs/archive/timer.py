@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pwd
 import re
 import shutil
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ELAPSE = re.compile(
     r"^ *(?:Next elapse|Iter\S* #\d+): \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d+)? UTC$", re.MULTILINE
 )
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # useradd(8)
 _TIMES = 32  # that are looked at, to see how far apart they are
 
 
@@ -84,6 +86,8 @@ def write_files(wanted: Wanted) -> dict[Path, str]:
     """
     for word in (*wanted.command, str(wanted.state), wanted.user):
         require_one_line(word)
+    if not _USER.fullmatch(wanted.user):
+        raise UsageError(f"--user '{wanted.user}': that is no name of a user")
     command = [*unit.own_command(), *wanted.command, f"--state={wanted.state}"]
     if wanted.is_cron:
         return {(wanted.folder or CRON) / wanted.name: _crontab(wanted, command)}
@@ -125,6 +129,7 @@ def install(wanted: Wanted, seconds: int | None) -> tuple[Change, list[str]]:
         LvmsyncError: a file cannot be written, or systemctl failed.
     """
     change, notes = plan(wanted), []
+    _require_user(wanted.user)
     folder = task_folder(wanted.state, wanted.task)
     _make_folder(folder, wanted)
     # First what is remembered, so that what is written can be removed whatever happens.
@@ -282,6 +287,13 @@ def _make_folder(folder: Path, wanted: Wanted) -> None:
         ) from error
     for path in missing:
         _give(path, wanted)
+
+
+def _require_user(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError as error:
+        raise DeviceError(f"--user '{name}': there is no such user on this machine; nothing was written") from error
 
 
 def _give(path: Path, wanted: Wanted) -> None:

@@ -13,7 +13,7 @@ from lvmsync.jobs.archive.mounted import Mounted, forget, is_busy, list_mounted,
 from lvmsync.system import dm, lvm, lvm_commands, mounting, past_views
 from lvmsync.system.identity import boot_id
 from lvmsync.system.ledger import remove_file
-from lvmsync.system.mounts import find_mounts_above
+from lvmsync.system.mounts import find_mounts_above, list_mounts
 from lvmsync.system.users import find_users
 
 FULL = (
@@ -47,7 +47,7 @@ def choose(state: Path, words: Sequence[str]) -> list[Mounted]:
         return there
     found: dict[str, Mounted] = {}
     for word in words:
-        meant = [one for one in there if _names(one) & {word, str(Path(word).absolute())}]
+        meant = [one for one in there if _names(one) & {word, str(Path(word).absolute()), str(Path(word).resolve())}]
         if not meant:
             known = ", ".join(map(str, there)) or "none"
             raise DeviceError(f"'{word}': no past state that is mounted there, or of that archive; mounted: {known}")
@@ -167,8 +167,15 @@ def _is_full(view: dm.Mapped) -> bool:
 
 
 def _unmount(record: Mounted, view: dm.Mapped) -> None:
-    if record.directory is None or all(one.point != record.directory for one in find_mounts_above(view.number)):
+    ours = [one for one in find_mounts_above(view.number) if one.point == record.directory]
+    if record.directory is None or not ours:
         return
+    top = [one for one in list_mounts() if one.point == record.directory][-1]
+    if top not in ours:
+        raise DeviceError(
+            f"{top.source} was mounted on {record.directory} later, above {record.path}: unmount that first",
+            device=record.path,
+        )
     try:
         mounting.unmount(record.directory)
     except CommandError as error:

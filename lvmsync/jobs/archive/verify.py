@@ -91,6 +91,8 @@ def _check(shelf: Shelf, member: Member, sizes: dict[str, int], verdict: Verdict
         verdict.faults.append(f"{_at(where, error)}; {_about(shelf.catalogue, member)}")
         return
     seen = replace(found.member, index=member.index, index_stored=member.index_stored, index_digest=member.index_digest)
+    if member.head in header.names:
+        seen = replace(seen, head=member.head)
     if seen != member:
         verdict.faults.append(
             f"{where} is another stream than the one that was written ({_difference(seen, member)});"
@@ -233,8 +235,9 @@ def _rebuild(shelf: Shelf, verdict: Verdict, report: Report, mirror: Mirror | No
             digest = _digest(shelf, route, point, report, mirror)
             require_digest(replace(point, digest=digests.get(point.id)), digest, name)
         except LvmsyncError as error:
-            verdict.faults.append(str(error))
-            continue
+            if all(_is_member(shelf, member) for member in route.members):
+                verdict.faults.append(str(error))
+            continue  # else somebody has pruned it meanwhile
         if number < len(ways):
             verdict.restored.append(point.number)
         if point.id not in digests:

@@ -8,7 +8,7 @@ else's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lvmsync.errors import ConflictError, DeviceError, UsageError
 from lvmsync.images import OWN, RbdImage, point_id, snapshot_name
@@ -18,6 +18,8 @@ from lvmsync.system.rbd import ImageState, Snap
 
 MARK = "lvmsync.filling"
 """The key of the mark; its value is the name of the snapshot that is to come."""
+MADE = "lvmsync.made"
+"""The key of what tells our newest snapshot from another one of its name: its number, and the name."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Found:
         mark: name of the snapshot that a run was making; None: no run was cut off.
         is_clean: whether its head holds what the newest of our snapshots does; without one, whether it is empty.
         users: who has it open; None: nobody.
+        made: the value of `MADE`; None: no run of ours has ended.
     """
 
     state: ImageState | None = None
     mark: str | None = None
     is_clean: bool = True
     users: str | None = None
+    made: str | None = None
 
     @property
     def own(self) -> tuple[Snap, ...]:
@@ -45,6 +49,15 @@ class Found:
     def newest(self) -> Snap | None:
         """The snapshot that the image is at."""
         return self.own[-1] if self.own else None
+
+    @property
+    def forged(self) -> Snap | None:
+        """The newest of our snapshots, if somebody has removed ours and made another one of its name."""
+        newest = self.newest
+        if newest is None or self.mark == newest.name or self.made is None:
+            return None
+        number, _, name = self.made.partition(" ")
+        return newest if name == newest.name and number != str(newest.id) else None
 
 
 @dataclass(frozen=True)
@@ -80,14 +93,19 @@ def look(image: RbdImage) -> Found:
     if state is None:
         return Found()
     users = rbd.find_users(image)  # first: our own looking is not to be found
-    found = Found(state, rbd.read_mark(image, MARK), users=users)
+    found = Found(state, rbd.read_mark(image, MARK), users=users, made=rbd.read_mark(image, MADE))
     newest = found.newest
     is_same_size = newest is None or newest.size == state.size
     # Of whole objects: more may be told than was changed, but never less. None is proof.
     is_clean = (
         is_same_size and rbd.list_extents(image, None, newest.name if newest else None, whole_objects=True).is_empty
     )
-    return Found(state, found.mark, is_clean, users)
+    return replace(found, is_clean=is_clean)
+
+
+def made_value(snap: Snap) -> str:
+    """Return the value of `MADE` for a snapshot."""
+    return f"{snap.id} {snap.name}"
 
 
 def choose(image: RbdImage, found: Found, source: Source, *, may_create: bool, ignore_base: bool) -> Plan:
@@ -125,6 +143,13 @@ def choose(image: RbdImage, found: Found, source: Source, *, may_create: bool, i
             f"{image} is in use: {found.users}; nothing was changed. Stop what uses it, or unmap it there",
             device=str(image),
         )
+    if found.forged and not (source.is_full and ignore_base):
+        raise ConflictError(
+            f"{image}: the snapshot {found.forged.name} is not the one that lvmsync made: that was removed, and another"
+            " one made under its name, so what the image holds is not known; send it whole with full:DEVICE and"
+            " --ignore-base",
+            device=str(image),
+        )
     size = newest.size if newest and found.mark else found.state.size  # a run that was cut off may have made it larger
     if size > source.size:
         raise DeviceError(
@@ -132,7 +157,7 @@ def choose(image: RbdImage, found: Found, source: Source, *, may_create: bool, i
             f" one, 'rbd resize --allow-shrink --size {source.size}B {image.spec}' does that",
             device=str(image),
         )
-    if newest and newest.name == name and (found.is_clean or found.mark):
+    if newest and newest.name == name and not found.forged and (found.is_clean or found.mark):
         return Plan(name, base=newest, rolls_back=not found.is_clean, is_there=True)
     if found.state.find(name):
         raise ConflictError(f"{image} was at that state before ({name}), and has gone on from there", device=str(image))

@@ -24,7 +24,7 @@ from lvmsync.history import UNNAMED, Point
 from lvmsync.images import RbdImage
 from lvmsync.interfaces import Transport
 from lvmsync.jobs.progress import Progress, Receipt, Report, Stopwatch
-from lvmsync.jobs.rbd.choose import MARK, Found, Plan, choose, look
+from lvmsync.jobs.rbd.choose import MADE, MARK, Found, Plan, choose, look, made_value
 from lvmsync.jobs.rbd.diff import Sent, write_diff
 from lvmsync.jobs.send import Sender, StreamOptions
 from lvmsync.sources.source import Source
@@ -124,6 +124,7 @@ def _commit(image: RbdImage, source: Source, plan: Plan, sent: Sent, seconds: fl
             " bytes",
             device=str(image),
         )
+    rbd.set_mark(image, MADE, made_value(snap))  # while the mark vouches for it
     rbd.remove_mark(image, MARK)
     notes = [*plan.notes, *_thin_out(image, Found(state))]
     return _receipt(image, source, plan, sent, seconds, notes)
@@ -131,6 +132,8 @@ def _commit(image: RbdImage, source: Source, plan: Plan, sent: Sent, seconds: fl
 
 def _settle(image: RbdImage, source: Source, plan: Plan, found: Found) -> Receipt:
     """Tidy up after a run that was cut off behind its commit, or that had nothing to do."""
+    if found.mark and found.newest:
+        rbd.set_mark(image, MADE, made_value(found.newest))
     if plan.rolls_back and plan.base:
         rbd.roll_back(image, plan.base.name)  # the mark stays: what was brought back counts as written
     elif found.mark:

@@ -48,7 +48,7 @@ class ImageSide:
             size=found.state.size,
             identity={"rbd": found.state.id},
             point=Point(held, None, newest.time) if newest and held else None,
-            written="no" if found.is_clean or found.mark else "yes",
+            written="no" if (found.is_clean or found.mark) and not found.forged else "yes",
             in_use=found.users if not found.mark else None,
             other_use=None if newest or found.is_clean or found.mark else "an RBD image that holds other data",
         )

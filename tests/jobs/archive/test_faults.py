@@ -365,7 +365,7 @@ def test_a_state_that_is_not_the_one_that_was_is_told(archive: Forward) -> None:
 
 
 def test_snapbacks_come_in_their_order(tmp_path: Path) -> None:
-    archive = Reverse(tmp_path, History.make(8, 4, 64 << 10, may_resize=False))
+    archive = Reverse(tmp_path, History.make(21, 4, 64 << 10, may_resize=False))
     backs = [(tmp_path / f"{number}.back").read_bytes() for number in (1, 2, 3)]
     for number, (order, message) in enumerate(
         (((1, 0), "start from lv:0"), ((0, 2), "start from lv:2"), ((2, 1, 0), "start from lv:1"))
@@ -389,7 +389,7 @@ def require_points_of(shelf: Shelf, archive: Reverse) -> None:
 
 
 def test_without_its_mirror_a_snapback_leads_nowhere(tmp_path: Path) -> None:
-    archive = Reverse(tmp_path, History.make(8, 4, 64 << 10, may_resize=False))
+    archive = Reverse(tmp_path, History.make(21, 4, 64 << 10, may_resize=False))
     point = archive.shelf.catalogue.points[0]
     with (
         pytest.raises(ConflictError, match=r"reached back from the mirror, when that is at point #4 .*--mirror DEVICE"),
@@ -504,7 +504,7 @@ def test_a_mirror_that_is_larger_than_its_source_is_another_state(tmp_path: Path
 
 
 def test_a_point_that_the_mirror_has_left_behind_is_told(tmp_path: Path) -> None:
-    archive = Reverse(tmp_path, History.make(8, 4, 64 << 10, may_resize=False))
+    archive = Reverse(tmp_path, History.make(21, 4, 64 << 10, may_resize=False))
     shelf = Shelf.init(FolderStore(tmp_path / "other"))
     backs = [(tmp_path / f"{number}.back").read_bytes() for number in (1, 2, 3)]
     for back in backs[:2]:

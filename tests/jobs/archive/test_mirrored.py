@@ -241,6 +241,33 @@ def test_an_encrypted_archive_is_opened_by_what_the_environment_says(
     assert len(archive.shelf.catalogue.points) == 4
 
 
+def test_a_snapback_from_a_state_with_two_names_leads_back_to_both(tmp_path: Path) -> None:
+    """At a sync nothing changed, so the archive has the state by its older name; the next goes without the archive."""
+    archive = Mirrored(tmp_path, make_history(8, 3))
+    history = archive.history
+    count = len(history.states)
+    state = history.states[-1]
+    history.states.append(replace(state, id="lv:same", changes=ChangeMap.empty(), holes=ChangeMap.empty()))
+    archive.sync(count)
+    assert [one.id for one in Shelf.open(archive.shelf.store).catalogue.points][-1] == state.id
+    change(history)
+    back = tmp_path / "back"
+    archive.send(history.delta(count + 1), archive=None, snapback=back)
+    shelf = Shelf.open(archive.shelf.store)
+    bring_in(shelf, reader(back.read_bytes()), name="back")
+    mirror = archive.mirror_at(history.states[-1].id)
+    assert verify(Shelf.open(archive.shelf.store), ignore, is_restoring=True, mirror=mirror).faults == []
+    for point in Shelf.open(archive.shelf.store).catalogue.points:
+        with open_point(Shelf.open(archive.shelf.store), point, mirror) as (past, _):
+            out = memoryview(bytearray(past.size))
+            past.read([0], [past.size], out)
+            assert out == history.data_of(point)
+    # Led back, it has both names again, and may go on from either
+    archive.give(back.read_bytes(), archive=None)
+    with open_mirror(str(archive.image), archive.folder / "state", shelf.catalogue) as found:
+        assert found.point == state.id
+
+
 def test_a_dry_run_says_what_would_be_and_adds_nothing(archive: Mirrored) -> None:
     before = sorted(Path(archive.word).iterdir())
     assert archive.send(archive.history.delta(3), dry_run=True).dry_run
