@@ -10,6 +10,8 @@ from pathlib import Path
 
 from lvmsync.chain.catalogue import Catalogue
 from lvmsync.errors import ConflictError
+from lvmsync.extents import ChangeMap
+from lvmsync.jobs.archive.digest import digest_state
 from lvmsync.jobs.archive.fit import find_name
 from lvmsync.jobs.archive.restore import Mirror
 from lvmsync.system import identity, past_views, seen
@@ -68,7 +70,7 @@ def claim_mirror(path: str, state: Path, catalogue: Catalogue) -> Iterator[Claim
         try:
             with open_ledger(state, canonical, identity.identify(device.fd), device.size) as ledger:
                 look = seen.look_at_target(fd)
-                point = _require_known(ledger, look, path, catalogue)
+                point = _require_known(ledger, look, path, catalogue, device)
                 yield ClaimedMirror(Mirror(device, point), canonical, fd, claim.close, look)
         finally:
             os.close(fd)
@@ -79,8 +81,10 @@ def _open_alone(path: str) -> AbstractContextManager[BlockTarget | Device]:
     return open_device(path) if past_views.find_above(path) else open_target(path)
 
 
-def _require_known(ledger: Ledger, look: dict[str, str] | None, name: str, catalogue: Catalogue) -> str:
-    """Return the point that a mirror is at.
+def _require_known(
+    ledger: Ledger, look: dict[str, str] | None, name: str, catalogue: Catalogue, device: BlockTarget | Device
+) -> str:
+    """Return the point that a mirror is at: what the ledger says, or else what all of its bytes say.
 
     Raises:
         ConflictError: it is not known, or not one of the archive's.
@@ -97,7 +101,7 @@ def _require_known(ledger: Ledger, look: dict[str, str] | None, name: str, catal
             " date with 'lvmsync repair' or 'compare:' first",
             device=name,
         )
-    point = find_name(catalogue, record)
+    point = find_name(catalogue, record) or (None if record.owed else _recognise(device, catalogue))
     if point is None:
         way = f": run 'lvmsync recover {name}', and it has" if record.owed else ""
         raise ConflictError(
@@ -106,3 +110,12 @@ def _require_known(ledger: Ledger, look: dict[str, str] | None, name: str, catal
             device=name,
         )
     return point
+
+
+def _recognise(device: BlockTarget | Device, catalogue: Catalogue) -> str | None:
+    """Return the point whose bytes a mirror holds, read whole; None: none of those whose digest is known.
+
+    So a mirror that was repaired after somebody else wrote to it, and has another name for that, is one again.
+    """
+    known = {one.digest: one.id for one in catalogue.points if one.digest and one.size == device.size}
+    return known.get(digest_state(device, device.size, ChangeMap.empty())) if known else None

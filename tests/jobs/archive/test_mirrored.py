@@ -30,7 +30,7 @@ from lvmsync.jobs.standing import standing
 from lvmsync.sources.source import Source
 from lvmsync.stores.folder import FolderStore
 from tests.archive_history import History, Mirrored, require_points_while_it_is_pruned, require_whole
-from tests.fakes import reader, send
+from tests.fakes import Memory, reader, send
 
 K = 1024
 
@@ -411,6 +411,32 @@ def test_a_mirror_that_was_led_back_is_where_it_is(archive: Mirrored, tmp_path: 
         "point #4 (lv:3) cannot be restored: nothing leads to it while the mirror is at point #3" in verdict.faults[0]
     )
     assert verdict.restored == [1, 2, 3]
+
+
+def test_a_mirror_that_has_its_state_under_a_name_that_the_archive_does_not_know_is_recognised(
+    archive: Mirrored,
+) -> None:
+    """As after a repair of what somebody else wrote to it."""
+    state, store = archive.folder / "state", archive.shelf.store
+    number = next(at for at, one in enumerate(archive.history.states) if one.id == archive.at)
+    assert verify(archive.shelf, ignore, is_restoring=True, mirror=archive.mirror).faults == []
+    for change_it in (False, True):
+        named = replace(archive.history.full(number), head=Point("state:repaired"))
+        if change_it:
+            data = bytearray(archive.history.states[number].data)
+            data[100] ^= 1
+            named = replace(named, data=Memory(bytes(data)), head=Point("state:other"))
+        archive.give(send(named), archive=None)
+        catalogue = Shelf.open(store).catalogue
+        if change_it:
+            with (
+                pytest.raises(ConflictError, match="does not have that point"),
+                open_mirror(str(archive.image), state, catalogue),
+            ):
+                pass
+        else:
+            with open_mirror(str(archive.image), state, catalogue) as found:
+                assert found.point == archive.at
 
 
 def test_a_mirror_that_was_led_back_goes_on_from_there(archive: Mirrored, tmp_path: Path) -> None:
