@@ -99,6 +99,7 @@ for number in 1 2 3; do restores /run/mirror "$number" "back$number" --mirror vg
 expect 0 '4 points rebuilt' lvmsync archive verify /run/mirror --restore-test --mirror vg/back
 expect 0 '1 point gone|2 points gone' lvmsync archive combine /run/mirror 1 3
 restores /run/mirror 1 back1 --mirror vg/back
+write_some thin
 expect 0 '' lvmsync sync vg/thin vg/back
 
 it "refuses a mirror that has moved on, is mounted, or was written to"
