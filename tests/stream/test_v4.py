@@ -400,6 +400,8 @@ def test_a_compressed_body_is_checked_before_it_is_decompressed() -> None:
         (b'{"size": 1, "head": {"id": "x\\u001b"}}', "'head' has control characters in it"),
         (b'{"size": 1, "head": {"id": "x", "parent": "' + b"y" * 1025 + b'"}}', "a text of more than 1024 letters"),
         (b'{"size": 1, "minimal": 1}', "'minimal' is not true or false"),
+        (b'{"size": 1, "names": 1}', "'names' is no list"),
+        (b'{"size": 1, "names": [""]}', "'names' has what is no id of a point"),
         (b'{"size": 1, "base": "x"}', "'base' is not an object"),
         (b'{"size": 1, "head": [1]}', "'head' is not an object"),
         (b'{"size": 1, "base": {}}', "'base' is not a point"),
