@@ -15,6 +15,7 @@ MOST_CLIENTS = 64
 """Lines at once; who comes then is sent away."""
 
 _PATIENCE = 10.0  # seconds for the clients' threads to end
+_LOOK = 0.5  # seconds after which a signal is heeded at the latest
 _PAUSE = 1.0  # seconds without accepting anybody, when no line can be opened
 
 
@@ -28,10 +29,14 @@ def serve(listener: socket.socket, exports: Mapping[str, Export], open_volume: O
         note: takes what went wrong.
     """
     clients: dict[threading.Thread, Client] = {}
+    # A signal may come to a client's thread, or just before we wait: nothing would wake us then.
+    listener.settimeout(_LOOK)
     try:
         while True:
             try:
                 line, _ = listener.accept()
+            except TimeoutError:
+                continue
             except OSError as error:  # no descriptor is left, or no memory
                 note(DeviceError(f"cannot take one more client: {error.strerror}"))
                 time.sleep(_PAUSE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import re
@@ -223,6 +224,19 @@ def test_a_client_that_is_killed_or_reads_nothing_stops_nobody_else(large: tuple
         assert server.end(signal.SIGTERM) == "lvmsync: ended by SIGTERM\n"
         assert server.process.returncode == 130
         lazy.close()
+    assert not short.exists()
+
+
+def test_a_signal_that_comes_to_a_clients_thread_is_heeded(large: tuple[Path, bytes], short: Path) -> None:
+    archive, data = large
+    with serving(archive, short) as server, start(server) as line:
+        line.sendall(request(wire.CMD_READ, 0, len(data)) * 50)
+        assert line.recv(1000)
+        pid = server.process.pid
+        others = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir() if path.name != str(pid)]
+        assert others
+        assert ctypes.CDLL(None, use_errno=True).tgkill(pid, others[-1], signal.SIGTERM) == 0
+        assert server.process.wait(60) == 130
     assert not short.exists()
 
 
