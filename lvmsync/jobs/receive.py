@@ -14,7 +14,8 @@ from lvmsync.jobs.keeping import Keeper, check_archive, open_keeper
 from lvmsync.jobs.prepared import settle
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.receive_checks import Checks
-from lvmsync.jobs.transaction import Terms, Transaction, Undo, read_spool
+from lvmsync.jobs.spool import read_spool
+from lvmsync.jobs.transaction import Terms, Transaction, Undo
 from lvmsync.jobs.way_back import can_go_back
 from lvmsync.stream.frames import FULL, Abort, Data, End, Frame, Header, Hole, Zero, clip
 from lvmsync.stream.session import Receiver

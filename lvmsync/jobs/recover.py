@@ -9,7 +9,8 @@ from lvmsync.jobs.keeping import pay
 from lvmsync.jobs.prepared import list_members, settle, was_written
 from lvmsync.jobs.progress import Receipt, Report, Stopwatch
 from lvmsync.jobs.samples import find_different
-from lvmsync.jobs.transaction import Transaction, Undo, open_spool, read_spool
+from lvmsync.jobs.spool import open_spool, read_spool
+from lvmsync.jobs.transaction import Transaction, Undo
 from lvmsync.jobs.way_back import can_go_back, forget_unnoted, go_back, prove_undo, restore
 from lvmsync.stream.frames import FULL, Header
 from lvmsync.system import record as records

@@ -30,7 +30,7 @@ from lvmsync.system.applied import AppliedNote, Place
 from lvmsync.system.ledger import Ledger
 from lvmsync.system.traces import TraceNote, read_traces
 from lvmsync.targets.block import BlockTarget
-from lvmsync.targets.durable import DurableFile, read_durable
+from lvmsync.targets.durable import DurableFile
 from lvmsync.targets.snapback import Snapback
 
 WINDOW = 32 << 20
@@ -479,28 +479,6 @@ def require_space(folder: Path, need: int, way: str) -> None:
     free = state.f_bavail * state.f_frsize
     if need > free:
         raise DeviceError(f"{folder} has {free} bytes free, and up to {need} are needed; {way}", device=str(folder))
-
-
-def read_spool(ledger: Ledger) -> Iterator[Frame]:
-    """Yield the changes of the stream that the open transaction has staged, proved, and an END behind them."""
-    extents = changed = 0
-    for frame in open_spool(ledger):
-        if not isinstance(frame, Header):
-            extents += len(frame.table)
-            changed += frame.changed_bytes
-            yield frame
-    yield End(extents, changed)
-
-
-def open_spool(ledger: Ledger) -> Iterator[Header | Changes]:
-    """Yield header and changes of the stream that the open transaction has staged, proved, and whole.
-
-    Raises:
-        VerifyError: it is damaged; nothing was yielded.
-    """
-    note = ledger.record.transaction
-    assert note is not None
-    yield from read_durable(ledger.path(note.id, "spool"), ledger.path(note.id, "spool-check"), note.spool_size)
 
 
 def _now() -> str:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lvmsync.errors import FormatError
 from lvmsync.extents import MAX_SIZE
 from lvmsync.fields import read_fields
 from lvmsync.history import Point
 from lvmsync.stream.frames import DELTA, FULL, MAX_SAMPLE, SNAPBACK, Sample
+from lvmsync.system.json_file import read_json
 
 VERSION = 1
 _NEWER = frozenset(("archive", "before", "owed", "same"))
@@ -161,16 +161,7 @@ def read_record(path: Path) -> Record | None:
     Raises:
         FormatError: it cannot be read, or is none.
     """
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise FormatError(f"ledger {path} cannot be read ({error}); move it away to go on without it") from error
-    try:
-        return _parse(json.loads(text))
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
-        raise FormatError(f"ledger {path} is not understood ({error}); move it away to go on without it") from error
+    return read_json(path, _parse, name="ledger")
 
 
 def _parse(values: dict[str, Any]) -> Record:

@@ -20,7 +20,7 @@ import asyncssh
 from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import Ssh
-from lvmsync.transport.asyncssh_login import explain, log_in
+from lvmsync.transport.asyncssh_login import hang_up, log_in, wait_for_login
 from lvmsync.transport.lines import Lines
 from lvmsync.transport.loop import run_loop
 from lvmsync.transport.pipe import Watch
@@ -37,7 +37,6 @@ When we receive slowly, twice as many lie in memory: see ``Line._resume``."""
 
 _BURST = 256 << 10  # bytes given to asyncssh at once; a keepalive waits behind them
 _CLOSE_TIMEOUT = 300.0  # seconds; the far side may be busy with its last sync
-_HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
 
 
 @contextmanager
@@ -180,19 +179,11 @@ class Line(asyncssh.SSHClientSession[bytes]):
 
     def open(self, command: str) -> None:
         """Log in and start ``command``."""
-        waiter = asyncio.run_coroutine_threadsafe(self._open(command), self._loop)
-        try:
-            waiter.result()
-        except (asyncssh.Error, OSError, ValueError) as error:
-            raise TransportError(f"{self._host}: {explain(error, self._options)}") from error
-        except BaseException:  # interrupted: what is under way is cancelled, not left behind
-            waiter.cancel()
-            raise
+        wait_for_login(self._open(command), self._loop, self._host, self._options)
 
     def hang_up(self) -> None:
         """Close the connection, whatever its state; harmless when it is closed."""
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(2 * _HANGUP_TIMEOUT)
+        hang_up(self._connection, self._loop)
 
     def _wait_for_room(self) -> None:
         watch = self._watch()
@@ -241,14 +232,6 @@ class Line(asyncssh.SSHClientSession[bytes]):
                 request_pty=False,  # RequestTTY of the user's config would put a terminal into the stream
                 x11_forwarding=False,
             )
-
-    async def _hang_up(self) -> None:
-        if self._connection:
-            self._connection.close()
-            try:
-                await asyncio.wait_for(self._connection.wait_closed(), _HANGUP_TIMEOUT)
-            except TimeoutError:
-                self._connection.abort()
 
     def _block(self, who: str) -> None:
         self._blocked.add(who)

@@ -19,10 +19,9 @@ from asyncssh.sftp import SFTPClient, SFTPClientFile
 from lvmsync.errors import TransportError
 from lvmsync.names import Host
 from lvmsync.transport import STALL_TIMEOUT, Ssh
-from lvmsync.transport.asyncssh_login import explain, log_in
+from lvmsync.transport.asyncssh_login import hang_up, log_in, wait_for_login
 from lvmsync.transport.loop import run_loop
 
-_HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
 _FAREWELL = 5.0  # seconds for tidying up
 _ERRORS: list[tuple[type[asyncssh.SFTPError], int]] = [
     (asyncssh.SFTPNoSuchFile, errno.ENOENT),
@@ -116,19 +115,11 @@ class Files:
 
     def open(self, options: Ssh) -> None:
         """Log in, and start SFTP."""
-        opening = asyncio.run_coroutine_threadsafe(self._open(options), self._loop)
-        try:
-            opening.result()
-        except (asyncssh.Error, OSError, ValueError) as error:
-            raise TransportError(f"{self._host}: {explain(error, options)}") from error
-        except BaseException:  # interrupted: what is under way is cancelled, not left behind
-            opening.cancel()
-            raise
+        wait_for_login(self._open(options), self._loop, self._host, options)
 
     def hang_up(self) -> None:
         """Close the connection, whatever its state."""
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(2 * _HANGUP_TIMEOUT)
+        hang_up(self._connection, self._loop)
 
     def make_folders(self, path: str, mode: int) -> None:
         """Make a folder and those above it, where they are not there."""
@@ -252,11 +243,3 @@ class Files:
 
     async def _open_file(self, path: str, mode: str, attrs: asyncssh.SFTPAttrs) -> SFTPClientFile:
         return await self._sftp.open(path, mode, attrs, encoding=None)
-
-    async def _hang_up(self) -> None:
-        if self._connection:
-            self._connection.close()
-            try:
-                await asyncio.wait_for(self._connection.wait_closed(), _HANGUP_TIMEOUT)
-            except TimeoutError:
-                self._connection.abort()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ _CIPHER = "aes256-gcm@openssh.com"  # twice as fast here as the default, chacha2
 _KNOWN_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
 _KEEPALIVE_SECONDS = 15
 _KEEPALIVE_COUNT = 4
+_HANGUP_TIMEOUT = 5.0  # seconds for a goodbye
 
 for _name in "asyncio", "asyncssh":  # without a handler, their warnings go to stderr
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -46,6 +50,39 @@ async def log_in(host: Host, options: Ssh) -> asyncssh.SSHClientConnection:
     except asyncssh.HostKeyNotVerifiable as error:
         objection = client.objection or f"{error}; log in there once with ssh, or use -e ssh"
         raise TransportError(f"{host}: {objection}") from error
+
+
+def wait_for_login(
+    logging_in: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, host: Host, ssh: Ssh
+) -> None:
+    """Run what logs in, in its loop, and wait for it.
+
+    Raises:
+        TransportError: it failed; says why, and what to do.
+    """
+    waiter = asyncio.run_coroutine_threadsafe(logging_in, loop)
+    try:
+        waiter.result()
+    except (asyncssh.Error, OSError, ValueError) as error:
+        raise TransportError(f"{host}: {explain(error, ssh)}") from error
+    except BaseException:  # interrupted: what is under way is cancelled, not left behind
+        waiter.cancel()
+        raise
+
+
+def hang_up(connection: asyncssh.SSHClientConnection | None, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a connection, whatever its state; harmless when it is closed, or none."""
+    if connection:
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_hang_up(connection), loop).result(2 * _HANGUP_TIMEOUT)
+
+
+async def _hang_up(connection: asyncssh.SSHClientConnection) -> None:
+    connection.close()
+    try:
+        await asyncio.wait_for(connection.wait_closed(), _HANGUP_TIMEOUT)
+    except TimeoutError:
+        connection.abort()
 
 
 def login_options(host: Host, options: Ssh) -> dict[str, Any]:

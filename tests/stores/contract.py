@@ -97,26 +97,7 @@ class StoreContract:
             assert (store.list_objects(), store.list_unfinished()) == ({}, [])
 
     def test_of_two_writers_of_a_name_the_first_wins(self, store: Store) -> None:
-        store.make()
-        gate, won = threading.Barrier(4), []
-
-        def work(number: int) -> None:
-            gate.wait()
-            if store.put_new("name", bytes([number]) * 1000):
-                won.append(number)
-
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
-        assert store.read("name") == bytes(won) * 1000
-        if self.can_refuse_members:
-            with pytest.raises(ConflictError, match="is there already"), store.create("name") as blob:
-                blob.write([b"x"])
-        assert store.list_objects() == {"name": 1000}
-        assert store.list_unfinished() == []
+        require_one_winner(store, can_refuse_members=self.can_refuse_members)
 
     def test_two_who_change_an_archive_at_once_lose_nothing(self, store: Store) -> None:
         Shelf.init(store)
@@ -149,3 +130,27 @@ def _with(new: ArchivedPoint, now: Catalogue) -> Catalogue:
         return now
     more = now.with_points(new)
     return now.successor(new_commit(), points=more.points, next_number=more.next_number)
+
+
+def require_one_winner(store: Store, *, can_refuse_members: bool = True) -> None:
+    """Of several who write one name at once one wins, and its bytes are there."""
+    store.make()
+    gate, won = threading.Barrier(4), []
+
+    def work(number: int) -> None:
+        gate.wait()
+        if store.put_new("name", bytes([number]) * 1000):
+            won.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("name") == bytes(won) * 1000
+    if can_refuse_members:
+        with pytest.raises(ConflictError, match="is there already"), store.create("name") as blob:
+            blob.write([b"x"])
+    assert store.list_objects() == {"name": 1000}
+    assert store.list_unfinished() == []

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lvmsync.errors import ConflictError, DeviceError
+from lvmsync.errors import DeviceError
 from lvmsync.stores.folder import FolderStore
-from tests.stores.contract import StoreContract
+from tests.stores.contract import StoreContract, require_one_winner
 
 
 @pytest.fixture
@@ -39,24 +38,7 @@ def test_of_two_writers_of_a_name_the_first_wins_also_where_there_are_no_hard_li
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", link)
-    gate, won = threading.Barrier(4), []
-
-    def work(number: int) -> None:
-        gate.wait()
-        if store.put_new("name", bytes([number]) * 1000):
-            won.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert store.read("name") == bytes(won) * 1000
-    with pytest.raises(ConflictError, match="is there already"), store.create("name") as blob:
-        blob.write([b"x"])
-    assert store.list_objects() == {"name": 1000}
-    assert store.list_unfinished() == []
+    require_one_winner(store)
 
 
 def test_what_a_dead_writer_left_is_told_from_what_is_being_written(store: FolderStore) -> None:

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.errors import ConflictError, DeviceError
 from lvmsync.fields import read_fields
 from lvmsync.system import dm
+from lvmsync.system.json_file import read_json
 from lvmsync.system.ledger import is_locked, make_folders, remove_file, replace_file
 
 VERSION = 1
@@ -119,18 +121,16 @@ def read_record(path: Path) -> Mounted | None:
     Raises:
         FormatError: it cannot be read, or is none.
     """
-    try:
-        values = json.loads(path.read_text())
+
+    def parse(values: Any) -> Mounted:
         if not isinstance(values, dict) or values.pop("version", None) != VERSION:
             raise ValueError("no record of a mount, or one of another version")
         record = Mounted(**read_fields(Mounted, values))
         if not _ID.fullmatch(record.id) or path.name != f"{record.id}.json":
             raise ValueError(f"'{record.id}' is not its id")
         return record
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise FormatError(f"{path} is not understood ({error}); move it away to go on without it") from error
+
+    return read_json(path, parse)
 
 
 @contextmanager

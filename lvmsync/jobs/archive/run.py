@@ -13,7 +13,7 @@ from lvmsync.chain.catalogue import Catalogue
 from lvmsync.errors import ConflictError, DeviceError, LvmsyncError, TransportError
 from lvmsync.jobs.archive.metrics import write_metrics
 from lvmsync.jobs.archive.prune import Pruned
-from lvmsync.jobs.archive.status import RunRecord, Task, lock_task, read_json, write_json
+from lvmsync.jobs.archive.status import RunRecord, Task, lock_task, read_note, write_json
 from lvmsync.jobs.progress import Receipt, Stopwatch
 
 INTERRUPTED = 130
@@ -118,7 +118,7 @@ class _Log:
         self._path = folder / "record.json"
         self._metrics = metrics
         self._watch = Stopwatch()
-        self._record = read_json(self._path, RunRecord) or RunRecord(task.archive, task.source)
+        self._record = read_note(self._path, RunRecord) or RunRecord(task.archive, task.source)
         self.taken = 0
 
     def begin(self) -> None:

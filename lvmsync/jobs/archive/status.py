@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.errors import ConflictError, DeviceError
 from lvmsync.fields import read_fields
 from lvmsync.names import SourceName, Volume
 from lvmsync.places import FolderPlace, Place
+from lvmsync.system.json_file import read_json
 from lvmsync.system.ledger import file_name, is_locked, open_lock, remove_file, replace_file
 
 VERSION = 1
@@ -196,8 +197,8 @@ def read_task(folder: Path) -> TaskState | None:
         FormatError: what is remembered cannot be read.
     """
     is_running = is_locked(folder / "lock")  # before the record: a run that ends just now has written it
-    record = read_json(folder / "record.json", RunRecord)
-    timer = read_json(folder / "timer.json", TimerNote)
+    record = read_note(folder / "record.json", RunRecord)
+    timer = read_note(folder / "timer.json", TimerNote)
     known = record or timer
     return TaskState(folder, Task(known.archive, known.source), record, timer, is_running) if known else None
 
@@ -205,22 +206,13 @@ def read_task(folder: Path) -> TaskState | None:
 T = TypeVar("T", RunRecord, TimerNote)
 
 
-def read_json(path: Path, kind: type[T]) -> T | None:
+def read_note(path: Path, kind: type[T]) -> T | None:
     """Return what a file holds; None where there is none.
 
     Raises:
         FormatError: it cannot be read, or is something else.
     """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read ({error}); move it away to go on without it") from error
-    try:
-        return _parse(values, kind)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise FormatError(f"{path} is not understood ({error}); move it away to go on without it") from error
+    return read_json(path, lambda values: _parse(values, kind))
 
 
 def write_json(path: Path, value: RunRecord | TimerNote) -> None:

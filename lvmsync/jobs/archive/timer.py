@@ -15,7 +15,7 @@ from pathlib import Path
 from lvmsync.errors import CommandError, DeviceError, UsageError
 from lvmsync.formats.crontab import Every, require_one_line, write_line
 from lvmsync.jobs import unit
-from lvmsync.jobs.archive.status import Task, TimerNote, forget_timer, read_json, task_folder, write_json
+from lvmsync.jobs.archive.status import Task, TimerNote, forget_timer, read_note, task_folder, write_json
 from lvmsync.system.command import has_program, run
 from lvmsync.system.ledger import make_folders
 
@@ -105,7 +105,7 @@ def plan(wanted: Wanted, *, is_removing: bool = False) -> Change:
         LvmsyncError: it cannot be as it is wanted, or what is there cannot be read.
     """
     files = {} if is_removing else write_files(wanted)
-    note = read_json(task_folder(wanted.state, wanted.task) / "timer.json", TimerNote)
+    note = read_note(task_folder(wanted.state, wanted.task) / "timer.json", TimerNote)
     gone = [path for path in _known(wanted, note) if path not in files and path.exists()]
     lines = []
     for path, text in files.items():

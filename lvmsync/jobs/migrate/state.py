@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.errors import ConflictError, DeviceError
 from lvmsync.fields import read_fields
+from lvmsync.system.json_file import read_json
 from lvmsync.system.ledger import file_name, is_locked, open_lock, remove_file, replace_file
 
 VERSION = 1
@@ -232,18 +233,13 @@ def describe(note: Note) -> str:
 
 
 def _read(path: Path) -> Note | None:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"journal {path} cannot be read ({error}); move it away to go on without it") from error
-    try:
-        if values.pop("version") != VERSION:
-            raise ValueError("written by another version")
-        note = Note(**read_fields(Note, values))
-        if note.step not in STEPS:
-            raise ValueError(f"no step is called {note.step!r}")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise FormatError(f"journal {path} is not understood ({error}); move it away to go on without it") from error
+    return read_json(path, _parse, name="journal")
+
+
+def _parse(values: Any) -> Note:
+    if values.pop("version") != VERSION:
+        raise ValueError("written by another version")
+    note = Note(**read_fields(Note, values))
+    if note.step not in STEPS:
+        raise ValueError(f"no step is called {note.step!r}")
     return note

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lvmsync.errors import ConflictError, DeviceError, FormatError
+from lvmsync.errors import ConflictError, DeviceError
 from lvmsync.fields import read_fields
+from lvmsync.system.json_file import read_json
 from lvmsync.system.ledger import is_locked, open_lock, replace_file
 
 VERSION = 1
@@ -239,25 +240,13 @@ def _write(folder: Path, record: Record) -> None:
 
 
 def _read(folder: Path) -> Record | None:
-    path = folder / "record.json"
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(
-            f"the replica's record {path} cannot be read ({error}); move it away: it is found again by the tags of the"
-            " snapshots"
-        ) from error
-    try:
+    def parse(values: Any) -> Record:
         if values.pop("version") != VERSION:
             raise ValueError("written by another version")
         record = Record(**read_fields(Record, values))
         if record.id != folder.name:
             raise ValueError(f"it is of {record.id!r}")
         return record
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise FormatError(
-            f"the replica's record {path} is not understood ({error}); move it away: it is found again by the tags of"
-            " the snapshots"
-        ) from error
+
+    way = "move it away: it is found again by the tags of the snapshots"
+    return read_json(folder / "record.json", parse, name="the replica's record", way=way)
