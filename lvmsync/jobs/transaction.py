@@ -28,6 +28,7 @@ from lvmsync.system import record as records
 from lvmsync.system import seen
 from lvmsync.system.applied import AppliedNote, Place
 from lvmsync.system.ledger import Ledger
+from lvmsync.system.space import free_bytes
 from lvmsync.system.traces import TraceNote, read_traces
 from lvmsync.targets.block import BlockTarget
 from lvmsync.targets.durable import DurableFile
@@ -472,11 +473,7 @@ class Transaction:
 
 def require_space(folder: Path, need: int, way: str) -> None:
     """Raise DeviceError unless ``folder`` has room for ``need`` bytes; ``way`` says what was done and what to do."""
-    try:
-        state = os.statvfs(folder)
-    except OSError as error:
-        raise DeviceError(f"cannot use {folder}: {error.strerror}", device=str(folder)) from error
-    free = state.f_bavail * state.f_frsize
+    free = free_bytes(folder)
     if need > free:
         raise DeviceError(f"{folder} has {free} bytes free, and up to {need} are needed; {way}", device=str(folder))
 

@@ -21,6 +21,7 @@ import numpy as np
 from lvmsync.errors import ConflictError, DeviceError
 from lvmsync.stream.frames import Buffer
 from lvmsync.system.ledger import make_folders, sync_folder
+from lvmsync.system.space import free_bytes
 
 _NEW, _LOCK = ".new-", ".lock"
 _MODE = 0o600
@@ -242,11 +243,7 @@ class FolderStore:
         Raises:
             DeviceError: there is no such folder.
         """
-        try:
-            state = os.statvfs(self._folder)
-        except OSError as error:
-            raise _failed("use", self._folder, error) from error
-        return state.f_bavail * state.f_frsize
+        return free_bytes(self._folder)
 
     def list_unfinished(self) -> list[str]:
         """Return the names of files that were being written when their writer died."""

@@ -16,6 +16,7 @@ from lvmsync.jobs.archive.past import Past
 from lvmsync.jobs.progress import Progress, Report
 from lvmsync.system import ioctl
 from lvmsync.system.device import aligned_buffer
+from lvmsync.system.space import free_bytes
 from lvmsync.units import size_words
 
 _BATCH = 1 << 20
@@ -38,11 +39,7 @@ def require_room(folder: Path, needed: int) -> None:
     Raises:
         DeviceError: it has, or is not there.
     """
-    try:
-        state = os.statvfs(folder)
-    except OSError as error:
-        raise DeviceError(f"cannot use {folder}: {error.strerror}", device=str(folder)) from error
-    free = state.f_bavail * state.f_frsize
+    free = free_bytes(folder)
     if needed > free:
         raise DeviceError(
             f"{folder} has {size_words(free)} free, and the store of that state may need {size_words(needed)}: make"
